@@ -1,0 +1,190 @@
+"""The two published CytoMAD datasets as data: which folders there are, and in which order.
+
+A *group* is one folder of cells with the same batch (day of acquisition), class (what must
+survive batch removal) and, in the drug dataset, dose. The order of batches, classes and groups
+is fixed here once, so that label codes never change from run to run.
+
+    >>> from cytomad_lib.data.layouts import LUNG
+    >>> len(LUNG.groups), LUNG.groups[0].name
+    (21, 'Batch1/H69')
+    >>> str(LUNG.groups[0].file("Test", "BF"))
+    'Batch1/H69/Test/H69_BF.mat'
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from cytomad_lib.data.errors import DatasetError
+
+SPLITS = ("Train", "Valid", "Test")
+
+# QPI_TRUE is the phase image without batch effect, which only a simulation can know.
+KINDS = ("BF", "QPI", "QPI_TRUE")
+
+# The variable inside each kind of file.
+VARIABLE = {"BF": "BF", "QPI": "QPI", "QPI_TRUE": "QPI"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """One folder of cells: the same batch, class and (drug dataset) dose."""
+
+    batch: str
+    class_name: str
+    dose: str | None
+    folder: str  # under the dataset's root, "/" between the parts
+    stem: str  # how its file names start
+
+    @property
+    def name(self):
+        """Name for people: ``Batch1/H69`` or ``B1/Docetaxel/D3``."""
+        parts = (self.batch, self.class_name, self.dose)
+        return "/".join(part for part in parts if part is not None)
+
+    def file(self, split, kind):
+        """Path under the dataset's root, e.g. ``Batch1/H69/Test/H69_BF.mat``."""
+        if split not in SPLITS:
+            raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}.")
+        if kind not in KINDS:
+            raise ValueError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}.")
+        return PurePosixPath(self.folder, split, f"{self.stem}_{kind}.mat")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One published dataset: its names in their stable order, and its groups.
+
+    `published_counts` are the cells per group that the published programs ask for; None means
+    that no number is given, so all there are. The published demonstration files hold fewer:
+    `demo_cells_per_group` in each split.
+    """
+
+    name: str
+    root_folder: str
+    class_term: str  # what a class is, for people: "cell line" or "drug"
+    batches: tuple[str, ...]
+    classes: tuple[str, ...]
+    doses: tuple[str, ...]  # empty where there are none
+    groups: tuple[Group, ...]  # by batch, then class, then dose
+    published_counts: dict[str, int | None] = field(hash=False)
+    demo_cells_per_group: int
+    image_size: int = 128  # pixels
+    field_of_view_um: float = 45.0
+
+    def classes_of_batch(self, batch):
+        """Classes that were imaged in `batch`, in the stable order."""
+        return tuple(dict.fromkeys(g.class_name for g in self.groups if g.batch == batch))
+
+    def batches_of_class(self, class_name):
+        """Batches in which `class_name` was imaged, in the stable order."""
+        return tuple(dict.fromkeys(g.batch for g in self.groups if g.class_name == class_name))
+
+
+def _lung_layout():
+    days_of_line = {
+        "H69": (1, 3, 4),
+        "H358": (1, 2, 5),
+        "H520": (3, 6, 7),
+        "H526": (2, 5, 6),
+        "H1975": (3, 4, 6),
+        "H2170": (1, 3, 7),
+        "HCC827": (1, 2, 6),
+    }
+    groups = tuple(
+        Group(f"Batch{day}", line, None, folder=f"Batch{day}/{line}", stem=line)
+        for day in range(1, 8)
+        for line, days in days_of_line.items()
+        if day in days
+    )
+    return Layout(
+        name="lung",
+        root_folder="7LungCancerDataset",
+        class_term="cell line",
+        batches=tuple(f"Batch{day}" for day in range(1, 8)),
+        classes=tuple(days_of_line),
+        doses=(),
+        groups=groups,
+        published_counts={"Train": 1000, "Valid": 200, "Test": None},
+        demo_cells_per_group=500,
+    )
+
+
+def _drug_layout():
+    # The untreated control, DMSO, is in every batch; each drug in two.
+    days_and_doses = {
+        "DMSO": ((1, 2, 3, 4, 5, 6), ("Control",)),
+        "Docetaxel": ((1, 2), tuple(f"D{level}" for level in range(1, 6))),
+        "Afatinib": ((3, 4), tuple(f"A{level}" for level in range(1, 6))),
+        "Gemcitabine": ((5, 6), tuple(f"G{level}" for level in range(1, 6))),
+    }
+    groups = tuple(
+        Group(f"B{day}", drug, dose, folder=f"{drug}/B{day}/{dose}", stem=dose)
+        for day in range(1, 7)
+        for drug, (days, doses) in days_and_doses.items()
+        if day in days
+        for dose in doses
+    )
+    return Layout(
+        name="drug",
+        root_folder="H2170DrugTreatmentDataset",
+        class_term="drug",
+        batches=tuple(f"B{day}" for day in range(1, 7)),
+        classes=tuple(days_and_doses),
+        doses=tuple(dose for _, doses in days_and_doses.values() for dose in doses),
+        groups=groups,
+        published_counts={"Train": 1000, "Valid": 500, "Test": None},
+        demo_cells_per_group=400,
+    )
+
+
+LUNG = _lung_layout()
+DRUG = _drug_layout()
+LAYOUTS = {"lung": LUNG, "drug": DRUG}
+
+
+def find_layout(folder):
+    """Say which dataset a folder holds.
+
+    Parameters
+    ----------
+    folder : path
+        The dataset's own folder (recognised by its name or by the folders in it), or the folder
+        above it when only one of the two datasets is there.
+
+    Returns
+    -------
+    layout : Layout
+    root : pathlib.Path
+        The dataset's own folder.
+
+    Raises
+    ------
+    DatasetError
+        If the folder is missing, holds neither dataset, or holds both.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        found = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise DatasetError(f"{folder} {found}. Expected a dataset folder; check the path.")
+
+    below = [layout for layout in LAYOUTS.values() if (folder / layout.root_folder).is_dir()]
+    if len(below) == 1:
+        return below[0], folder / below[0].root_folder
+    if len(below) > 1:
+        names = " and ".join(layout.root_folder for layout in below)
+        raise DatasetError(
+            f"{folder} holds both {names}. Expected one dataset; "
+            f"name the one you want, for example {folder / below[0].root_folder}."
+        )
+
+    for layout in LAYOUTS.values():
+        first_folders = {group.folder.split("/")[0] for group in layout.groups}
+        inside = any((folder / name).is_dir() for name in first_folders)
+        if folder.resolve().name == layout.root_folder or inside:
+            return layout, folder
+    roots = " or ".join(layout.root_folder for layout in LAYOUTS.values())
+    raise DatasetError(
+        f"{folder} holds no dataset. Expected a folder {roots}, or one that has the dataset's "
+        f"own folders in it ({LUNG.groups[0].folder}, {DRUG.groups[0].folder}, …); "
+        "check the path."
+    )

@@ -1,0 +1,493 @@
+"""Loading, selecting, resizing, streaming and checking cell images."""
+
+import shutil
+import tracemalloc
+
+import numpy as np
+import pandas as pd
+import pytest
+from skimage.transform import resize
+
+from cytomad_lib.data import cells as cells_module
+from cytomad_lib.data.cells import (
+    CellFiles,
+    CellImages,
+    check_dataset,
+    check_trainable,
+    load_cells,
+    resize_images,
+)
+from cytomad_lib.data.errors import CytomadError, DatasetError, MatFileError
+from cytomad_lib.data.layouts import DRUG, LUNG, SPLITS
+from cytomad_lib.data.matfiles import write_mat
+
+SIZE, COUNT = 8, 5
+KINDS = ("BF", "QPI")
+
+
+def images_of(group, split, kind, count=COUNT, size=SIZE):
+    """Images (size, size, count) in which each pixel says where it comes from.
+
+    The integer part of the value tells the group, split and cell apart; QPI is BF plus a quarter,
+    the truth BF plus a half, so that a mismatch of pairs or labels shows.
+    """
+    layout = LUNG if group in LUNG.groups else DRUG
+    start = 10 * (3 * layout.groups.index(group) + SPLITS.index(split))
+    offset = {"BF": 0.0, "QPI": 0.25, "QPI_TRUE": 0.5}[kind]
+    ramp = np.linspace(0, 0.2, size * size).reshape(size, size, 1)
+    scale = 0.02 if kind != "BF" else 1.0  # phases stay plausible as radians
+    return ((start + np.arange(count) + offset) * scale + ramp).astype(np.float32)
+
+
+def make_group(root, group, splits=SPLITS, kinds=KINDS, version="7.3", **options):
+    for split in splits:
+        for kind in kinds:
+            path = root / group.file(split, kind)
+            variable = "QPI" if kind == "QPI_TRUE" else kind
+            write_mat(path, {variable: images_of(group, split, kind, **options)}, version)
+
+
+@pytest.fixture(scope="module")
+def lung_once(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / LUNG.root_folder
+    for group in LUNG.groups:
+        make_group(root, group)
+    return root
+
+
+@pytest.fixture
+def lung(lung_once, tmp_path):
+    """A whole lung dataset, 5 cells of 8 x 8 pixels in each file, to be spoilt by a test."""
+    root = tmp_path / LUNG.root_folder
+    shutil.copytree(lung_once, root)
+    return root
+
+
+@pytest.fixture
+def few(tmp_path):
+    """A dataset of four lung groups only."""
+    root = tmp_path / "few" / LUNG.root_folder
+    for group in LUNG.groups[:4]:
+        make_group(root, group)
+    return root
+
+
+def expected_pixels(cells, split, kind):
+    """What each cell's image must be, by its label alone."""
+    groups = {(g.batch, g.class_name): g for g in LUNG.groups}
+    return np.stack(
+        [
+            images_of(groups[row.batch, row.class_name], split, kind)[:, :, row.cell]
+            for row in cells.labels.itertuples()
+        ]
+    )
+
+
+# --- Loading ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_image_belongs_to_its_label(lung_once, split):
+    cells = load_cells(lung_once, split)
+    assert len(cells) == 21 * COUNT
+    np.testing.assert_array_equal(cells.brightfield[..., 0], expected_pixels(cells, split, "BF"))
+    np.testing.assert_array_equal(cells.qpi[..., 0], expected_pixels(cells, split, "QPI"))
+    assert cells.truth is None
+    assert cells.pixel_size_um == 45.0 / SIZE
+    assert (cells.batches, cells.classes) == (LUNG.batches, LUNG.classes)
+    assert "dose" not in cells.labels
+
+
+def test_codes_do_not_depend_on_what_is_loaded(lung_once):
+    every = load_cells(lung_once.parent, "Test")
+    some = load_cells(lung_once, "Test", 2, batches=["Batch6", "Batch3"], classes=["H1975"])
+    assert some.batches == every.batches and some.classes == every.classes
+    assert some.batch_codes.tolist() == [2, 2, 5, 5]
+    assert some.class_codes.tolist() == [4] * 4
+    assert some.batch_codes.dtype == some.class_codes.dtype == np.int32
+    assert some.labels["cell"].tolist() == [0, 1, 0, 1]
+
+
+def test_drug_dataset_has_doses_and_may_be_partial(tmp_path):
+    for group in DRUG.groups[:8]:
+        make_group(tmp_path / "renamed", group, splits=["Train"])
+    cells = load_cells(tmp_path / "renamed", "Train")
+    assert tuple(cells.labels["dose"].cat.categories) == DRUG.doses
+    found = cells.labels[["batch", "class_name", "dose"]].drop_duplicates().astype(str)
+    assert [tuple(row) for row in found.to_numpy()] == [
+        (g.batch, g.class_name, g.dose) for g in DRUG.groups[:8]
+    ]
+
+
+def test_truth_on_request(few):
+    with pytest.raises(DatasetError, match=r"H69_QPI_TRUE\.mat is missing.*H69_BF.*do not ask"):
+        load_cells(few, "Test", with_truth=True)
+    for group in LUNG.groups[:4]:
+        make_group(few, group, kinds=["QPI_TRUE"])
+    cells = load_cells(few, "Test", with_truth=True)
+    np.testing.assert_allclose(cells.truth - cells.qpi, 0.25 * 0.02, atol=1e-5)
+    assert load_cells(few, "Test").truth is None
+
+
+def test_v5_files_load_the_same(few, tmp_path):
+    for group in LUNG.groups[:4]:
+        make_group(tmp_path / "old", group, version="5")
+    new, old = (
+        load_cells(few, "Train", image_size=6),
+        load_cells(tmp_path / "old", "Train", None, 6),
+    )
+    np.testing.assert_array_equal(new.brightfield, old.brightfield)
+    pd.testing.assert_frame_equal(new.labels, old.labels)
+
+
+# --- Refusals --------------------------------------------------------------------------------
+
+
+def test_more_cells_than_there_are(lung_once):
+    with pytest.raises(DatasetError, match=r"Batch1/H69/Train/H69_BF.*has 5 cells.*6 asked.*None"):
+        load_cells(lung_once, "Train", cells_per_group=6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_missing_half_of_a_pair(lung, kind):
+    (lung / LUNG.groups[3].file("Valid", kind)).unlink()
+    with pytest.raises(DatasetError, match=f"HCC827_{kind}.mat is missing"):
+        load_cells(lung, "Valid")
+    assert len(load_cells(lung, "Train")) == 21 * COUNT
+
+
+@pytest.mark.parametrize("options", [{"count": 4}, {"size": 6}])
+def test_pairs_of_unequal_count_or_size(lung, options):
+    make_group(lung, LUNG.groups[5], ["Test"], ["QPI"], **options)
+    with pytest.raises(DatasetError, match=r"5 cells of 8 x 8.*H526_QPI.mat.*(4 cells|6 x 6)"):
+        load_cells(lung, "Test", cells_per_group=2)
+
+
+def test_sizes_that_differ_between_groups(lung):
+    make_group(lung, LUNG.groups[5], ["Test"], size=6)
+    with pytest.raises(DatasetError, match="6 x 6.*8 x 8.*one size"):
+        load_cells(lung, "Test", image_size=16)
+
+
+def test_images_that_are_not_square(few):
+    oblong = np.ones((8, 6, COUNT), np.float32)
+    for kind in KINDS:
+        write_mat(few / LUNG.groups[0].file("Train", kind), {kind: oblong})
+    with pytest.raises(DatasetError, match="8 x 6.*square"):
+        load_cells(few, "Train")
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("Batch9", "Batch9 is not.*Batch1, Batch2"),
+        ("Batch1/HeLa", "HeLa is not.*H69, H358, H2170, HCC827"),
+        ("Batch1/H69/train", "train is not.*Train, Valid, Test"),
+    ],
+)
+def test_unknown_folders(lung, folder, words):
+    (lung / folder).mkdir(exist_ok=True)
+    with pytest.raises(DatasetError, match=words):
+        load_cells(lung, "Train")
+
+
+def test_hidden_folders_and_other_files_are_let_be(few):
+    (few / ".ipynb_checkpoints").mkdir()
+    (few / "__MACOSX").mkdir()
+    (few / "README.md").write_text("hello")
+    assert len(load_cells(few, "Train")) == 4 * COUNT
+
+
+def test_missing_split_of_one_group(lung):
+    shutil.rmtree(lung / LUNG.groups[2].folder / "Test")
+    with pytest.raises(DatasetError, match="Batch1/H2170 has no Test files, only Train, Valid"):
+        load_cells(lung, "Test")
+    assert len(load_cells(lung, "Test", batches=["Batch2"])) == 3 * COUNT
+
+
+def test_nothing_there(tmp_path):
+    (tmp_path / LUNG.root_folder).mkdir()
+    with pytest.raises(DatasetError, match=r"no \.mat files.*Batch1/H69/Train/H69_BF\.mat"):
+        load_cells(tmp_path, "Train")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"split": "train"}, "Train, Valid, Test"),
+        ({"batches": ["Batch8"]}, "'Batch8' is no batch"),
+        ({"classes": ["HeLa"]}, "'HeLa' is no cell line"),
+        ({"classes": "H69"}, r"list of names: \['H69'\]"),
+        ({"batches": ["Batch1", "Batch7"]}, "no files of Batch7"),
+        ({"classes": ["H526"]}, r"no \.mat files of the groups asked"),
+        ({"cells_per_group": 0}, "above zero"),
+        ({"cells_per_group": {"Train": 3}}, "whole number"),
+        ({"image_size": 64.0}, "image_size is 64.0"),
+    ],
+)
+def test_wrong_arguments(few, arguments, words):
+    with pytest.raises(DatasetError, match=words):
+        load_cells(few, **{"split": "Train", **arguments})
+
+
+def test_every_refusal_is_one_class(few):
+    (few / LUNG.groups[0].file("Train", "BF")).write_bytes(b"")
+    with pytest.raises(CytomadError, match="empty") as caught:
+        load_cells(few, "Train")
+    assert isinstance(caught.value, MatFileError)
+
+
+# --- CellImages ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index", [[7, 0, 3], slice(2, 9, 3), np.arange(20) % 6 == 0])
+def test_select_keeps_images_and_labels_together(few, index):
+    cells = load_cells(few, "Train")
+    part = cells.select(index)
+    np.testing.assert_array_equal(part.brightfield, cells.brightfield[index])
+    np.testing.assert_array_equal(part.brightfield[..., 0], expected_pixels(part, "Train", "BF"))
+    assert part.labels.index.tolist() == list(range(len(part)))
+    assert part.batches == cells.batches
+
+
+def test_cell_images_check_themselves(few):
+    good = load_cells(few, "Train")
+    bf, qpi, labels = good.brightfield, good.qpi, good.labels
+    for arguments, words in [
+        ((bf.astype(float), qpi, labels, 1.0), "brightfield is float64.*Expected float32"),
+        ((bf[..., 0], qpi, labels, 1.0), r"\(cells, height, width, 1\)"),
+        ((bf, qpi[1:], labels, 1.0), "qpi has shape.*same cells"),
+        ((bf, qpi, labels, 1.0, qpi[:, 1:]), "truth has shape"),
+        ((bf, qpi, labels[1:], 1.0), "labels has 19 rows.*20 cells"),
+        ((bf, qpi, labels.astype({"batch": str}), 1.0), "categorical column 'batch'"),
+        ((bf, qpi, labels.drop(columns="class_name"), 1.0), "'class_name'"),
+        ((bf, qpi, labels.assign(cell="a"), 1.0), "integer column 'cell'"),
+        ((bf, qpi, labels.drop(columns="cell"), 1.0), "integer column 'cell'"),
+        ((bf, qpi, labels, 0), "pixel_size_um is 0"),
+    ]:
+        with pytest.raises(DatasetError, match=words):
+            CellImages(*arguments)
+    unknown = labels.assign(batch=labels["batch"].cat.remove_categories("Batch1"))
+    with pytest.raises(DatasetError, match="'batch'"):
+        CellImages(bf, qpi, unknown, 1.0)
+
+
+def test_check_trainable(lung_once):
+    check_trainable(load_cells(lung_once, "Train", 1).labels)
+    one_batch = load_cells(lung_once, "Train", 1, batches=["Batch1"])
+    with pytest.raises(DatasetError, match="only Batch1.*at least two batches"):
+        check_trainable(one_batch.labels)
+    one_class = load_cells(lung_once, "Train", 1, classes=["H69"])
+    with pytest.raises(DatasetError, match="only H69.*at least two classes"):
+        check_trainable(one_class.labels)
+
+
+# --- Resizing --------------------------------------------------------------------------------
+
+
+def blob(size, sigma=0.12, centre=(0.5, 0.5)):
+    """A Gaussian seen by `size` pixels across a field of width one."""
+    place = (np.arange(size) + 0.5) / size
+    y, x = (np.exp(-((place - c) ** 2) / (2 * sigma**2)) for c in centre)
+    return np.outer(y, x).astype(np.float32)
+
+
+SIZES = [(112, 128), (128, 112), (32, 64), (64, 32), (9, 5)]
+
+
+@pytest.mark.parametrize(("old", "new"), SIZES)
+def test_constant_stays_constant(old, new):
+    resized = resize_images(np.full((2, old, old), 7.5, np.float32), new)
+    assert resized.shape == (2, new, new) and resized.dtype == np.float32
+    np.testing.assert_allclose(resized, 7.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("old", "new"), SIZES)
+def test_agrees_with_scikit_image_on_any_image(old, new):
+    image = np.random.default_rng(0).normal(size=(old, old)).astype(np.float32)
+    theirs = resize(image, (new, new), order=3, mode="reflect", anti_aliasing=new < old, clip=False)
+    np.testing.assert_allclose(resize_images(image[None], new)[0], theirs, atol=2e-5)
+
+
+@pytest.mark.parametrize(("old", "new"), [(112, 128), (32, 128), (128, 112), (128, 96)])
+def test_a_known_blob_stays_in_place_and_keeps_its_integral(old, new):
+    centre = (0.42, 0.61)  # off centre, so a shift or a swap of axes shows
+    resized = resize_images(blob(old, centre=centre)[None], new)[0]
+    np.testing.assert_allclose(resized, blob(new, centre=centre), atol=0.01)
+    before, after = blob(old, centre=centre).sum() / old**2, resized.sum() / new**2
+    assert after == pytest.approx(before, rel=1e-3)
+
+
+def test_loading_resizes_and_keeps_the_field_of_view(few):
+    cells = load_cells(few, "Train", image_size=12)
+    assert cells.qpi.shape == (4 * COUNT, 12, 12, 1)
+    assert cells.pixel_size_um * 12 == 45.0
+    stored = load_cells(few, "Train")
+    np.testing.assert_array_equal(cells.qpi[..., 0], resize_images(stored.qpi[..., 0], 12))
+
+
+# --- Streaming -------------------------------------------------------------------------------
+
+
+def test_read_in_any_order(lung_once):
+    files = CellFiles(lung_once, "Test", image_size=6)
+    every = load_cells(lung_once, "Test", image_size=6)
+    order = [104, 3, 3, 50, 0, 51]
+    part = files.read(order)
+    np.testing.assert_array_equal(part.brightfield, every.brightfield[order])
+    np.testing.assert_array_equal(part.qpi, every.qpi[order])
+    pd.testing.assert_frame_equal(part.labels, every.labels.iloc[order].reset_index(drop=True))
+    assert len(files.read(files.labels["batch"] == "Batch2")) == 3 * COUNT
+    with pytest.raises(IndexError):
+        files.read([105])
+
+
+def test_labels_are_known_without_reading_pixels(lung_once, monkeypatch):
+    def no_reading(*args):
+        raise AssertionError("pixels were read")
+
+    monkeypatch.setattr(cells_module, "read_mat", no_reading)
+    files = CellFiles(lung_once, "Train", cells_per_group=3)
+    assert len(files) == len(files.labels) == 63
+    minibatches = files.minibatches(4, seed=0)
+    with pytest.raises(AssertionError):
+        next(minibatches)
+
+
+def test_minibatches_are_one_shuffled_epoch(lung_once):
+    files = CellFiles(lung_once, "Train")
+
+    def epoch(seed):
+        sizes, seen = [], []
+        for minibatch in files.minibatches(batch_size=16, seed=seed):
+            expected = expected_pixels(minibatch, "Train", "QPI")
+            np.testing.assert_array_equal(minibatch.qpi[..., 0], expected)
+            sizes.append(len(minibatch))
+            seen += list(minibatch.labels.itertuples(index=False, name=None))
+        assert sizes == [16] * 6 + [9]
+        return seen
+
+    in_order = list(files.labels.itertuples(index=False, name=None))
+    first = epoch(seed=1)
+    assert sorted(first) == sorted(in_order) and first != in_order
+    assert first == epoch(seed=1) and first != epoch(seed=2)
+    with pytest.raises(DatasetError, match="batch_size"):
+        files.minibatches(0, seed=0)
+
+
+# --- Memory ----------------------------------------------------------------------------------
+
+
+def peak_bytes(function):
+    tracemalloc.start()
+    try:
+        result = function()
+        return tracemalloc.get_traced_memory()[1], result
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory):
+    """21 groups of 40 cells, 112 x 112 pixels, all files alike: 168 MB when loaded at 128."""
+    root = tmp_path_factory.mktemp("larger") / LUNG.root_folder
+    noise = np.random.default_rng(0).normal(size=(112, 112, 40)).astype(np.float32)
+    for kind in KINDS:
+        write_mat(root / f"{kind}.mat", {kind: noise})
+    for group in LUNG.groups:
+        for kind in KINDS:
+            path = root / group.file("Train", kind)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / f"{kind}.mat", path)
+    return root
+
+
+def test_loading_and_resizing_needs_little_more_than_the_result(larger):
+    peak, cells = peak_bytes(lambda: load_cells(larger, "Train", image_size=128))
+    assert cells.qpi.shape == (840, 128, 128, 1)
+    assert peak <= 1.3 * (cells.brightfield.nbytes + cells.qpi.nbytes)
+
+
+def test_streaming_holds_a_minibatch_only(larger):
+    files = CellFiles(larger, "Train", image_size=128)
+    minibatches = files.minibatches(20, seed=0)
+    next(minibatches)  # so that what is made once is made
+    peak, minibatch = peak_bytes(lambda: next(minibatches))
+    assert peak < 4 * (minibatch.brightfield.nbytes + minibatch.qpi.nbytes)
+
+
+# --- Checking --------------------------------------------------------------------------------
+
+
+def test_a_good_dataset(lung_once):
+    report = check_dataset(lung_once)
+    assert report.ok and not report.problems and not report.notes
+    assert len(report.table) == 63 and set(report.table["status"]) == {"ok"}
+    assert (report.table[["cells", "height", "width"]] == [COUNT, SIZE, SIZE]).all(axis=None)
+    assert "lung dataset" in str(report) and "Batch7/H520" in str(report)
+
+
+def test_all_problems_are_listed_together(lung):
+    groups = LUNG.groups
+    (lung / "Batch9").mkdir()
+    (lung / groups[0].file("Train", "QPI")).unlink()
+    make_group(lung, groups[1], ["Train"], ["QPI"], count=3)
+    (lung / groups[2].file("Train", "BF")).write_bytes(b"not a mat file")
+    (lung / groups[2].file("Train", "QPI")).write_bytes(b"")
+    spoilt = images_of(groups[3], "Valid", "BF")
+    spoilt[0, 0, 2] = np.nan
+    write_mat(lung / groups[3].file("Valid", "BF"), {"BF": spoilt})
+    make_group(lung, groups[4], ["Test"], size=6)
+    shutil.rmtree(lung / groups[5].folder / "Test")
+
+    report = check_dataset(lung)
+    assert not report.ok
+    for words in (
+        "Batch9 is not a folder",
+        "H69_QPI.mat is missing",
+        "3 cells of 8 x 8",
+        "does not start like a .mat file",
+        "is empty (0 bytes)",
+        "first in cell 2",
+        "6 x 6",
+        "has no Test files",
+    ):
+        assert sum(words in problem for problem in report.problems) == 1, words
+    assert len(report.problems) == 8
+    bad = report.table[report.table["status"] != "ok"]
+    assert set(bad["group"]) == {group.name for group in groups[:4]}
+    assert all(f"Problem: {problem}" in str(report) for problem in report.problems)
+
+
+def test_notes(few):
+    make_group(few, LUNG.groups[0], ["Test"], ["QPI_TRUE"])
+    make_group(few, LUNG.groups[1], ["Test"], version="5")
+    degrees = np.full((SIZE, SIZE, COUNT), 180, np.float32)
+    write_mat(few / LUNG.groups[2].file("Train", "QPI"), {"QPI": degrees})
+    write_mat(few / LUNG.groups[2].file("Train", "BF"), {"BF": degrees})
+    for group in LUNG.groups[:4]:
+        shutil.rmtree(few / group.folder / "Valid")
+    report = check_dataset(few.parent)
+    assert report.ok
+    for words in (
+        "4 of the 21 groups",
+        "No group has a Valid split",
+        "QPI_TRUE) is there for 1 of the 8",
+        "does not look like radians",
+        "same value everywhere",
+        "2 file(s) are MATLAB v5",
+        "only Batch1",
+    ):
+        assert sum(words in note for note in report.notes) == 1, words
+    versions = report.table.set_index(["group", "split"])["version"]
+    assert versions["Batch1/H358", "Test"] == "5" and versions["Batch1/H69", "Test"] == "7.3"
+
+
+def test_check_of_an_empty_dataset(tmp_path):
+    (tmp_path / DRUG.root_folder).mkdir()
+    report = check_dataset(tmp_path)
+    assert not report.ok and "no .mat files" in report.problems[0]
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    with pytest.raises(DatasetError, match="holds no dataset"):
+        check_dataset(nothing)
