@@ -1,0 +1,281 @@
+"""Write simulated cells in the published folder layout.
+
+Contents: :func:`simulate_dataset`, and ``DEMO_DATASET``: the arguments that made the committed
+``Dataset/``.
+
+Example
+-------
+>>> simulate_dataset("Dataset", **DEMO_DATASET)              # the committed demonstration data
+>>> simulate_dataset("Mine", image_size=64, cells_per_group={"Train": 5, "Test": 5},
+...                  seed=7, groups=["Batch1/H69", "Batch3/H69"])
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from cytomad_lib.data.errors import SimulationError
+from cytomad_lib.data.layouts import KINDS, LAYOUTS, SPLITS, VARIABLE, Group, Layout
+from cytomad_lib.data.matfiles import write_mat
+from cytomad_lib.simulation.acquisition import (
+    batch_table,
+    check_image_size,
+    parameter_table,
+    simulate_cells,
+)
+from cytomad_lib.simulation.morphology import FIELD_OF_VIEW_UM, LUNG_LINES
+from cytomad_lib.simulation.optics import WAVELENGTH_UM
+
+NOTES_FILE = "simulation.json"
+SIMULATOR_VERSION = 1  # goes up whenever the same arguments give other images
+
+# Values are stored as whole steps of a power of two, like the grey levels of a camera: brightness
+# 0 to 2 and phase 0 to 4 rad are 256 levels each. The steps lie under the noise; they make files
+# small, and equal on every machine. The truth has no noise to hide steps in, so it gets finer ones.
+STEP = {"BF": 2.0**-7, "QPI": 2.0**-6, "QPI_TRUE": 2.0**-8}
+# Cells in memory at full precision at one time.
+CELLS_AT_ONCE = 64
+
+DEMO_DATASET = {
+    "layout": "lung",
+    "image_size": 64,
+    "cells_per_group": {"Train": 110, "Valid": 10, "Test": 30},
+    "seed": 26,
+    "with_truth": ("Valid", "Test"),
+}
+
+
+def simulate_dataset(
+    out: str | os.PathLike,
+    layout: str = "lung",
+    image_size: int = 64,
+    cells_per_group: Mapping[str, int] | None = None,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
+    with_truth: bool | Sequence[str] = True,
+    batch_strength: float = 1.0,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Simulate a dataset and write it as the published one is laid out.
+
+    Each cell depends on the seed and its own address (batch, class, split, index) only: any part of
+    a dataset, made on its own, equals that part of the whole.
+
+    Parameters
+    ----------
+    out : path
+        Folder that gets ``7LungCancerDataset/``.
+    layout : str
+        ``"lung"``.
+    image_size : int
+        Pixels along each side of the 45 um field; at least 16.
+    cells_per_group : mapping of str to int, optional
+        Cells in each group for each split, e.g. ``{"Train": 60, "Valid": 10, "Test": 30}`` (the
+        default). Splits that are left out or 0 are not written.
+    seed : int
+        Any whole number from 0.
+    groups : sequence of str, optional
+        Names such as ``"Batch1/H69"``; None = all groups of the layout.
+    with_truth : bool or sequence of str
+        Write ``*_QPI_TRUE.mat`` for all splits, for none, or for those named.
+    batch_strength : float
+        Scales the batch effects: 0 = none, 1 = the usual spread.
+    overwrite : bool
+        Replace the simulated dataset that is there: all its files are removed first, so that cells
+        of two simulations never mix. Files without a ``simulation.json`` beside them may be
+        measurements; they are never replaced.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    pathlib.Path
+        The dataset's own folder.
+
+    Raises
+    ------
+    SimulationError
+        For a layout, group, split or number that cannot be simulated.
+    FileExistsError
+        If files of the dataset are there already and ``overwrite`` is False, or they may be
+        measurements. Nothing is written then.
+    """
+    found = _check_layout(layout)
+    counts = _check_counts(cells_per_group)
+    chosen = _check_groups(found, groups)
+    truth_splits = _check_truth(with_truth)
+
+    check_image_size(image_size)
+    if not np.isfinite(batch_strength):
+        raise SimulationError(
+            f"batch_strength is {batch_strength!r}; expected a number, such as 1.0."
+        )
+    arguments = {
+        "layout": layout,
+        "image_size": int(image_size),
+        "cells_per_group": counts,
+        "seed": seed,
+        "groups": [group.name for group in chosen],
+        "with_truth": [split for split in SPLITS if split in truth_splits],
+        "batch_strength": float(batch_strength),
+    }
+    notes = _notes(arguments, found)
+
+    root = Path(out) / found.root_folder
+    _make_room(root, found, overwrite)
+    # The notes come first: an interrupted simulation is then known as one, and can be overwritten.
+    _write_text(root / NOTES_FILE, notes)
+    jobs = [(group, split) for group in chosen for split in SPLITS if split in counts]
+    for group, split in tqdm(jobs, disable=not progress, desc="simulating", unit="file"):
+        kinds = KINDS if split in truth_splits else ("BF", "QPI")
+        for kind, images in _simulate_split(group, split, kinds, arguments).items():
+            path = root / group.file(split, kind)
+            # MATLAB's order is height x width x cells.
+            write_mat(path, {VARIABLE[kind]: np.moveaxis(images, 0, -1)})
+    return root
+
+
+def _simulate_split(
+    group: Group, split: str, kinds: Sequence[str], arguments: dict
+) -> dict[str, np.ndarray]:
+    """Simulate one group's cells of one split: rounded float32 ``(cells, size, size)`` per kind."""
+    count, size = arguments["cells_per_group"][split], arguments["image_size"]
+    stacks = {kind: np.empty((count, size, size), np.float32) for kind in kinds}
+    for start in range(0, count, CELLS_AT_ONCE):
+        indices = range(start, min(start + CELLS_AT_ONCE, count))
+        cells = simulate_cells(
+            group.class_name,
+            indices,
+            batch=group.batch,
+            seed=arguments["seed"],
+            image_size=size,
+            split=split,
+            batch_strength=arguments["batch_strength"],
+            dose=group.dose,
+        )
+        images = {"BF": cells.brightfield, "QPI": cells.qpi, "QPI_TRUE": cells.truth}
+        for kind, stack in stacks.items():
+            stack[indices.start : indices.stop] = round_to_step(images[kind], kind)
+    return stacks
+
+
+def round_to_step(images: np.ndarray, kind: str) -> np.ndarray:
+    """Round images to the steps that their files hold, as float32; see ``STEP``."""
+    steps = np.rint(images / STEP[kind]) + 0.0  # + 0.0 turns -0 into 0
+    return (steps * STEP[kind]).astype(np.float32)
+
+
+def _check_layout(layout: str) -> Layout:
+    if layout != "lung":
+        known = "; the drug layout cannot be simulated yet" if layout in LAYOUTS else ""
+        raise SimulationError(
+            f"layout is {layout!r}{known}. The simulator makes 'lung' only: use that."
+        )
+    return LAYOUTS[layout]
+
+
+def _check_counts(cells_per_group: Mapping[str, int] | None) -> dict[str, int]:
+    if cells_per_group is None:
+        return {"Train": 60, "Valid": 10, "Test": 30}
+    for split, count in cells_per_group.items():
+        if split not in SPLITS:
+            raise SimulationError(
+                f"cells_per_group names the split {split!r}; expected {', '.join(SPLITS)}."
+            )
+        if count != int(count) or count < 0:
+            raise SimulationError(
+                f"cells_per_group[{split!r}] is {count!r}; it has to be a whole number, 0 or more."
+            )
+    if not any(cells_per_group.values()):
+        raise SimulationError("cells_per_group asks for no cells; give at least one split a count.")
+    return {split: int(cells_per_group[split]) for split in SPLITS if cells_per_group.get(split)}
+
+
+def _check_groups(layout: Layout, groups: Sequence[str] | None) -> list[Group]:
+    if groups is None:
+        return list(layout.groups)
+    if isinstance(groups, str):
+        groups = [groups]
+    names = [group.name for group in layout.groups]
+    unknown = [name for name in groups if name not in names]
+    if unknown or not groups:
+        raise SimulationError(
+            f"groups names {', '.join(map(repr, unknown)) or 'nothing'}; "
+            f"expected some of: {', '.join(names)}."
+        )
+    return [group for group in layout.groups if group.name in groups]
+
+
+def _check_truth(with_truth: bool | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(with_truth, bool):
+        return SPLITS if with_truth else ()
+    if isinstance(with_truth, str):
+        with_truth = (with_truth,)
+    unknown = [split for split in with_truth if split not in SPLITS]
+    if unknown:
+        raise SimulationError(
+            f"with_truth names {unknown[0]!r}; expected True, False, or some of "
+            f"{', '.join(SPLITS)}."
+        )
+    return tuple(with_truth)
+
+
+def _make_room(root: Path, layout: Layout, overwrite: bool) -> None:
+    """Refuse a folder that holds files of the dataset, or clear a simulated one."""
+    names = [g.file(s, k) for g in layout.groups for s in SPLITS for k in KINDS]
+    there = [root / name for name in [NOTES_FILE, *names] if (root / name).exists()]
+    if not there:
+        return
+    if not (root / NOTES_FILE).exists():
+        raise FileExistsError(
+            f"{there[0]} is there already, and {root} has no {NOTES_FILE}: these may be "
+            "measurements, which a simulation never replaces. Choose another folder."
+        )
+    if not overwrite:
+        raise FileExistsError(
+            f"{root} holds a simulated dataset already ({len(there)} files, such as {there[-1]}). "
+            "Choose another folder, or overwrite=True to replace it."
+        )
+    for path in reversed(there):  # the notes last, so that an interruption can be overwritten
+        path.unlink()
+
+
+def _notes(arguments: dict, layout: Layout) -> str:
+    """Say what the dataset was made with; the same arguments give the same text."""
+    table = batch_table(arguments["seed"], layout, arguments["batch_strength"])
+    notes = {
+        "what": "SIMULATED cells, not measurements.",
+        "simulator_version": SIMULATOR_VERSION,
+        "arguments": arguments,
+        "wavelength_um": WAVELENGTH_UM,
+        "field_of_view_um": FIELD_OF_VIEW_UM,
+        "pixel_um": FIELD_OF_VIEW_UM / arguments["image_size"],
+        "units": {"BF": "relative brightness", "QPI": "rad", "QPI_TRUE": "rad"},
+        "step": STEP,
+        "parameters": {
+            name: {"unit": row.unit, "meaning": row.meaning}
+            for name, row in parameter_table().iterrows()
+        },
+        # Rounded, so that the last bits of a processor's arithmetic do not show.
+        "batches": {
+            batch: {name: round(float(value), 6) + 0.0 for name, value in row.items()}
+            for batch, row in table.iterrows()
+        },
+        "cell_lines": {name: vars(line) for name, line in LUNG_LINES.items()},
+    }
+    return json.dumps(notes, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        beside.write_bytes(text.encode())  # bytes: the same line ends on every system
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
