@@ -1,0 +1,1 @@
+"""What a person looks at: every figure of the kit."""

@@ -1,0 +1,473 @@
+"""Every figure of the kit, one function each; each returns the figure.
+
+- `image_grid`: cells in rows, brightfield and phase images in columns, one phase scale for all.
+- `loss_curves`: training and validation losses by epoch.
+- `embedding`: one map of cells, coloured by batch and by class.
+- `confusion_matrix`, `confusion_matrices`: what is taken for what.
+- `score_bars`: methods side by side, with chance and null.
+- `save_figure`: to a file, complete or not at all.
+
+Figures do not belong to pyplot: nothing to close, nothing shown twice. In a notebook, a figure that
+is the last value of a cell is displayed.
+
+Example
+-------
+>>> figure = loss_curves({"loss": [3, 2, 1], "val_loss": [3, 2, 2.5]}, title="Pretraining")
+>>> [axes.get_xlabel() for axes in figure.axes]
+['epoch']
+"""
+
+import io
+import itertools
+import os
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib import figure as mpl_figure
+from matplotlib.colors import CenteredNorm, Normalize
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogFormatter, MaxNLocator
+
+PHASE_MAP = "viridis"
+ERROR_MAP = "RdBu_r"
+
+# Both palettes can be told apart by colour-blind readers; they share no colour, so that a batch is
+# never mistaken for a class. Sources: Okabe & Ito (2008), "Color universal design"; Tol (2021),
+# "Colour schemes", muted.
+BATCH_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#000000")
+CLASS_COLOURS = ("#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677", "#AA4499", "#999999")
+METHOD_COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+class Figure(mpl_figure.Figure):
+    """A matplotlib figure that a notebook displays without pyplot being imported."""
+
+    def _repr_png_(self):
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=100)
+        return buffer.getvalue()
+
+
+def image_grid(
+    columns,
+    pixel_size_um,
+    row_labels=None,
+    brightfield=("Brightfield", "BF"),
+    error_of=None,
+    phase_limits=None,
+    title="",
+):
+    """Show cells in rows, kinds of image in columns.
+
+    Parameters
+    ----------
+    columns : dict
+        Title to images, (cells, height, width[, 1]), in the order shown. All of the same cells.
+    pixel_size_um : float
+        Micrometres per pixel; the scale bar is 10 um.
+    row_labels : sequence of str, optional
+        One per cell, for instance "H69, Batch1".
+    brightfield : sequence of str
+        Titles of the columns that are brightfield; all other columns are phase in radians.
+    error_of : tuple of str, optional
+        Titles (a, b): adds a column with the difference a - b.
+    phase_limits : tuple of float, optional
+        Radians at the ends of the colour scale. By default the 0.5 and 99.95 % quantiles of all
+        phase pixels shown. Give it to compare several figures.
+    title : str
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ValueError
+        If columns differ in shape, or a column named in `error_of` is missing.
+    """
+    images = {name: _squeezed(stack) for name, stack in columns.items()}
+    shapes = {name: stack.shape for name, stack in images.items()}
+    if len(set(shapes.values())) != 1:
+        raise ValueError(f"Columns have shapes {shapes}; expected the same cells at the same size.")
+    n_cells, height, width = next(iter(shapes.values()))
+    if row_labels is not None and len(row_labels) != n_cells:
+        raise ValueError(f"Found {len(row_labels)} row labels for {n_cells} cells; give one each.")
+    phase_names = [name for name in images if name not in brightfield]
+    norms = {name: _limits(images[name]) for name in images if name in brightfield}
+    if phase_names:
+        shown = np.stack([images[name] for name in phase_names])
+        norm = Normalize(*phase_limits) if phase_limits else _limits(shown)
+        norms |= dict.fromkeys(phase_names, norm)
+    maps = {name: PHASE_MAP if name in phase_names else "gray" for name in images}
+    error_name = None
+    if error_of is not None:
+        missing = [name for name in error_of if name not in images]
+        if missing:
+            raise ValueError(f"Column {missing} is not there to compare; there are {list(images)}.")
+        error_name = f"{error_of[0]} − {error_of[1]}"
+        images[error_name] = images[error_of[0]] - images[error_of[1]]
+        limit = np.quantile(np.abs(images[error_name]), 0.998)
+        norms[error_name] = CenteredNorm(0, limit or 1)
+        maps[error_name] = ERROR_MAP
+
+    bars = bool(phase_names) + bool(error_name)
+    figure = Figure(
+        figsize=(1.7 * len(images) + 0.8 * bars + 0.9, 1.75 * n_cells + 0.7), layout="constrained"
+    )
+    axes = figure.subplots(n_cells, len(images), squeeze=False)
+    extent = (0, width * pixel_size_um, height * pixel_size_um, 0)
+    for column, (name, stack) in zip(axes.T, images.items(), strict=True):
+        column[0].set_title(textwrap.fill(name, 16), fontsize=10)
+        for panel, image in zip(column, stack, strict=True):
+            drawn = panel.imshow(image, cmap=maps[name], norm=norms[name], extent=extent)
+            panel.set(xticks=[], yticks=[])
+        colour = "black" if name == error_name else "white"
+        _scale_bar(column[0], 10, extent, colour)
+        if phase_names and name == phase_names[-1]:
+            figure.colorbar(drawn, ax=axes[:, -1], label="phase (rad)", shrink=0.9, aspect=30)
+        if name == error_name:
+            figure.colorbar(drawn, ax=axes[:, -1], label="difference (rad)", shrink=0.9, aspect=30)
+    for panel, text in zip(axes[:, 0], row_labels or [], strict=False):
+        panel.set_ylabel(text.replace(", ", "\n"), fontsize=10)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def loss_curves(history, names=None, best_by="val_loss", title=""):
+    """Plot losses or metrics by epoch, training and validation together.
+
+    Parameters
+    ----------
+    history : dict or pandas.DataFrame
+        Name to one value per epoch, as Keras writes it: `loss`, `val_loss`, … Epochs are numbered
+        from 1.
+    names : sequence of str, optional
+        What to show, without "val_", one panel each. By default everything.
+    best_by : str
+        The epoch where this is lowest is marked, if it is there.
+    title : str
+
+    Returns
+    -------
+    Figure
+        A panel has a logarithmic axis if its values are positive and span more than a factor of 10.
+
+    Raises
+    ------
+    ValueError
+        If nothing in `history` can be shown.
+    """
+    table = pd.DataFrame(history).drop(columns="epoch", errors="ignore")
+    if names is None:
+        names = list(dict.fromkeys(str(c).removeprefix("val_") for c in table.columns))
+    unknown = [n for n in names if n not in table and f"val_{n}" not in table]
+    if not names or unknown or table.empty:
+        raise ValueError(
+            f"The history has {list(table.columns)} over {len(table)} epochs; {unknown or names} "
+            "cannot be shown. Name columns that are there, without `val_`."
+        )
+    n_columns = min(3, len(names))
+    n_rows = -(-len(names) // n_columns)
+    figure = Figure(figsize=(1.2 + 3.6 * n_columns, 3.0 * n_rows + 0.6), layout="constrained")
+    axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+    epochs = np.arange(1, len(table) + 1)
+    # A short run shows its points: one epoch alone would draw no line.
+    marker = "o" if len(table) <= 20 else None
+    for panel, name in zip(axes, names, strict=False):
+        values = table[[c for c in (name, f"val_{name}") if c in table]]
+        for column in values:
+            kind = "validation" if column.startswith("val_") else "training"
+            style = {"training": ("-", "#0072B2"), "validation": ("--", "#D55E00")}[kind]
+            panel.plot(
+                epochs,
+                values[column],
+                style[0],
+                color=style[1],
+                label=kind,
+                marker=marker,
+                markersize=3,
+            )
+        low, high = values.min().min(), values.max().max()
+        if low > 0 and high > 10 * low:
+            panel.set_yscale("log")
+            panel.yaxis.set_major_formatter(LogFormatter())
+            panel.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+        if best_by in table and table[best_by].notna().any():
+            best = int(np.nanargmin(table[best_by])) + 1
+            panel.axvline(best, color="0.4", linestyle=":", label=f"best epoch: {best}")
+        panel.set(xlabel="epoch", ylabel=name.replace("_", " "))
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        panel.grid(alpha=0.25)
+    for panel in axes[len(names) :]:
+        panel.remove()
+    entries = {}
+    for panel in figure.axes:
+        entries |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    figure.legend(entries.values(), entries, loc="outside lower center", ncols=3, frameon=False)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def embedding(coordinates, labels, title=""):
+    """Draw one map of cells twice: coloured by batch, and by class.
+
+    Parameters
+    ----------
+    coordinates : array, (cells, 2)
+        For instance from `umap_coordinates`.
+    labels : pandas.DataFrame
+        Columns `batch` and `class_name`, one row per cell.
+    title : str
+
+    Returns
+    -------
+    Figure
+        Categories keep their colour and marker as long as the categories of the column are the
+        same, also if some have no cells here.
+    """
+    coordinates = np.asarray(coordinates)
+    if coordinates.shape != (len(labels), 2):
+        raise ValueError(
+            f"Found coordinates of shape {coordinates.shape} for {len(labels)} rows of labels; "
+            f"expected ({len(labels)}, 2)."
+        )
+    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
+    panels = (("batch", "by batch", BATCH_COLOURS), ("class_name", "by class", CLASS_COLOURS))
+    # Cells are drawn in mixed portions: category by category, the last would hide the first.
+    portions = np.array_split(np.random.default_rng(0).permutation(len(labels)), 10)
+    for panel, (column, heading, palette) in zip(figure.subplots(1, 2), panels, strict=True):
+        values = labels[column].astype("category").cat
+        codes = values.codes.to_numpy()
+        colours = category_colours(values.categories, palette)
+        markers = dict(zip(colours, MARKERS, strict=False))
+        for portion in portions:
+            for code, (name, colour) in enumerate(colours.items()):
+                cells = portion[codes[portion] == code]
+                panel.scatter(
+                    *coordinates[cells].T,
+                    s=18,
+                    marker=markers[name],
+                    color=colour,
+                    linewidths=0.2,
+                    edgecolors="white",
+                    alpha=0.85,
+                )
+        handles = [
+            Line2D([], [], linestyle="", marker=markers[name], color=colour, label=name)
+            for code, (name, colour) in enumerate(colours.items())
+            if (codes == code).any()
+        ]
+        panel.set(title=heading, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
+        panel.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def category_colours(names, palette):
+    """Return {name: colour}; a palette that is too short is an error, not a repeated colour."""
+    if len(names) > len(palette):
+        raise ValueError(
+            f"Found {len(names)} categories ({list(names)}), more than the {len(palette)} colours "
+            "that can be told apart. Show fewer at a time."
+        )
+    return dict(zip(names, palette, strict=False))
+
+
+def confusion_matrix(confusion, title=""):
+    """Draw which label is taken for which, in percent of each true label.
+
+    Parameters
+    ----------
+    confusion : pandas.DataFrame
+        Cells counted by true (rows) and predicted (columns) label, as in `ProbeResult.confusion`.
+    title : str
+
+    Returns
+    -------
+    Figure
+    """
+    return confusion_matrices({title: confusion})
+
+
+def confusion_matrices(confusions):
+    """Draw several confusion matrices side by side, with one colour scale.
+
+    Parameters
+    ----------
+    confusions : dict
+        Title to table, see `confusion_matrix`.
+
+    Returns
+    -------
+    Figure
+    """
+    sides = [len(table) for table in confusions.values()]
+    size = 0.55 * max(sides) + 1.6
+    figure = Figure(figsize=(size * len(sides) + 0.8, size), layout="constrained")
+    axes = figure.subplots(1, len(sides), squeeze=False)[0]
+    for panel, (title, table) in zip(axes, confusions.items(), strict=True):
+        counts = table.to_numpy(dtype=float)
+        totals = counts.sum(axis=1, keepdims=True)
+        percent = 100 * np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
+        drawn = panel.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+        for (row, column), value in np.ndenumerate(percent):
+            panel.text(
+                column,
+                row,
+                f"{value:.0f}",
+                ha="center",
+                va="center",
+                fontsize=9,
+                color="white" if value > 55 else "black" if value >= 0.5 else "0.7",
+            )
+        rows = [f"{name} ({n:.0f})" for name, n in zip(table.index, totals[:, 0], strict=True)]
+        panel.set_yticks(range(len(rows)), rows)
+        panel.set_xticks(
+            range(len(table.columns)),
+            table.columns,
+            rotation=45,
+            ha="right",
+            rotation_mode="anchor",
+        )
+        panel.set(xlabel="predicted", title=title)
+    axes[0].set_ylabel("true (cells)")
+    figure.colorbar(drawn, ax=axes, label="% of true label", shrink=0.8)
+    return figure
+
+
+# How to read each measure of `probes`, as a line under its name.
+_READING = {
+    "batch within class": "lower is better",
+    "class": "higher is better",
+    "class, unseen batch": "higher is better",
+}
+
+
+def score_bars(table):
+    """Compare methods, one panel per measure, with chance and the null of each.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `probes.score_table`: `method`, `measure`, `accuracy`, `chance`, `null_95`. If a method
+        has several rows (seeds) per measure, the bar is their mean with the standard deviation.
+
+    Returns
+    -------
+    Figure
+        The grey box over each bar reaches from chance to the 95 % quantile of the null: an accuracy
+        inside it cannot be told from knowing nothing.
+    """
+    methods = list(dict.fromkeys(table["method"]))
+    measures = list(dict.fromkeys(table["measure"]))
+    # Methods are named below the bars, so a palette that starts again misleads nobody.
+    colours = dict(zip(methods, itertools.cycle(METHOD_COLOURS), strict=False))
+    width = 1.2 + 0.55 * len(methods)
+    figure = Figure(figsize=(width * len(measures) + 0.6, 4.2), layout="constrained")
+    axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    for panel, measure in zip(axes, measures, strict=True):
+        rows = table[table["measure"] == measure]
+        chance = rows["chance"].iloc[0]
+        for x, method in enumerate(methods):
+            own = rows[rows["method"] == method]
+            if own.empty:
+                continue
+            mean = own["accuracy"].mean()
+            spread = own["accuracy"].std() if len(own) > 1 else None
+            panel.bar(x, mean, 0.7, color=colours[method], yerr=spread, capsize=3)
+            top = mean + (spread or 0)
+            panel.text(x, top + 0.015, f"{mean:.2f}", ha="center", va="bottom", fontsize=9)
+            null = own["null_95"].mean()
+            panel.add_patch(
+                Rectangle(
+                    (x - 0.45, chance),
+                    0.9,
+                    null - chance,
+                    facecolor="0.5",
+                    alpha=0.55,
+                    edgecolor="none",
+                    zorder=3,
+                )
+            )
+        panel.axhline(chance, color="black", linestyle="--", linewidth=1, zorder=4)
+        heading = "\n".join(filter(None, (measure, _READING.get(measure))))
+        panel.set_title(heading, fontsize=10)
+        panel.set_xticks(
+            range(len(methods)), methods, rotation=35, ha="right", rotation_mode="anchor"
+        )
+        panel.set(xlim=(-0.6, len(methods) - 0.4), ylim=(0, 1.12))
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[0].set(ylabel="accuracy of the strongest probe", yticks=np.arange(0, 1.01, 0.2))
+    handles = [
+        Line2D([], [], color="black", linestyle="--", linewidth=1, label="chance"),
+        Rectangle((0, 0), 1, 1, facecolor="0.5", alpha=0.55, label="null, up to its 95 % quantile"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def save_figure(figure, path, dpi=150):
+    """Write the figure to `path` (.png, .pdf or .svg); a file that is there is replaced.
+
+    It is written to a temporary file beside first, so that no half-written file is left.
+
+    Returns
+    -------
+    pathlib.Path
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"Cannot save a figure as {path.name!r}; use .png, .pdf or .svg.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=dpi)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _squeezed(images):
+    images = np.asarray(images)
+    if images.ndim == 4 and images.shape[-1] == 1:
+        images = images[..., 0]
+    if images.ndim != 3 or not len(images):
+        raise ValueError(
+            f"Found images of shape {images.shape}; expected (cells, height, width) or "
+            "(cells, height, width, 1), one cell at least."
+        )
+    return images
+
+
+def _limits(images):
+    low, high = np.quantile(images, (0.005, 0.9995))
+    return Normalize(low, high if high > low else low + 1)
+
+
+def _scale_bar(panel, length_um, extent, colour):
+    """Draw a bar of `length_um` at the lower right of a panel whose axes are in micrometres."""
+    width, height = extent[1], extent[2]
+    left, bottom = 0.95 * width - length_um, 0.95 * height
+    thickness = 0.025 * height
+    panel.add_patch(
+        Rectangle(
+            (left, bottom - thickness), length_um, thickness, facecolor=colour, edgecolor="none"
+        )
+    )
+    panel.text(
+        left + length_um / 2,
+        bottom - 1.5 * thickness,
+        f"{length_um} µm",
+        color=colour,
+        ha="center",
+        va="bottom",
+        fontsize=8,
+    )
