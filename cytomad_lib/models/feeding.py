@@ -1,0 +1,146 @@
+"""Minibatches for `fit`: shuffled by seed and epoch, from memory or from disk.
+
+The order of epoch 7 depends on the seed and on the number 7 alone, so that a run that was
+interrupted and resumed sees the same minibatches as one that was not.
+
+Example
+-------
+>>> feed = Minibatches.of_cells(cells, batch_size=10, seed=0)  # CellImages or CellFiles
+>>> model.fit(feed, epochs=20, shuffle=False)
+>>> brightfield, targets = feed[0]
+>>> targets["qpi"].shape, targets["batch"].shape
+((10, 64, 64, 1), (10,))
+"""
+
+import keras
+import numpy as np
+
+
+class Minibatches(keras.utils.PyDataset):
+    """Feed `fit` in an order that depends on the seed and on the number of the epoch.
+
+    Usually made by `Minibatches.of_cells` or `Minibatches.of_arrays`. Call
+    `fit(..., shuffle=False)` with it: Keras would else shuffle the minibatches once more, and
+    not by this seed.
+
+    Parameters
+    ----------
+    read : callable
+        Takes an int array of positions and returns one minibatch `(inputs, targets)`.
+    n : int
+        Number of cells.
+    batch_size : int
+        Cells per minibatch. (A minibatch is not an acquisition batch.)
+    seed : int
+    first_epoch : int
+        Number of epochs already done, when resuming.
+    shuffle : bool
+        `False` keeps the cells in their own order: for validation.
+    keep_last : bool
+        Whether a last, incomplete minibatch is used.
+
+    Raises
+    ------
+    ValueError
+        If there are no cells.
+    """
+
+    def __init__(self, read, n, batch_size, seed=0, first_epoch=0, shuffle=True, keep_last=True):
+        super().__init__()
+        if n == 0:
+            raise ValueError("There are no cells to make minibatches of; load at least one cell.")
+        self.read = read
+        self.n = n
+        self.batch_size = min(batch_size, n)
+        self.seed = seed
+        self.epoch = first_epoch
+        self.shuffle = shuffle
+        self.keep_last = keep_last
+        self._arrange()
+
+    @classmethod
+    def of_cells(cls, cells, batch_size, **options):
+        """Minibatches `(brightfield, {"qpi", "batch", "class_name"})` of cells.
+
+        The images are float32 `(n, size, size, 1)`, the batch and class int32 codes `(n,)`.
+        Nothing is copied but the minibatch.
+
+        Parameters
+        ----------
+        cells : CellImages or CellFiles
+            Anything with `len()` and `read(indices)`.
+        batch_size : int
+        **options
+            As for `Minibatches`. In training (`shuffle`) an incomplete last minibatch is left
+            out, as batch normalisation on very few cells is erratic; which cells these are
+            changes with every shuffle.
+        """
+
+        def read(positions):
+            some = cells.read(positions)
+            targets = {
+                "qpi": some.qpi,
+                "batch": some.batch_codes,
+                "class_name": some.class_codes,
+            }
+            return some.brightfield, targets
+
+        return cls(
+            read, len(cells), batch_size, keep_last=not options.get("shuffle", True), **options
+        )
+
+    @classmethod
+    def of_arrays(cls, inputs, targets, batch_size, **options):
+        """Minibatches of one input array, or a list of them, and one target array."""
+
+        def read(positions):
+            if isinstance(inputs, list):
+                return tuple(part[positions] for part in inputs), targets[positions]
+            return inputs[positions], targets[positions]
+
+        return cls(read, len(targets), batch_size, **options)
+
+    def __len__(self):
+        """Count the minibatches of an epoch."""
+        whole, rest = divmod(self.n, self.batch_size)
+        return whole + (rest > 0 and self.keep_last)
+
+    def __getitem__(self, index):
+        """Read one minibatch."""
+        start = index * self.batch_size
+        return self.read(self._order[start : start + self.batch_size])
+
+    def on_epoch_end(self):
+        """Arrange the cells anew for the next epoch; Keras calls this."""
+        self.epoch += 1
+        self._arrange()
+
+    def _arrange(self):
+        self._order = np.arange(self.n)
+        if self.shuffle:
+            np.random.default_rng([self.seed, self.epoch]).shuffle(self._order)
+
+
+class ReseedDropout(keras.callbacks.Callback):
+    """Start every epoch's dropout from the seed and the epoch's number.
+
+    Dropout counts its draws, and weight files do not hold that count: without this, a resumed
+    run would drop other units than an uninterrupted one.
+
+    Parameters
+    ----------
+    network : keras.Model
+        The network with the dropout layers.
+    seed : int
+    """
+
+    def __init__(self, network, seed):
+        super().__init__()
+        self.layers = [layer for layer in network.layers if hasattr(layer, "seed_generator")]
+        self.seed = seed
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Set the state of each dropout layer; Keras calls this."""
+        for position, layer in enumerate(self.layers):
+            draw = np.random.default_rng([self.seed, epoch, position])
+            layer.seed_generator.state.assign(draw.integers(2**31, size=2).astype("uint32"))

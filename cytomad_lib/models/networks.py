@@ -1,0 +1,419 @@
+"""The five networks of CytoMAD, and the presets that size them.
+
+Every builder is a plain function that returns a functional Keras model. One rule gives the
+published networks (128x128 images, 64 base filters) and smaller ones alike: sizes and widths
+follow from `image_size` (a power of two) and `base_filters`.
+
+* `build_generator`: brightfield image -> phase image and bottleneck features.
+* `build_discriminator`: brightfield and phase image -> map of "is this patch real?".
+* `build_cnn_classifier`: phase image -> batch or class.
+* `build_cell_type_mlp`: all bottleneck features -> class.
+* `build_batch_mlp`: a quarter of the bottleneck features -> batch.
+
+Batch normalisation and dropout follow the `training` argument of the call: with
+`training=False` (and in `predict`) the networks use running statistics and no dropout, so that
+the result for one cell depends neither on chance nor on the other cells of the minibatch.
+
+Source: the CytoMAD publication and its programs; layer for layer at 128x128.
+
+Example
+-------
+>>> generator = build_generator(image_size=32, base_filters=4)
+>>> image, features = generator(np.zeros((1, 32, 32, 1)))
+>>> image.shape, features.shape
+((1, 32, 32, 1), (1, 32))
+"""
+
+import random
+from dataclasses import asdict, dataclass
+
+from keras import Input, Model, initializers, layers
+
+from cytomad_lib.data.errors import CytomadError
+
+LEAKY_SLOPE = 0.2
+KERNEL = 4  # every convolution of the published networks is 4x4
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything that sizes and schedules a training run.
+
+    The defaults are the published values for the lung dataset.
+
+    Parameters
+    ----------
+    name : str
+    image_size : int
+        Height and width of the images, in pixels; a power of two.
+    base_filters : int
+        Width of the first convolution; the bottleneck has 8 times as many features.
+    batch_size : int
+        Cells per minibatch (a minibatch is not an acquisition batch).
+    classifier_batch_size : int
+        Cells per minibatch when the classifiers are fitted on their own.
+    pretraining_epochs, classifier_epochs, removal_epochs : int
+        Passes over the training cells in each stage.
+    refit_every, refit_epochs : int
+        During removal, new batch MLPs are fitted every `refit_every` epochs, for `refit_epochs`.
+    batch_mlps : int
+        Number of batch MLPs; they share the bottleneck features among them, without overlap.
+    generator_rate, discriminator_rate, batch_mlp_rate, class_mlp_rate, cnn_rate : float
+        Learning rates (Adam).
+    beta_1 : float
+        First-moment decay of every Adam optimizer.
+    weight_adversarial, weight_mae_pretraining, weight_mae_removal, weight_classifier : float
+        Weights of the generator's loss terms.
+    norm_momentum : float
+        How slowly the running statistics of batch normalisation follow the minibatches. At
+        0.99 they need some 500 steps to arrive; short trainings take 0.9.
+    """
+
+    name: str = "published"
+    image_size: int = 128
+    base_filters: int = 64
+    batch_size: int = 10
+    classifier_batch_size: int = 500
+    pretraining_epochs: int = 100
+    classifier_epochs: int = 100
+    removal_epochs: int = 300
+    refit_every: int = 5
+    refit_epochs: int = 100
+    batch_mlps: int = 4
+    generator_rate: float = 2e-4
+    discriminator_rate: float = 1e-4
+    batch_mlp_rate: float = 0.05
+    class_mlp_rate: float = 1e-3
+    cnn_rate: float = 1e-3
+    beta_1: float = 0.5
+    weight_adversarial: float = 1.0
+    weight_mae_pretraining: float = 100.0
+    weight_mae_removal: float = 300.0
+    weight_classifier: float = 100.0
+    norm_momentum: float = 0.99
+
+    @property
+    def n_features(self):
+        """Number of bottleneck features (512 in the published network)."""
+        return 8 * self.base_filters
+
+    @property
+    def image_network(self):
+        """The arguments that every network of images takes."""
+        return {
+            "image_size": self.image_size,
+            "base_filters": self.base_filters,
+            "norm_momentum": self.norm_momentum,
+        }
+
+    def as_dict(self):
+        """All fields, as plain Python values that fit into a JSON file."""
+        return asdict(self)
+
+
+PUBLISHED = Preset()
+DEMO = Preset(
+    name="demo",
+    image_size=64,
+    base_filters=16,
+    batch_size=10,
+    classifier_batch_size=100,
+    pretraining_epochs=20,
+    classifier_epochs=10,
+    removal_epochs=10,
+    refit_every=5,
+    refit_epochs=20,
+    norm_momentum=0.9,
+)
+WORKSHOP = Preset(
+    name="workshop",
+    image_size=64,
+    base_filters=32,
+    pretraining_epochs=60,
+    classifier_batch_size=100,
+    classifier_epochs=30,
+    removal_epochs=60,
+    refit_every=5,
+    refit_epochs=50,
+    norm_momentum=0.9,
+)
+PRESETS = {preset.name: preset for preset in (PUBLISHED, DEMO, WORKSHOP)}
+
+
+def find_preset(name):
+    """Return the preset called `name`.
+
+    Raises
+    ------
+    CytomadError
+        If there is none.
+    """
+    if name not in PRESETS:
+        raise CytomadError(f"There is no preset {name!r}. Expected one of {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def encoder_widths(image_size, base_filters):
+    """List the filters of the stride-2 encoder blocks: 1, 2, 4, 8, 8... times `base_filters`.
+
+    An image of 2^n pixels gets n - 1 blocks; the bottleneck convolution then makes it 1x1.
+
+    >>> encoder_widths(128, 64)
+    [64, 128, 256, 512, 512, 512]
+    """
+    n = _log2(image_size)
+    return [base_filters * min(2**block, 8) for block in range(n - 1)]
+
+
+def tail_widths(base_filters):
+    """List the filters of the generator's full-size tail (published: 32, 16, 8, 4)."""
+    return [max(base_filters // divisor, 4) for divisor in (2, 4, 8, 16)]
+
+
+def build_generator(image_size=128, base_filters=64, norm_momentum=0.99, seed=None):
+    """Build the pix2pix U-Net whose bottleneck is 1x1.
+
+    Parameters
+    ----------
+    image_size : int
+        Height and width in pixels, a power of two, at least 16.
+    base_filters : int
+        Filters of the first convolution.
+    norm_momentum : float
+        Momentum of the running statistics in batch normalisation.
+    seed : int, optional
+        Seed of the initial weights and of dropout.
+
+    Returns
+    -------
+    keras.Model
+        `(n, size, size, 1)` brightfield -> `[(n, size, size, 1) phase in rad,
+        (n, 8 * base_filters) bottleneck features]`.
+
+    Raises
+    ------
+    ValueError
+        If `image_size` is not a power of two of at least 16, or `base_filters` is below 1.
+    """
+    _check_sizes(image_size, base_filters)
+    seeds, norm = _Seeds(seed), norm_momentum
+    brightfield = Input((image_size, image_size, 1), name="brightfield")
+
+    x = brightfield
+    encoded = []
+    widths = encoder_widths(image_size, base_filters)
+    for block, filters in enumerate(widths):
+        x = _conv(x, filters, 2, seeds, norm if block > 0 else None)
+        encoded.append(x)
+
+    x = _convolution(8 * base_filters, 2, seeds)(x)
+    bottleneck = layers.ReLU(name="bottleneck")(x)
+
+    x = bottleneck
+    for block, (filters, skip) in enumerate(zip(reversed(widths), reversed(encoded), strict=True)):
+        x = _up(x, filters, 2, seeds, norm)
+        if block < 2:
+            x = layers.Dropout(0.5, seed=seeds.next())(x)
+        x = layers.ReLU()(layers.Concatenate()([x, skip]))
+
+    first, *thin = tail_widths(base_filters)
+    x = _up(x, first, 2, seeds, norm)
+    x = layers.ReLU()(layers.Concatenate()([x, brightfield]))
+    for filters in thin:
+        x = layers.ReLU()(_up(x, filters, 1, seeds, norm))
+    image = layers.Activation("linear", name="image")(_transposed(1, 1, seeds)(x))
+
+    features = layers.Flatten(name="features")(bottleneck)
+    return Model(brightfield, [image, features], name="generator")
+
+
+def build_discriminator(image_size=128, base_filters=64, norm_momentum=0.99, seed=None):
+    """Build the PatchGAN that says, patch by patch, whether a phase image is a measured one.
+
+    Parameters
+    ----------
+    image_size, base_filters, norm_momentum, seed
+        As in `build_generator`.
+
+    Returns
+    -------
+    keras.Model
+        `[brightfield, phase]`, each `(n, size, size, 1)` -> `(n, size / 8, size / 8, 1)`
+        probabilities that the patch is real.
+
+    Raises
+    ------
+    ValueError
+        As `build_generator`.
+    """
+    _check_sizes(image_size, base_filters)
+    seeds, norm = _Seeds(seed), norm_momentum
+    brightfield = Input((image_size, image_size, 1), name="brightfield")
+    phase = Input((image_size, image_size, 1), name="phase")
+    x = layers.Concatenate()([brightfield, phase])
+    for block, (multiple, stride) in enumerate([(1, 2), (2, 2), (4, 2), (8, 1), (8, 1)]):
+        x = _conv(x, multiple * base_filters, stride, seeds, norm if block > 0 else None)
+    patches = _convolution(1, 1, seeds, activation="sigmoid", name="patches")(x)
+    return Model([brightfield, phase], patches, name="discriminator")
+
+
+def build_cnn_classifier(
+    n_classes, image_size=128, base_filters=64, norm_momentum=0.99, seed=None, name="cnn"
+):
+    """Build a convolutional classifier of phase images, used for batch and for class.
+
+    Parameters
+    ----------
+    n_classes : int
+        Number of classes (or of batches).
+    image_size, base_filters, norm_momentum, seed
+        As in `build_generator`.
+    name : str
+        Name of the Keras model.
+
+    Returns
+    -------
+    keras.Model
+        `(n, size, size, 1)` phase -> `(n, n_classes)` probabilities.
+
+    Raises
+    ------
+    ValueError
+        As `build_generator`, and if `n_classes` is below 2.
+    """
+    _check_sizes(image_size, base_filters)
+    _check_classes(n_classes)
+    seeds, norm = _Seeds(seed), norm_momentum
+    phase = Input((image_size, image_size, 1), name="phase")
+    x = phase
+    for block, (multiple, stride) in enumerate([(1, 2), (2, 2), (4, 2), (8, 1), (8, 1)]):
+        x = _conv(x, multiple * base_filters, stride, seeds, norm if block > 0 else None)
+        if block > 0:
+            # "same": small images are already 1x1 here, and stay so.
+            x = layers.MaxPooling2D(2, padding="same")(x)
+    x = layers.Flatten()(x)
+    x = _dense(128, seeds)(x)
+    return Model(phase, _dense(n_classes, seeds, "softmax")(x), name=name)
+
+
+def build_cell_type_mlp(n_classes, n_features=512, seed=None, name="cell_type_mlp"):
+    """Build the cell-type classifier of all bottleneck features: 250-100-50-25, softmax.
+
+    Parameters
+    ----------
+    n_classes, n_features : int
+        Outputs and inputs.
+    seed : int, optional
+        Seed of the initial weights.
+    name : str
+        Name of the Keras model.
+
+    Returns
+    -------
+    keras.Model
+        `(n, n_features)` -> `(n, n_classes)` probabilities.
+
+    Raises
+    ------
+    ValueError
+        If `n_classes` is below 2 or `n_features` below 1.
+    """
+    return _mlp(n_classes, n_features, (250, 100, 50, 25), seed, name)
+
+
+def build_batch_mlp(n_classes, n_features=128, seed=None, name="batch_mlp"):
+    """Build a batch classifier of a part of the bottleneck features: 75-50-25, softmax.
+
+    Parameters, returns and errors as in `build_cell_type_mlp`.
+    """
+    return _mlp(n_classes, n_features, (75, 50, 25), seed, name)
+
+
+class _Seeds:
+    """Hands out one seed after another, so that no two layers start with equal weights."""
+
+    def __init__(self, seed):
+        self._draw = random.Random(seed)
+
+    def next(self):
+        return self._draw.randrange(2**31)
+
+
+def _convolution(filters, stride, seeds, **options):
+    return layers.Conv2D(
+        filters,
+        KERNEL,
+        strides=stride,
+        padding="same",
+        kernel_initializer=_normal(seeds),
+        **options,
+    )
+
+
+def _transposed(filters, stride, seeds, **options):
+    return layers.Conv2DTranspose(
+        filters,
+        KERNEL,
+        strides=stride,
+        padding="same",
+        kernel_initializer=_normal(seeds),
+        **options,
+    )
+
+
+def _normal(seeds):
+    return initializers.RandomNormal(0.0, 0.02, seed=seeds.next())
+
+
+def _conv(x, filters, stride, seeds, norm_momentum):
+    x = _convolution(filters, stride, seeds)(x)
+    if norm_momentum is not None:
+        x = _batch_norm(norm_momentum)(x)
+    return layers.LeakyReLU(negative_slope=LEAKY_SLOPE)(x)
+
+
+def _up(x, filters, stride, seeds, norm_momentum):
+    return _batch_norm(norm_momentum)(_transposed(filters, stride, seeds)(x))
+
+
+def _batch_norm(momentum):
+    return layers.BatchNormalization(momentum=momentum, epsilon=1e-3)
+
+
+def _dense(units, seeds, activation="relu"):
+    return layers.Dense(
+        units,
+        activation=activation,
+        kernel_initializer=initializers.GlorotUniform(seed=seeds.next()),
+    )
+
+
+def _mlp(n_classes, n_features, widths, seed, name):
+    _check_classes(n_classes)
+    if n_features < 1:
+        raise ValueError(f"n_features is {n_features}; give at least 1.")
+    seeds = _Seeds(seed)
+    features = Input((n_features,), name="features")
+    x = features
+    for units in widths:
+        x = _dense(units, seeds)(x)
+    return Model(features, _dense(n_classes, seeds, "softmax")(x), name=name)
+
+
+def _log2(image_size):
+    return int(image_size).bit_length() - 1
+
+
+def _check_sizes(image_size, base_filters):
+    if image_size < 16 or image_size & (image_size - 1):
+        raise ValueError(
+            f"image_size is {image_size}, expected a power of two of at least 16 "
+            "(16, 32, 64, 128, ...). Load the cells with that image_size to resize them."
+        )
+    if base_filters < 1:
+        raise ValueError(f"base_filters is {base_filters}; give at least 1 (published: 64).")
+
+
+def _check_classes(n_classes):
+    if n_classes < 2:
+        raise ValueError(f"n_classes is {n_classes}; a classifier needs at least 2.")

@@ -1,0 +1,148 @@
+"""Stage 1: pix2pix training of brightfield -> phase.
+
+Example
+-------
+>>> model = Pix2Pix(build_generator(64, 16), build_discriminator(64, 16), DEMO)
+>>> model.compile()
+>>> model.fit(Minibatches.of_cells(cells, 10), epochs=20, shuffle=False)
+"""
+
+import keras
+from keras import ops
+
+from cytomad_lib.models import losses
+from cytomad_lib.models.autodiff import minimise
+
+
+class Pix2Pix(keras.Model):
+    """Generator against discriminator, with a pixel-wise error to hold the two together.
+
+    One step updates the discriminator on measured pairs, then on generated pairs (each at half
+    weight), then the generator against the updated discriminator.
+
+    Source: the CytoMAD publication, "pretraining".
+
+    Parameters
+    ----------
+    generator, discriminator : keras.Model
+        From `build_generator` and `build_discriminator`, of one image size.
+    preset : Preset
+        Gives learning rates and loss weights.
+    """
+
+    def __init__(self, generator, discriminator, preset):
+        super().__init__(name="pix2pix")
+        self.generator = generator
+        self.discriminator = discriminator
+        self.preset = preset
+        self.trackers = {
+            name: keras.metrics.Mean(name=name)
+            for name in ("loss", "adversarial", "mae", "discriminator_loss")
+        }
+        self.built = True  # both networks are, so weights can be saved and loaded at once
+
+    def compile(self, **options):
+        """Make the two Adam optimizers at the preset's rates; options go to Keras.
+
+        The optimizers are built here rather than at the first step: loading a checkpoint
+        silently skips the state of an optimizer that is not built.
+        """
+        super().compile(optimizer=None, **options)
+        self.generator_optimizer = _adam(
+            self.preset.generator_rate, self.preset.beta_1, self.generator
+        )
+        self.discriminator_optimizer = _adam(
+            self.preset.discriminator_rate, self.preset.beta_1, self.discriminator
+        )
+
+    @property
+    def metrics(self):
+        """Running means of the losses, reset by Keras at every epoch."""
+        return list(self.trackers.values())
+
+    def call(self, brightfield, training=False):
+        """Generate phase images and features; see `build_generator`."""
+        return self.generator(brightfield, training=training)
+
+    def train_step(self, data):
+        """Update both networks on one minibatch `(brightfield, {"qpi": ...})`."""
+        brightfield, targets = data
+        seen = {}
+
+        def generator_losses():
+            generated, features = self.generator(brightfield, training=True)
+            # One generated image serves both networks; the discriminator must not see where
+            # it came from, hence the stopped gradient.
+            seen["discriminator_loss"] = self.update_discriminator(
+                brightfield, targets["qpi"], ops.stop_gradient(generated)
+            )
+            return self.generator_losses(brightfield, targets, generated, features)
+
+        terms = minimise(
+            generator_losses, self.generator.trainable_variables, self.generator_optimizer
+        )
+        return self._track(terms | seen, ops.shape(brightfield)[0])
+
+    def test_step(self, data):
+        """Losses on validation cells, with running statistics and without dropout."""
+        brightfield, targets = data
+        generated, features = self.generator(brightfield, training=False)
+        terms = self.generator_losses(brightfield, targets, generated, features)
+        terms["discriminator_loss"] = 0.5 * (
+            self._judge(brightfield, targets["qpi"], real=True, training=False)
+            + self._judge(brightfield, generated, real=False, training=False)
+        )
+        return self._track(terms, ops.shape(brightfield)[0])
+
+    def update_discriminator(self, brightfield, measured, generated):
+        """Take one step on measured pairs and one on generated pairs; return their mean loss."""
+        half_losses = []
+        for phase, real in ((measured, True), (generated, False)):
+            step = minimise(
+                lambda phase=phase, real=real: {
+                    "loss": 0.5 * self._judge(brightfield, phase, real, training=True)
+                },
+                self.discriminator.trainable_variables,
+                self.discriminator_optimizer,
+            )
+            half_losses.append(step["loss"])
+        return sum(half_losses)
+
+    def generator_losses(self, brightfield, targets, generated, features):
+        """Loss terms of the generator; `"loss"` is their weighted sum.
+
+        Parameters
+        ----------
+        brightfield, generated : tensor (n, size, size, 1)
+        targets : dict
+            `"qpi"` (n, size, size, 1) in rad.
+        features : tensor (n, n_features)
+            Not used here; batch removal adds terms on them.
+
+        Returns
+        -------
+        dict of scalar tensors
+        """
+        # The discriminator only judges here: running statistics, as in the published program.
+        adversarial = self._judge(brightfield, generated, real=True, training=False)
+        mae = losses.mean_absolute_error(targets["qpi"], generated)
+        loss = (
+            self.preset.weight_adversarial * adversarial + self.preset.weight_mae_pretraining * mae
+        )
+        return {"loss": loss, "adversarial": adversarial, "mae": mae}
+
+    def _judge(self, brightfield, phase, real, training):
+        patches = self.discriminator([brightfield, phase], training=training)
+        return losses.real_or_fake(patches, real)
+
+    def _track(self, values, cells):
+        # Weighted by the cells of the minibatch: the last one of a validation set is smaller.
+        for name, value in values.items():
+            self.trackers[name].update_state(value, sample_weight=cells)
+        return {name: tracker.result() for name, tracker in self.trackers.items()}
+
+
+def _adam(rate, beta_1, network):
+    optimizer = keras.optimizers.Adam(rate, beta_1=beta_1)
+    optimizer.build(network.trainable_variables)
+    return optimizer

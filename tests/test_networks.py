@@ -1,0 +1,153 @@
+"""The networks are the published ones, at every size, and predict without chance."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from keras import layers
+
+from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.models import networks
+
+PUBLISHED_LAYERS = Path(__file__).parent / "data" / "published_networks.csv"
+BUILDERS = {
+    "generator": networks.build_generator,
+    "discriminator": networks.build_discriminator,
+    "cnn_classifier_7_classes": lambda: networks.build_cnn_classifier(7),
+    "batch_mlp_7_classes": lambda: networks.build_batch_mlp(7),
+    "cell_type_mlp_7_classes": lambda: networks.build_cell_type_mlp(7),
+}
+
+
+def published_layers(name):
+    with PUBLISHED_LAYERS.open() as file:
+        return [row for row in csv.DictReader(file) if row["network"] == name]
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_layer_equals_the_published_one(name):
+    model = BUILDERS[name]()
+    # The published generator gives its bottleneck as 1x1x512; ours also flattens it.
+    ours = [
+        layer
+        for layer in model.layers
+        if name != "generator" or not isinstance(layer, layers.Flatten)
+    ]
+    expected = published_layers(name)
+    assert len(ours) == len(expected)
+    for layer, row in zip(ours, expected, strict=True):
+        shape = "x".join(str(size) for size in layer.output.shape[1:])
+        assert (shape, layer.count_params()) == (row["output_shape"], int(row["parameters"])), row
+        kind = {"ReLU": "Activation"}.get(type(layer).__name__, type(layer).__name__)
+        assert kind == row["layer"], row
+
+
+@pytest.mark.parametrize(
+    "name, total",
+    [
+        ("generator", 41_909_997),
+        ("discriminator", 6_964_161),
+        ("cnn_classifier_7_classes", 7_021_511),
+        ("batch_mlp_7_classes", 14_932),
+        ("cell_type_mlp_7_classes", 159_857),
+    ],
+)
+def test_published_totals(name, total):
+    assert sum(int(row["parameters"]) for row in published_layers(name)) == total
+
+
+@pytest.mark.parametrize("image_size, base_filters", [(16, 4), (32, 4), (64, 6)])
+def test_the_rule_holds_for_other_sizes(image_size, base_filters):
+    generator = networks.build_generator(image_size, base_filters)
+    image, features = generator(np.zeros((2, image_size, image_size, 1)))
+    assert image.shape == (2, image_size, image_size, 1)
+    assert features.shape == (2, 8 * base_filters)
+    strided = [
+        layer
+        for layer in generator.layers
+        if type(layer) is layers.Conv2D and layer.strides == (2, 2)
+    ]
+    assert len(strided) == np.log2(image_size)  # down to 1x1
+    patches = networks.build_discriminator(image_size, base_filters)(
+        [np.zeros((2, image_size, image_size, 1))] * 2
+    )
+    assert patches.shape == (2, image_size // 8, image_size // 8, 1)
+    classes = networks.build_cnn_classifier(3, image_size, base_filters)
+    np.testing.assert_allclose(
+        np.sum(classes(np.zeros((2, image_size, image_size, 1))), axis=1), 1, rtol=1e-5
+    )
+
+
+def test_no_two_layers_start_equal_and_the_seed_decides():
+    first, again, other = (
+        networks.build_generator(32, 4, seed=seed).get_weights() for seed in (1, 1, 2)
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert any(not np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+    kernels = [weight for weight in first if weight.ndim == 4]
+    for number, kernel in enumerate(kernels):
+        assert not any(
+            kernel.shape == later.shape and np.array_equal(kernel, later)
+            for later in kernels[number + 1 :]
+        )
+
+
+def test_initial_convolutions_have_the_published_spread():
+    kernels = [
+        w.ravel() for w in networks.build_generator(64, 32, seed=0).get_weights() if w.ndim == 4
+    ]
+    values = np.concatenate(kernels)
+    assert values.mean() == pytest.approx(0, abs=1e-4)
+    assert values.std() == pytest.approx(0.02, rel=0.01)
+
+
+def test_prediction_of_a_cell_ignores_chance_and_the_other_cells():
+    generator = networks.build_generator(32, 4, seed=0)
+    cells = np.random.default_rng(0).normal(size=(6, 32, 32, 1)).astype("float32")
+    for _ in range(3):
+        generator(cells, training=True)  # moves the running statistics off their start
+    together, _ = generator(cells, training=False)
+    again, _ = generator(cells, training=False)
+    np.testing.assert_array_equal(together, again)
+    alone = np.concatenate([generator(cells[i : i + 1], training=False)[0] for i in range(6)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    # ... and in training mode it depends on both: the traps that inference avoids.
+    assert np.abs(generator(cells, training=True)[0] - together).max() > 1e-3
+
+
+@pytest.mark.parametrize("image_size", [0, 8, 100, 96])
+def test_impossible_image_sizes_are_refused(image_size):
+    with pytest.raises(ValueError, match=f"image_size is {image_size}.*power of two"):
+        networks.build_generator(image_size)
+
+
+def test_a_classifier_of_one_class_is_refused():
+    with pytest.raises(ValueError, match="n_classes is 1"):
+        networks.build_batch_mlp(1)
+
+
+def test_published_preset_is_the_published_schedule():
+    preset = networks.PUBLISHED
+    assert (preset.image_size, preset.n_features, preset.batch_size) == (128, 512, 10)
+    assert (preset.pretraining_epochs, preset.classifier_epochs, preset.removal_epochs) == (
+        100,
+        100,
+        300,
+    )
+    assert (preset.refit_every, preset.refit_epochs, preset.batch_mlps) == (5, 100, 4)
+    assert (preset.generator_rate, preset.discriminator_rate, preset.beta_1) == (2e-4, 1e-4, 0.5)
+    assert (preset.batch_mlp_rate, preset.class_mlp_rate, preset.cnn_rate) == (0.05, 1e-3, 1e-3)
+    weights = preset.weight_adversarial, preset.weight_classifier, preset.weight_mae_removal
+    assert weights == (1, 100, 300)
+    assert preset.weight_mae_pretraining == 100
+    assert preset.norm_momentum == 0.99
+
+
+def test_presets_are_found_by_name_and_keep_their_fields():
+    assert networks.find_preset("demo") is networks.DEMO
+    assert networks.Preset(**networks.DEMO.as_dict()) == networks.DEMO
+    assert replace(networks.DEMO, base_filters=4).n_features == 32
+    with pytest.raises(CytomadError, match="'dmeo'.*published, demo, workshop"):
+        networks.find_preset("dmeo")

@@ -1,0 +1,102 @@
+"""Pix2pix training: who moves, by how much, and what it learns."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from keras import ops
+from training_cells import TINY, make_cells
+
+from cytomad_lib.models.feeding import Minibatches
+from cytomad_lib.models.networks import build_discriminator, build_generator
+from cytomad_lib.models.pretraining import Pix2Pix
+
+
+def tiny_model(preset=TINY, seed=0):
+    model = Pix2Pix(
+        build_generator(**preset.image_network, seed=seed),
+        build_discriminator(**preset.image_network, seed=seed + 1),
+        preset,
+    )
+    model.compile()
+    return model
+
+
+def one_minibatch(cells):
+    """All cells as the tensors that Keras hands to a step."""
+    brightfield, targets = Minibatches.of_cells(cells, len(cells), shuffle=False)[0]
+    targets = {name: ops.convert_to_tensor(values) for name, values in targets.items()}
+    return ops.convert_to_tensor(brightfield), targets
+
+
+def moved(before, network):
+    after = network.get_weights()
+    return [not np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
+
+
+def test_both_networks_move_in_a_step():
+    model, cells = tiny_model(), make_cells()
+    generator, discriminator = model.generator.get_weights(), model.discriminator.get_weights()
+    model.fit(Minibatches.of_cells(cells, 6), epochs=1, shuffle=False, verbose=0)
+    # Dropout may silence a bias or two for a step, but no kernel stays where it was.
+    kernels = [w.ndim == 4 for w in generator]
+    assert all(
+        m for m, kernel in zip(moved(generator, model.generator), kernels, strict=True) if kernel
+    )
+    kernels = [w.ndim == 4 for w in discriminator]
+    assert all(
+        m
+        for m, kernel in zip(moved(discriminator, model.discriminator), kernels, strict=True)
+        if kernel
+    )
+
+
+def test_a_discriminator_step_leaves_the_generator_alone():
+    model, cells = tiny_model(), make_cells()
+    before = model.generator.get_weights()
+    discriminator = model.discriminator.get_weights()
+    generated = np.zeros_like(cells.qpi)
+    model.update_discriminator(cells.brightfield, cells.qpi, generated)
+    assert not any(moved(before, model.generator))
+    assert any(moved(discriminator, model.discriminator))
+
+
+def test_the_discriminator_learns_to_tell_measured_from_generated():
+    model, cells = tiny_model(replace(TINY, discriminator_rate=2e-3)), make_cells()
+    generated = np.zeros_like(cells.qpi)
+    first = float(model.update_discriminator(cells.brightfield, cells.qpi, generated))
+    for _ in range(30):
+        last = float(model.update_discriminator(cells.brightfield, cells.qpi, generated))
+    assert first == pytest.approx(np.log(2), rel=0.1)  # half + half of "unsure"
+    assert last < 0.5 * first
+
+
+def test_the_total_loss_is_the_weighted_sum():
+    model, cells = tiny_model(), make_cells()
+    brightfield, targets = one_minibatch(cells)
+    generated, features = model.generator(brightfield, training=False)
+    terms = model.generator_losses(brightfield, targets, generated, features)
+    mae = np.abs(ops.convert_to_numpy(generated) - cells.qpi).mean()
+    assert float(terms["mae"]) == pytest.approx(mae, rel=1e-4)
+    assert float(terms["loss"]) == pytest.approx(float(terms["adversarial"]) + 100 * mae, rel=1e-4)
+
+
+def test_validation_changes_nothing_and_weighs_every_cell_alike():
+    model, cells = tiny_model(), make_cells()
+    before = model.get_weights()
+    in_parts = model.evaluate(
+        Minibatches.of_cells(cells, 5, shuffle=False), verbose=0, return_dict=True
+    )
+    at_once = model.evaluate(
+        Minibatches.of_cells(cells, 100, shuffle=False), verbose=0, return_dict=True
+    )
+    assert in_parts == pytest.approx(at_once, rel=1e-4)
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def test_training_lowers_the_error():
+    preset = replace(TINY, generator_rate=2e-3)
+    model, cells = tiny_model(preset), make_cells(per_group=6)
+    feed = Minibatches.of_cells(cells, 6, seed=0)
+    history = model.fit(feed, epochs=15, shuffle=False, verbose=0).history
+    assert history["mae"][-1] < 0.5 * history["mae"][0]

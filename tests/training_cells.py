@@ -1,0 +1,42 @@
+"""Tiny cells for tests of training: discs whose phase can be read off the brightfield image."""
+
+import numpy as np
+import pandas as pd
+
+from cytomad_lib.data.cells import CellImages
+from cytomad_lib.data.layouts import LUNG
+from cytomad_lib.models.networks import Preset
+
+TINY = Preset(
+    name="tiny",
+    image_size=16,
+    base_filters=4,
+    batch_size=6,
+    classifier_batch_size=12,
+    pretraining_epochs=3,
+    classifier_epochs=2,
+    removal_epochs=3,
+    refit_every=2,
+    refit_epochs=3,
+    norm_momentum=0.8,
+)
+
+
+def make_cells(per_group=4, seed=0):
+    """Return cells of two lines in two batches each; the batch changes the gain."""
+    random = np.random.default_rng(seed)
+    names = [("Batch1", "H69"), ("Batch3", "H69"), ("Batch3", "H520"), ("Batch6", "H520")]
+    rows = [(*name, cell) for name in names for cell in range(per_group)]
+    labels = pd.DataFrame(rows, columns=["batch", "class_name", "cell"])
+    y, x = np.mgrid[:16, :16] - 7.5
+    radius = np.where(labels["class_name"] == "H69", 3.5, 5.5) + random.normal(0, 0.3, len(rows))
+    disc = np.clip(radius[:, None, None] - np.hypot(x, y), 0, 2)
+    gain = np.where(labels["batch"] == "Batch3", 1.3, 0.8)[:, None, None]
+    labels["batch"] = pd.Categorical(labels["batch"], categories=LUNG.batches)
+    labels["class_name"] = pd.Categorical(labels["class_name"], categories=LUNG.classes)
+    return CellImages(
+        brightfield=(gain * (1 - 0.3 * disc))[..., None].astype("float32"),
+        qpi=disc[..., None].astype("float32"),
+        labels=labels,
+        pixel_size_um=45 / 16,
+    )
