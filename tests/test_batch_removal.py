@@ -105,7 +105,7 @@ def test_the_batch_terms_ask_for_the_first_batch_whatever_the_true_one(cells):
 
 def test_steering_makes_fitted_batch_mlps_say_first_batch(cells):
     preset = replace(
-        TINY, refit_epochs=150, batch_mlp_rate=0.01, weight_mae_removal=0.0, generator_rate=5e-3
+        TINY, refit_epochs=150, batch_mlp_rate=0.01, weight_mae_removal=0.0, removal_rate=5e-3
     )
     model = tiny_removal(preset)
     callback = RefitBatchMLPs(cells, seed=0)

@@ -138,6 +138,7 @@ def test_published_preset_is_the_published_schedule():
     )
     assert (preset.refit_every, preset.refit_epochs, preset.batch_mlps) == (5, 100, 4)
     assert (preset.generator_rate, preset.discriminator_rate, preset.beta_1) == (2e-4, 1e-4, 0.5)
+    assert preset.removal_rate == preset.generator_rate
     assert (preset.batch_mlp_rate, preset.class_mlp_rate, preset.cnn_rate) == (0.05, 1e-3, 1e-3)
     weights = preset.weight_adversarial, preset.weight_classifier, preset.weight_mae_removal
     assert weights == (1, 100, 300)

@@ -133,6 +133,7 @@ def test_groups_and_confusion_agree_with_the_accuracy():
     assert list(batch.by_group.index) == list(DESIGN)
     assert batch.by_group.mean() == pytest.approx(batch.accuracy)
     assert batch.confusion.loc["Batch1", "Batch7"] == 0  # no class was seen in both
+    assert list(batch.confusion.index) == [f"Batch{k}" for k in range(1, 8)]
 
 
 def test_chance_holds_in_unbalanced_groups():

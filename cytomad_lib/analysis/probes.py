@@ -38,10 +38,11 @@ Example
 1.0
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
+from joblib import Parallel, cpu_count, delayed
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.decomposition import PCA
@@ -162,7 +163,10 @@ def within_class_batch_accuracy(
             f"{list(batch.categories)}), so batches cannot be told apart within a class. "
             "Give cells of a class from at least two batches."
         )
-    return _score("batch within class", features, tasks, probes, n_permutations, seed, bits=True)
+    result = _score("batch within class", features, tasks, probes, n_permutations, seed, bits=True)
+    # Found class by class; shown in the order of the batches.
+    order = [name for name in batch.categories if name in result.confusion.index]
+    return replace(result, confusion=result.confusion.loc[order, order])
 
 
 def class_accuracy(features, labels, seed=0, n_permutations=20, probes=PROBES, n_folds=5):
@@ -231,6 +235,30 @@ def score_results(features, labels, seed=0, n_permutations=20, probes=PROBES):
     """
     measures = (within_class_batch_accuracy, class_accuracy, unseen_batch_class_accuracy)
     return [measure(features, labels, seed, n_permutations, probes) for measure in measures]
+
+
+def score_side_by_side(methods, labels, seed=0, n_permutations=20, probes=PROBES, n_jobs=2):
+    """Start scoring several sets of features, in processes beside this one.
+
+    Parameters
+    ----------
+    methods : dict
+        Name of the method to its features.
+    n_jobs : int
+        Processes at a time; never more than there are processors. The results do not depend on it.
+
+    Returns
+    -------
+    generator
+        Yields (name, list of `ProbeResult`) in the order of `methods`. Work goes on meanwhile, so
+        something else can be done before the first is asked for.
+    """
+    n_jobs = min(n_jobs, cpu_count(), len(methods))
+    found = Parallel(n_jobs=n_jobs, return_as="generator")(
+        delayed(score_results)(features, labels, seed, n_permutations, probes)
+        for features in methods.values()
+    )
+    return zip(methods, found, strict=True)
 
 
 def results_table(results):
@@ -366,7 +394,8 @@ def _balanced(cells, codes, rng):
 
 def _logistic(train, codes, test, n_labels, seed):
     probabilities = np.zeros((len(codes), len(test), n_labels), dtype=np.float32)
-    model = LogisticRegression(C=0.3, tol=1e-3, max_iter=500)
+    # Newton steps: few of them, so little overhead on the many small fits of the null.
+    model = LogisticRegression(C=0.3, solver="newton-cg", tol=1e-3, max_iter=500)
     for found, y in zip(probabilities, codes, strict=True):
         model.fit(train, y)
         found[:, model.classes_] = model.predict_proba(test)

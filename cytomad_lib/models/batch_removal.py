@@ -156,6 +156,11 @@ class BatchRemoval(Pix2Pix):
         for name in ("class_mlp", "class_cnn", "batch_mlps", "batch_cnn"):
             self.trackers[name] = keras.metrics.Mean(name=name)
 
+    @property
+    def generator_rate(self):
+        """Learning rate of the generator in this stage."""
+        return self.preset.removal_rate
+
     def draw_subsets(self, random):
         """Deal the features out to the batch MLPs anew, without overlap.
 

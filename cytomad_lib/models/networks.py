@@ -60,6 +60,8 @@ class Preset:
         Number of batch MLPs; they share the bottleneck features among them, without overlap.
     generator_rate, discriminator_rate, batch_mlp_rate, class_mlp_rate, cnn_rate : float
         Learning rates (Adam).
+    removal_rate : float
+        The generator's learning rate during batch removal.
     beta_1 : float
         First-moment decay of every Adam optimizer.
     weight_adversarial, weight_mae_pretraining, weight_mae_removal, weight_classifier : float
@@ -81,6 +83,7 @@ class Preset:
     refit_epochs: int = 100
     batch_mlps: int = 4
     generator_rate: float = 2e-4
+    removal_rate: float = 2e-4
     discriminator_rate: float = 1e-4
     batch_mlp_rate: float = 0.05
     class_mlp_rate: float = 1e-3
@@ -115,14 +118,14 @@ PUBLISHED = Preset()
 DEMO = Preset(
     name="demo",
     image_size=64,
-    base_filters=16,
-    batch_size=10,
+    base_filters=8,
     classifier_batch_size=100,
-    pretraining_epochs=20,
+    pretraining_epochs=10,
     classifier_epochs=10,
-    removal_epochs=10,
-    refit_every=5,
-    refit_epochs=20,
+    removal_epochs=6,
+    refit_every=3,
+    refit_epochs=25,
+    generator_rate=5e-4,
     norm_momentum=0.9,
 )
 WORKSHOP = Preset(

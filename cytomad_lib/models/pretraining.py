@@ -48,12 +48,15 @@ class Pix2Pix(keras.Model):
         silently skips the state of an optimizer that is not built.
         """
         super().compile(optimizer=None, **options)
-        self.generator_optimizer = _adam(
-            self.preset.generator_rate, self.preset.beta_1, self.generator
-        )
+        self.generator_optimizer = _adam(self.generator_rate, self.preset.beta_1, self.generator)
         self.discriminator_optimizer = _adam(
             self.preset.discriminator_rate, self.preset.beta_1, self.discriminator
         )
+
+    @property
+    def generator_rate(self):
+        """Learning rate of the generator in this stage."""
+        return self.preset.generator_rate
 
     @property
     def metrics(self):

@@ -1,0 +1,148 @@
+"""The command line: `python -m cytomad_lib COMMAND`.
+
+It parses, calls `cytomad_lib.workflow` and prints; `--help` lists the commands.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cytomad_lib.data.errors import CytomadError
+
+app = typer.Typer(
+    help="CytoMAD teaching kit: brightfield to quantitative phase, without batch effects.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Data = Annotated[Path, typer.Argument(help="A dataset's folder, or the one above it.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Split = Annotated[str, typer.Option(help="Train, Valid or Test.")]
+RunFolder = Annotated[Path, typer.Argument(help="Folder of a training run.")]
+Preset = Annotated[str, typer.Option(help="published, demo or workshop.")]
+
+
+@app.command()
+def demo(
+    out: Out,
+    data: Annotated[Path | None, typer.Option(help="Another dataset.")] = None,
+    seed: Seed = 0,
+):
+    """Train, predict and evaluate on the demonstration dataset (minutes on two CPU cores)."""
+    from cytomad_lib import workflow
+
+    _show(workflow.demo(out, data, seed=seed, verbose=_verbosity()), out)
+
+
+@app.command()
+def simulate(
+    out: Out,
+    demo: Annotated[bool, typer.Option(help="Exactly the committed demonstration set.")] = False,
+    image_size: Annotated[int, typer.Option(help="Pixels along each side.")] = 64,
+    train: Annotated[int, typer.Option(help="Training cells per group.", min=0)] = 60,
+    valid: Annotated[int, typer.Option(help="Validation cells per group.", min=0)] = 10,
+    test: Annotated[int, typer.Option(help="Test cells per group.", min=0)] = 30,
+    batch_strength: Annotated[float, typer.Option(help="0: no batch effect; 1: usual.")] = 1.0,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier simulation.")] = False,
+    seed: Seed = 0,
+):
+    """Simulate the lung dataset, with its batch-free truth, in the published layout."""
+    from cytomad_lib.simulation.write import DEMO_DATASET, simulate_dataset
+
+    settings = (
+        DEMO_DATASET
+        if demo
+        else {
+            "image_size": image_size,
+            "cells_per_group": {"Train": train, "Valid": valid, "Test": test},
+            "batch_strength": batch_strength,
+            "seed": seed,
+        }
+    )
+    root = simulate_dataset(out, **settings, overwrite=overwrite)
+    print(f"Simulated dataset: {root}")
+
+
+@app.command()
+def check(data: Data):
+    """Say whether a folder is a valid dataset, what is in it, and what is wrong."""
+    from cytomad_lib.data.cells import check_dataset
+
+    report = check_dataset(data, progress=_verbosity() == 1)
+    print(report)
+    if not report.ok:
+        raise CytomadError(f"{report.root} has {len(report.problems)} problem(s), listed above.")
+    print("No problem found.")
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Out,
+    preset: Preset = "demo",
+    cells: Annotated[
+        int | None, typer.Option(help="Training cells per group; all by default.", min=1)
+    ] = None,
+    seed: Seed = 0,
+):
+    """Train on a dataset; an interrupted training goes on when called again."""
+    from cytomad_lib import workflow
+    from cytomad_lib.models.networks import find_preset
+
+    run = workflow.train(data, out, find_preset(preset), seed, cells, _verbosity())
+    print(f"\nTrained: {', '.join(run.stages())}. The run is in {run.folder}")
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    data: Data,
+    out: Out,
+    split: Split = "Test",
+    stage: Annotated[str, typer.Option(help="pretraining or published.")] = "published",
+):
+    """Predict phase images and bottleneck features of a split, and write them."""
+    from cytomad_lib import workflow
+    from cytomad_lib.runs import Run
+
+    prediction = workflow.predict_split(
+        Run.open(run), data, split, stage, out, progress=_verbosity() == 1
+    )
+    print(f"Predicted {len(prediction)} cells into {out}")
+
+
+@app.command()
+def evaluate(run: RunFolder, data: Data, out: Out, split: Split = "Test", seed: Seed = 0):
+    """Score a run on a split, by probes that the generator never met."""
+    from cytomad_lib import workflow
+    from cytomad_lib.runs import Run
+
+    _show(workflow.evaluate(Run.open(run), data, split, out, seed, progress=True), out)
+
+
+def main():
+    """Run the command line; a user's error ends it with a message and exit code 1."""
+    try:
+        app()
+    except (CytomadError, OSError) as error:
+        sys.exit(f"Error: {error}")
+
+
+def _show(evaluation, out):
+    print(f"\n{evaluation.summary()}\n\nFigures:")
+    for path in evaluation.figures:
+        print(f"  {path}")
+    print(f"Tables: {out / 'scores.csv'}, {out / 'image_scores.csv'}")
+
+
+def _verbosity():
+    """Progress bars on a terminal; a line per epoch in a log file."""
+    return 1 if sys.stdout.isatty() else 2
+
+
+if __name__ == "__main__":
+    main()

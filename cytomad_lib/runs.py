@@ -1,0 +1,435 @@
+"""Training runs: one folder each, that can be interrupted, resumed and loaded.
+
+A run's folder holds
+
+* `run.json`: preset, seed, label order, numbers of cells, versions;
+* `pretraining/`, `classifiers/...`, `published/`: one folder per stage with `history.csv`
+  (losses of every epoch), the best epoch's networks and the last epoch's checkpoint;
+* `figures/`: filled by whoever plots.
+
+An epoch counts once its row is in `history.csv`. That file is written last and in one piece, so
+an interruption at any moment loses the epoch under way and nothing else.
+
+Example
+-------
+>>> run = Run.create("results/run", DEMO, train_cells, seed=0)
+>>> run.pretrain(train_cells, valid_cells)
+>>> run.fit_classifiers(train_cells, valid_cells)
+>>> run.remove_batches(train_cells, valid_cells)
+>>> generator = Run.open("results/run").generator("published")
+"""
+
+import json
+import os
+import platform
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+
+import cytomad_lib
+from cytomad_lib.data.cells import check_trainable
+from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.models.batch_removal import (
+    BatchRemoval,
+    Classifiers,
+    RefitBatchMLPs,
+    generate,
+)
+from cytomad_lib.models.feeding import Minibatches, ReseedDropout
+from cytomad_lib.models.networks import Preset, build_discriminator, build_generator
+from cytomad_lib.models.pretraining import Pix2Pix
+
+SETTINGS = "run.json"
+HISTORY = "history.csv"
+STAGES = ("pretraining", "published")  # stages that leave a generator
+VALIDATION_BATCH = 100  # cells per minibatch where nothing is learned
+
+
+class RunError(CytomadError):
+    """A run's folder does not hold what was expected."""
+
+
+class Run:
+    """A training run and its folder; made by `Run.create` or `Run.open`.
+
+    Parameters
+    ----------
+    folder : Path
+    settings : dict
+        What `run.json` holds.
+    """
+
+    def __init__(self, folder, settings):
+        self.folder = Path(folder)
+        self.settings = settings
+        self.preset = Preset(**settings["preset"])
+        self.seed = settings["seed"]
+        self.batches = tuple(settings["batches"])
+        self.classes = tuple(settings["classes"])
+
+    @classmethod
+    def create(cls, folder, preset, cells, dataset, seed=0):
+        """Start a run, or take up an interrupted one of the same settings.
+
+        Parameters
+        ----------
+        folder : path
+            Made if it does not exist.
+        preset : Preset
+        cells : CellImages or CellFiles
+            The training cells: their label order and numbers are written down.
+        dataset : str
+            Name of the dataset's layout, such as `"lung"`.
+        seed : int
+
+        Returns
+        -------
+        Run
+
+        Raises
+        ------
+        DatasetError
+            If the cells are of fewer than two batches or classes.
+        RunError
+            If the folder holds a run of other settings, or something that is not a run.
+        """
+        check_trainable(cells.labels)
+        folder = Path(folder)
+        settings = {
+            "preset": preset.as_dict(),
+            "seed": seed,
+            "dataset": dataset,
+            "batches": list(cells.batches),
+            "classes": list(cells.classes),
+            "training_cells": _count_cells(cells.labels),
+            "pixel_size_um": cells.pixel_size_um,
+            "versions": _versions(),
+        }
+        if (folder / SETTINGS).exists():
+            earlier = cls.open(folder)
+            _check_same_settings(folder, earlier.settings, settings)
+            return earlier
+        if folder.exists() and not folder.is_dir():
+            raise RunError(f"{folder} is a file. Expected a folder for the run; give another name.")
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+        return cls(folder, settings)
+
+    @classmethod
+    def open(cls, folder):
+        """Open a run's folder.
+
+        Raises
+        ------
+        RunError
+            If there is no run, or its `run.json` cannot be used.
+        """
+        path = Path(folder) / SETTINGS
+        if not path.exists():
+            raise RunError(
+                f"{path} does not exist. Expected the folder of a training run; "
+                "give the folder that `train` or `demo` wrote."
+            )
+        try:
+            return cls(folder, json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{path} cannot be used ({type(error).__name__}: {error}). Expected the settings "
+                "that this version of the kit writes; train again into a new folder."
+            ) from error
+
+    def pretrain(self, train, valid, verbose=0):
+        """Stage 1: pix2pix, to the end of the preset's epochs.
+
+        Parameters
+        ----------
+        train, valid : CellImages or CellFiles
+            Cells to learn from, and cells to choose the best epoch by.
+        verbose : int
+            0 is silent, 1 shows a progress bar, 2 prints a line per epoch.
+
+        Returns
+        -------
+        DataFrame
+            Losses per epoch.
+        """
+        self._check_cells(train)
+        generator, discriminator = self._new_generator(), self._new_discriminator()
+        model = Pix2Pix(generator, discriminator, self.preset)
+        model.compile()
+        stage = _Stage(
+            self.folder / "pretraining",
+            model,
+            {"generator": generator, "discriminator": discriminator},
+            self.preset.pretraining_epochs,
+        )
+        return self._fit_on_cells(stage, train, valid, verbose)
+
+    def fit_classifiers(self, train, valid, verbose=0):
+        """Stage 2: fit class MLP, class CNN and batch CNN on what the generator makes.
+
+        Parameters as in `pretrain`.
+
+        Returns
+        -------
+        dict of DataFrame
+            Losses and accuracies per epoch of each classifier.
+        """
+        self._check_cells(train)
+        generator = self.generator("pretraining")
+        made = generate(generator, train), generate(generator, valid)
+        histories = {}
+        for number, job in enumerate(self._new_classifiers().jobs(self.preset)):
+            job.compile(self.preset)
+            name = job.classifier.name
+            _say(verbose, f"Fitting {name} on generated {job.inputs}")
+            stage = _Stage(
+                self.folder / "classifiers" / name,
+                job.classifier,
+                {name: job.classifier},
+                self.preset.classifier_epochs,
+            )
+            feeds = [
+                Minibatches.of_arrays(
+                    cells[job.inputs],
+                    cells[job.codes],
+                    self.preset.classifier_batch_size,
+                    seed=self._seed(10 + number),
+                    first_epoch=stage.epochs_done,
+                    shuffle=cells is made[0],
+                )
+                for cells in made
+            ]
+            histories[name] = stage.fit(*feeds, verbose=verbose)
+        return histories
+
+    def remove_batches(self, train, valid, verbose=0):
+        """Stage 3: batch removal by the published recipe.
+
+        Parameters and return value as in `pretrain`.
+        """
+        self._check_cells(train)
+        generator = self.generator("pretraining")
+        discriminator = self._load("pretraining", "discriminator", self._new_discriminator())
+        classifiers = self._new_classifiers()
+        for job in classifiers.jobs(self.preset):
+            name = job.classifier.name
+            self._load(f"classifiers/{name}", name, job.classifier)
+        model = BatchRemoval(generator, discriminator, classifiers, self.preset)
+        model.compile()
+        stage = _Stage(
+            self.folder / "published",
+            model,
+            {"generator": generator, "discriminator": discriminator},
+            self.preset.removal_epochs,
+        )
+        refit = RefitBatchMLPs(train, seed=self._seed(3), verbose=verbose)
+        return self._fit_on_cells(stage, train, valid, verbose, [refit])
+
+    def generator(self, stage):
+        """Load the best epoch's generator of a finished or unfinished stage.
+
+        Parameters
+        ----------
+        stage : {"pretraining", "published"}
+
+        Returns
+        -------
+        keras.Model
+
+        Raises
+        ------
+        RunError
+            If the stage is unknown or has no finished epoch.
+        """
+        if stage not in STAGES:
+            raise RunError(f"There is no stage {stage!r}. Expected one of {', '.join(STAGES)}.")
+        return self._load(stage, "generator", self._new_generator())
+
+    def history(self, stage):
+        """Read the losses per epoch of a stage, as a DataFrame (empty before the first)."""
+        return _read_history(self.folder / stage)
+
+    def best_epoch(self, stage):
+        """Return the epoch, counted from 1, of the lowest validation loss: the one kept."""
+        return _best_epoch(self._finished_history(stage))
+
+    def stages(self):
+        """List the stages that have a generator to load."""
+        return [stage for stage in STAGES if len(self.history(stage))]
+
+    def _fit_on_cells(self, stage, train, valid, verbose, callbacks=()):
+        feed = Minibatches.of_cells(
+            train,
+            self.preset.batch_size,
+            seed=self._seed(1),
+            first_epoch=stage.epochs_done,
+        )
+        valid_feed = Minibatches.of_cells(valid, VALIDATION_BATCH, shuffle=False)
+        reseed = ReseedDropout(stage.model.generator, self._seed(2))
+        return stage.fit(feed, valid_feed, verbose, [reseed, *callbacks])
+
+    def _new_generator(self):
+        return build_generator(**self.preset.image_network, seed=self._seed(20))
+
+    def _new_discriminator(self):
+        return build_discriminator(**self.preset.image_network, seed=self._seed(21))
+
+    def _new_classifiers(self):
+        return Classifiers.build(
+            len(self.batches), len(self.classes), self.preset, seed=self._seed(22)
+        )
+
+    def _seed(self, purpose):
+        """Return a seed of its own for every use of chance, all from the run's seed."""
+        return int(np.random.SeedSequence([self.seed, purpose]).generate_state(1)[0])
+
+    def _load(self, stage, name, network):
+        best = _best_epoch(self._finished_history(stage))
+        network.load_weights(self.folder / stage / _weights_name(name, best))
+        return network
+
+    def _finished_history(self, stage):
+        history = self.history(stage)
+        if not len(history):
+            raise RunError(
+                f"{self.folder / stage} has no finished epoch. Expected a trained stage; the "
+                f"run has: {', '.join(self.stages()) or 'none'}. Train it first."
+            )
+        return history
+
+    def _check_cells(self, cells):
+        found = (tuple(cells.batches), tuple(cells.classes))
+        if found != (self.batches, self.classes):
+            raise RunError(
+                f"The cells' labels are {found}, the run in {self.folder} was started with "
+                f"{(self.batches, self.classes)}. Use cells of the same dataset."
+            )
+        if _count_cells(cells.labels) != self.settings["training_cells"]:
+            raise RunError(
+                f"The training cells differ in number from those that the run in {self.folder} "
+                "was started with. Load the same cells, or start a run in another folder."
+            )
+
+
+class _Stage:
+    """One model fitted into one folder: epochs are kept, resumed, and the best one restored."""
+
+    def __init__(self, folder, model, networks, epochs):
+        self.folder = Path(folder)
+        self.model = model
+        self.networks = networks
+        self.epochs = epochs
+        self.epochs_done = len(_read_history(self.folder))
+
+    def fit(self, feed, valid_feed, verbose=0, callbacks=()):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if 0 < self.epochs_done < self.epochs:
+            _say(verbose, f"Going on after epoch {self.epochs_done} of {self.epochs}")
+            self.model.load_weights(self.folder / _weights_name("checkpoint", self.epochs_done))
+        if self.epochs_done < self.epochs:
+            self.model.fit(
+                feed,
+                validation_data=valid_feed,
+                initial_epoch=self.epochs_done,
+                epochs=self.epochs,
+                shuffle=False,  # the feed does, by the run's seed
+                verbose=verbose,
+                callbacks=[*callbacks, _KeepEpoch(self)],
+            )
+        history = _read_history(self.folder)
+        best = _best_epoch(history)
+        for name, network in self.networks.items():
+            network.load_weights(self.folder / _weights_name(name, best))
+        return history
+
+
+class _KeepEpoch(keras.callbacks.Callback):
+    """Write an epoch's checkpoint, its networks if they are the best so far, then its losses."""
+
+    def __init__(self, stage):
+        super().__init__()
+        self.stage = stage
+
+    def on_epoch_end(self, epoch, logs=None):
+        number, folder = epoch + 1, self.stage.folder
+        row = {"epoch": number} | {name: float(value) for name, value in logs.items()}
+        if not np.isfinite(list(row.values())).all():
+            raise RunError(
+                f"A loss became infinite or not a number in epoch {number}: {row}. The run in "
+                f"{folder} holds the epochs before; lower the learning rates, or check the "
+                "images' units with `check`."
+            )
+        history = pd.concat([_read_history(folder), pd.DataFrame([row])], ignore_index=True)
+        best = _best_epoch(history)
+        _save_weights(self.model, folder / _weights_name("checkpoint", number))
+        if best == number:
+            for name, network in self.stage.networks.items():
+                _save_weights(network, folder / _weights_name(name, number))
+        _write_text(folder / HISTORY, history.to_csv(index=False))
+        self._forget_others(number, best)
+
+    def _forget_others(self, last, best):
+        keep = {_weights_name("checkpoint", last)}
+        keep |= {_weights_name(name, best) for name in self.stage.networks}
+        for path in self.stage.folder.glob("*.weights.h5"):
+            if path.name not in keep:
+                path.unlink()
+
+
+def _weights_name(name, epoch):
+    return f"{name}_{epoch:06d}.weights.h5"
+
+
+def _read_history(folder):
+    path = Path(folder) / HISTORY
+    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+
+
+def _best_epoch(history):
+    return int(history["epoch"][history["val_loss"].idxmin()])
+
+
+def _save_weights(model, path):
+    part = path.with_name("unfinished.weights.h5")
+    model.save_weights(part, overwrite=True)
+    os.replace(part, path)
+
+
+def _write_text(path, text):
+    part = path.with_name(path.name + ".unfinished")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def _count_cells(labels):
+    counts = labels.groupby(["batch", "class_name"], observed=True).size()
+    return {f"{batch}/{name}": int(n) for (batch, name), n in counts.items()}
+
+
+def _versions():
+    return {
+        "cytomad_lib": cytomad_lib.__version__,
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _check_same_settings(folder, earlier, now):
+    for name in now:
+        # A run may be resumed after an upgrade; the versions of its start stay written down.
+        if name != "versions" and earlier.get(name) != now[name]:
+            raise RunError(
+                f"{folder / SETTINGS} has {name} = {earlier.get(name)}, now it would be "
+                f"{now[name]}. Expected the same to go on with that run; give another folder "
+                "to start a new one."
+            )
+
+
+def _say(verbose, text):
+    if verbose:
+        print(text, flush=True)

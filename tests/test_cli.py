@@ -1,0 +1,211 @@
+"""The command line: what is wrong with a user's files is said, and nothing is left behind."""
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+import pytest
+from training_cells import TINY
+
+from cytomad_lib import __main__ as command_line
+from cytomad_lib.data.layouts import LUNG
+from cytomad_lib.data.matfiles import write_mat
+from cytomad_lib.models import networks
+
+GROUP = LUNG.groups[0]
+GROUPS = [group for group in LUNG.groups if group.batch in ("Batch1", "Batch2")]
+
+
+def stack(cells=4, size=16, seed=0):
+    return np.random.default_rng(seed).normal(1, 0.1, (size, size, cells)).astype("float32")
+
+
+@pytest.fixture
+def data(tmp_path):
+    root = tmp_path / "data" / LUNG.root_folder
+    for group in GROUPS:
+        for split in ("Train", "Valid", "Test"):
+            for kind in ("BF", "QPI"):
+                write_mat(root / group.file(split, kind), {kind: stack()})
+    return root
+
+
+@pytest.fixture(autouse=True)
+def tiny_preset(monkeypatch):
+    monkeypatch.setitem(networks.PRESETS, "tiny", TINY)
+
+
+def run(*words):
+    """Call the command line in this process; return its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["cytomad_lib", *map(str, words)])
+        try:
+            command_line.main()
+        except SystemExit as end:
+            if isinstance(end.code, str):  # as the interpreter does
+                print(end.code, file=sys.stderr)
+                return 1
+            return end.code or 0
+    return 0
+
+
+def hdf5(path, make):
+    with h5py.File(path, "w") as file:
+        dataset = make(file)
+        if dataset is not None:
+            dataset.attrs["MATLAB_class"] = np.bytes_("single")
+
+
+def virtual(file):
+    layout = h5py.VirtualLayout((4, 16, 16), "f4")
+    layout[...] = h5py.VirtualSource("elsewhere.h5", "BF", (4, 16, 16))
+    return file.create_virtual_dataset("BF", layout)
+
+
+def external_link(file):
+    file["BF"] = h5py.ExternalLink("elsewhere.h5", "/BF")
+
+
+def with_nan():
+    images = stack()
+    images[3, 3, 2] = np.nan
+    return images
+
+
+@dataclass
+class Fault:
+    """How to spoil the first group's training BF file (or the folders), and what must be said."""
+
+    spoil: object  # called with the dataset's root and the file's path
+    says: tuple
+    names: str = "H69_BF.mat"
+
+
+def add_group(folder):
+    def spoil(root, path):
+        for kind in ("BF", "QPI"):
+            write_mat(root / folder / "Train" / f"X_{kind}.mat", {kind: stack()})
+
+    return spoil
+
+
+FAULTS = {
+    "missing file": Fault(lambda root, path: path.unlink(), ("is missing", "add it")),
+    "wrong variable": Fault(
+        lambda root, path: write_mat(path, {"phase": stack()}), ("phase", "Expected", "BF")
+    ),
+    "2-D array": Fault(
+        lambda root, path: write_mat(path, {"BF": stack()[..., 0]}), ("16 x 16", "Expected")
+    ),
+    "NaN": Fault(lambda root, path: write_mat(path, {"BF": with_nan()}), ("NaN", "Expected")),
+    "other counts": Fault(
+        lambda root, path: write_mat(path, {"BF": stack(cells=3)}),
+        ("3 cells", "4 cells", "Expected"),
+    ),
+    "other sizes": Fault(
+        lambda root, path: write_mat(path, {"BF": stack(size=20)}),
+        ("20 x 20", "16 x 16", "Expected"),
+    ),
+    "empty file": Fault(lambda root, path: path.write_bytes(b""), ("empty", "Expected")),
+    "truncated": Fault(
+        lambda root, path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        ("Expected",),
+    ),
+    "1 TB": Fault(
+        lambda root, path: hdf5(
+            path, lambda file: file.create_dataset("BF", (2**20, 512, 512), "f4")
+        ),
+        ("1,099,511,627,776 bytes", "Expected"),
+    ),
+    "external link": Fault(lambda root, path: hdf5(path, external_link), ("link", "Expected")),
+    "virtual dataset": Fault(lambda root, path: hdf5(path, virtual), ("other files", "Expected")),
+    "text file": Fault(lambda root, path: path.write_text("hello " * 100), ("Expected",)),
+    "unknown batch": Fault(
+        add_group("Batch9/H69"), ("Batch9", "Expected", "Batch7", "rename or move"), "Batch9"
+    ),
+    "unknown class": Fault(
+        add_group("Batch1/HeLa"), ("HeLa", "Expected", "H2170", "rename or move"), "HeLa"
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_named_and_nothing_is_left(name, command, data, tmp_path, capsys):
+    fault = FAULTS[name]
+    fault.spoil(data, data / GROUP.file("Train", "BF"))
+    out = tmp_path / "out"
+    words = ("train", data, "--out", out, "--preset", "tiny")
+    assert run(*(words if command == "train" else ("check", data))) == 1
+    captured = capsys.readouterr()
+    said = captured.err if command == "train" else captured.out + captured.err
+    for words in (fault.names, *fault.says):
+        assert words in said, said
+    assert not out.exists()
+    assert "Traceback" not in said
+
+
+def test_more_cells_than_there_are(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("train", data, "--out", out, "--preset", "tiny", "--cells", 1000) == 1
+    said = capsys.readouterr().err
+    for words in ("_BF.mat has 4 cells", "Expected the 1000 asked", "ask for 4 or fewer"):
+        assert words in said
+    assert not out.exists()
+
+
+def test_a_single_batch(data, tmp_path, capsys):
+    shutil.rmtree(data / "Batch2")
+    out = tmp_path / "out"
+    assert run("train", data, "--out", out, "--preset", "tiny") == 1
+    said = capsys.readouterr().err
+    for words in ("only Batch1", "at least two batches", "load more groups"):
+        assert words in said
+    assert not out.exists()
+
+
+def test_check_of_a_good_dataset(data, capsys):
+    assert run("check", data) == 0
+    said = capsys.readouterr().out
+    assert "lung dataset" in said and "No problem found." in said
+    assert said.count("Batch1/H69") == 3  # a row per split
+
+
+def test_simulate_then_check_then_refuse_to_overwrite(tmp_path, capsys):
+    words = ("simulate", "--out", tmp_path, "--image-size", 16, "--train", 1, "--valid", 1)
+    assert run(*words, "--test", 1) == 0
+    assert run("check", tmp_path) == 0
+    assert run(*words, "--test", 2) == 1
+    assert "overwrite" in capsys.readouterr().err
+    assert run(*words, "--test", 2, "--overwrite") == 0
+
+
+def test_unknown_names_are_answered_with_the_known_ones(data, tmp_path, capsys):
+    assert run("train", data, "--out", tmp_path / "out", "--preset", "fast") == 1
+    assert "'fast'. Expected one of published, demo, workshop" in capsys.readouterr().err
+    assert run("evaluate", tmp_path, data, "--out", tmp_path / "out") == 1
+    assert "run.json does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_program_itself_ends_with_a_message_and_exit_code_1(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "cytomad_lib", "check", tmp_path / "nowhere"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: ") and "nowhere" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_help_lists_the_commands():
+    result = subprocess.run(
+        [sys.executable, "-m", "cytomad_lib", "--help"], capture_output=True, text=True
+    )
+    assert result.returncode == 0
+    for command in ("demo", "simulate", "check", "train", "predict", "evaluate"):
+        assert command in result.stdout
