@@ -34,7 +34,6 @@ from cytomad_lib.views import plots
 
 METHOD_NAMES = {"pretraining": "pretrained", "published": "published recipe"}
 MEASURED, TRUTH = "measured QPI", "truth"
-CELLS_SHOWN = 6
 DEMO_CELLS = 40  # training cells per group: enough for minutes; the others wait for `train`
 
 
@@ -264,7 +263,7 @@ def demo(out, data=None, preset=DEMO, seed=0, verbose=0):
 
 def _draw(folder, cells, images, references, maps, results, scores):
     """Draw and save the figures of an evaluation; return their paths."""
-    shown = _one_cell_of_each_class(cells.labels)[:CELLS_SHOWN]
+    shown = _one_cell_of_each_class(cells.labels)
     some = cells.labels.iloc[shown]
     columns = {"Brightfield": cells.brightfield} | images | references
     last = TRUTH if TRUTH in references else MEASURED

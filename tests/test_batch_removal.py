@@ -105,25 +105,18 @@ def test_the_batch_terms_ask_for_the_first_batch_whatever_the_true_one(cells):
 
 def test_steering_makes_fitted_batch_mlps_say_first_batch(cells):
     preset = replace(
-        TINY, refit_epochs=150, batch_mlp_rate=0.01, weight_mae_removal=0.0, removal_rate=5e-3
+        TINY, refit_epochs=100, batch_mlp_rate=0.01, weight_mae_removal=0.0, removal_rate=5e-3
     )
     model = tiny_removal(preset)
     callback = RefitBatchMLPs(cells, seed=0)
     callback.set_model(model)
     callback.refit(0)
-
-    def says_first_batch():
-        features = generate(model.generator, cells)["features"]
-        return np.mean(
-            [
-                np.argmax(mlp(model.features_of_mlp(features, number)), axis=1) == 0
-                for number, mlp in enumerate(model.batch_mlps)
-            ]
-        )
-
-    assert says_first_batch() < 0.5  # a quarter of the cells are of the first batch
-    model.fit(Minibatches.of_cells(cells, 8), epochs=30, shuffle=False, verbose=0)
-    assert says_first_batch() > 0.9
+    feed = Minibatches.of_cells(cells, 8)
+    fooled = model.fit(feed, epochs=25, shuffle=False, verbose=0).history["batch_mlps"]
+    # Four cross-entropies with "first batch", of which a quarter of these cells are. A guess
+    # without information costs 4 ln 7; fooled classifiers are sure of it.
+    assert fooled[0] > 4 * np.log(3)
+    assert fooled[-1] < 0.2 * fooled[0]
 
 
 def test_refitted_mlps_are_new_and_read_the_batch(cells):
