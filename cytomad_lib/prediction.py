@@ -10,7 +10,6 @@ Example
 ((630, 64, 64, 1), (630, 128))
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.data.files import written_beside
 from cytomad_lib.data.matfiles import write_mat
 from cytomad_lib.models.batch_removal import generate
 
@@ -127,16 +127,14 @@ def write_prediction(prediction, folder, model_name, overwrite=False):
             f"{existing[0]} exists already. Expected a folder without an earlier prediction; "
             "give another folder, or remove the old files."
         )
-    folder.mkdir(parents=True, exist_ok=True)
     for path, rows in groups.items():
         arrays = {
             "CytoMAD_image": np.moveaxis(prediction.images[rows, ..., 0], 0, -1),
             "CytoMAD_features": prediction.features[rows],
         }
         write_mat(path, arrays, version="5")
-    part = table.with_name(table.name + ".unfinished")
-    feature_table(prediction).to_csv(part, index=False)
-    os.replace(part, table)
+    with written_beside(table) as beside:
+        feature_table(prediction).to_csv(beside, index=False)
     return [*groups, table]
 
 

@@ -20,7 +20,6 @@ Example
 """
 
 import json
-import os
 import platform
 from pathlib import Path
 
@@ -31,6 +30,7 @@ import pandas as pd
 import cytomad_lib
 from cytomad_lib.data.cells import check_trainable
 from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.data.files import write_text, written_beside
 from cytomad_lib.models.batch_removal import (
     BatchRemoval,
     Classifiers,
@@ -114,7 +114,7 @@ class Run:
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder} is a file. Expected a folder for the run; give another name.")
         folder.mkdir(parents=True, exist_ok=True)
-        _write_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+        write_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
         return cls(folder, settings)
 
     @classmethod
@@ -178,6 +178,7 @@ class Run:
             Losses and accuracies per epoch of each classifier.
         """
         self._check_cells(train)
+        self._check_pretrained()
         generator = self.generator("pretraining")
         made = generate(generator, train), generate(generator, valid)
         histories = {}
@@ -211,22 +212,49 @@ class Run:
         Parameters and return value as in `pretrain`.
         """
         self._check_cells(train)
-        generator = self.generator("pretraining")
-        discriminator = self._load("pretraining", "discriminator", self._new_discriminator())
-        classifiers = self._new_classifiers()
-        for job in classifiers.jobs(self.preset):
-            name = job.classifier.name
-            self._load(f"classifiers/{name}", name, job.classifier)
-        model = BatchRemoval(generator, discriminator, classifiers, self.preset)
-        model.compile()
+        self._check_pretrained()
+        model = self._new_removal()
         stage = _Stage(
             self.folder / "published",
             model,
-            {"generator": generator, "discriminator": discriminator},
+            {"generator": model.generator, "discriminator": model.discriminator},
             self.preset.removal_epochs,
         )
         refit = RefitBatchMLPs(train, seed=self._seed(3), verbose=verbose)
         return self._fit_on_cells(stage, train, valid, verbose, [refit])
+
+    def own_verdict(self, cells):
+        """Ask the published recipe's own batch classifiers what they make of cells, in the end.
+
+        Parameters
+        ----------
+        cells : CellImages or CellFiles
+
+        Returns
+        -------
+        Series
+            For the batch CNN and each batch MLP, the share of cells that it calls "first batch".
+            All near 1 means that they are fooled. It does not mean that the batch is gone.
+
+        Raises
+        ------
+        RunError
+            If batch removal has no finished epoch.
+        """
+        last = int(self._finished_history("published")["epoch"].iloc[-1])
+        model = self._new_removal()
+        model.load_weights(self.folder / "published" / _weights_name("checkpoint", last))
+        made = generate(model.generator, cells)
+        verdicts = {"batch_cnn": model.batch_cnn.predict(made["images"], verbose=0)}
+        for number, mlp in enumerate(model.batch_mlps):
+            seen = model.features_of_mlp(made["features"], number)
+            verdicts[mlp.name] = mlp.predict(seen, verbose=0)
+        return pd.Series(
+            {
+                name: np.mean(probabilities.argmax(axis=1) == model.fake_batch)
+                for name, probabilities in verdicts.items()
+            }
+        )
 
     def generator(self, stage):
         """Load the best epoch's generator of a finished or unfinished stage.
@@ -282,6 +310,20 @@ class Run:
             len(self.batches), len(self.classes), self.preset, seed=self._seed(22)
         )
 
+    def _new_removal(self):
+        classifiers = self._new_classifiers()
+        for job in classifiers.jobs(self.preset):
+            name = job.classifier.name
+            self._load(f"classifiers/{name}", name, job.classifier)
+        model = BatchRemoval(
+            self.generator("pretraining"),
+            self._load("pretraining", "discriminator", self._new_discriminator()),
+            classifiers,
+            self.preset,
+        )
+        model.compile()
+        return model
+
     def _seed(self, purpose):
         """Return a seed of its own for every use of chance, all from the run's seed."""
         return int(np.random.SeedSequence([self.seed, purpose]).generate_state(1)[0])
@@ -299,6 +341,14 @@ class Run:
                 f"run has: {', '.join(self.stages()) or 'none'}. Train it first."
             )
         return history
+
+    def _check_pretrained(self):
+        done, wanted = len(self.history("pretraining")), self.preset.pretraining_epochs
+        if done < wanted:
+            raise RunError(
+                f"{self.folder / 'pretraining'} has {done} finished epochs. Expected all {wanted} "
+                "before anything is built on them; call `pretrain` first, it goes on from there."
+            )
 
     def _check_cells(self, cells):
         found = (tuple(cells.batches), tuple(cells.classes))
@@ -368,7 +418,7 @@ class _KeepEpoch(keras.callbacks.Callback):
         if best == number:
             for name, network in self.stage.networks.items():
                 _save_weights(network, folder / _weights_name(name, number))
-        _write_text(folder / HISTORY, history.to_csv(index=False))
+        write_text(folder / HISTORY, history.to_csv(index=False))
         self._forget_others(number, best)
 
     def _forget_others(self, last, best):
@@ -393,15 +443,8 @@ def _best_epoch(history):
 
 
 def _save_weights(model, path):
-    part = path.with_name("unfinished.weights.h5")
-    model.save_weights(part, overwrite=True)
-    os.replace(part, path)
-
-
-def _write_text(path, text):
-    part = path.with_name(path.name + ".unfinished")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with written_beside(path) as beside:
+        model.save_weights(beside)
 
 
 def _count_cells(labels):

@@ -13,7 +13,6 @@ Example
 >>> print(evaluation.summary())
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +20,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from cytomad_lib.analysis import image_quality, probes
+from cytomad_lib.analysis import biophysics, image_quality, probes
 from cytomad_lib.analysis.embedding import umap_coordinates
 from cytomad_lib.data.cells import CellFiles, load_cells
 from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.data.files import written_beside
 from cytomad_lib.data.layouts import find_layout
 from cytomad_lib.models.networks import DEMO
 from cytomad_lib.prediction import predict, write_prediction
@@ -141,6 +141,10 @@ class Evaluation:
         One row per method and measure; see `probes.score_table`.
     images : DataFrame
         One row per method: image quality against measured phase and, if known, the truth.
+    own_verdict : Series or None
+        Share of cells that the published recipe's own classifiers call "first batch".
+    first_batch : float
+        Share of cells that are of the first batch.
     figures : list of Path
     """
 
@@ -148,6 +152,8 @@ class Evaluation:
     seed: int
     scores: pd.DataFrame
     images: pd.DataFrame
+    own_verdict: pd.Series | None
+    first_batch: float
     figures: list
 
     def summary(self):
@@ -171,8 +177,20 @@ class Evaluation:
                 "",
                 "Images (mean over cells)",
                 _as_text(self.images),
+                *self._verdict_text(),
             ]
         )
+
+    def _verdict_text(self):
+        if self.own_verdict is None:
+            return []
+        least, most = 100 * self.own_verdict.min(), 100 * self.own_verdict.max()
+        return [
+            "",
+            f"The published recipe's own batch classifiers call {least:.1f} to {most:.1f} % of "
+            f"these cells 'first batch' ({100 * self.first_batch:.1f} % are).",
+            "So far they are fooled; whether the batch is gone, the probes above say.",
+        ]
 
 
 def evaluate(run, data, split, out, seed=0, progress=False):
@@ -228,9 +246,18 @@ def evaluate(run, data, split, out, seed=0, progress=False):
     _announce(progress, "Drawing figures")
     out = Path(out)
     figures = _draw(out / "figures", cells, images, references, maps, results, scores)
+    figures += _draw_encoding(out / "figures", cells, features)
     _write_table(scores, out / "scores.csv", index=False)
     _write_table(quality, out / "image_scores.csv", index_label="method")
-    return Evaluation(split, seed, scores, quality, [*save_loss_figures(run), *figures])
+    return Evaluation(
+        split=split,
+        seed=seed,
+        scores=scores,
+        images=quality,
+        own_verdict=run.own_verdict(cells) if "published" in stages else None,
+        first_batch=float(np.mean(cells.batch_codes == 0)),
+        figures=[*save_loss_figures(run), *figures],
+    )
 
 
 def demo(out, data=None, preset=DEMO, seed=0, verbose=0):
@@ -290,6 +317,22 @@ def _draw(folder, cells, images, references, maps, results, scores):
     return [plots.save_figure(figure, folder / name) for name, figure in figures.items()]
 
 
+def _draw_encoding(folder, cells, features):
+    """Draw which property of the cell each feature follows; return the paths."""
+    # From the truth where it is known: the measured phase carries the batch's scale, and a feature
+    # that knows nothing but the batch would seem to know the dry mass.
+    phase = cells.qpi if cells.truth is None else cells.truth
+    measures = biophysics.measure_cells(phase, cells.pixel_size_um)
+    paths = []
+    for name, values in features.items():
+        figure = plots.correlation_map(
+            biophysics.correlate_features(values, measures),
+            title=f"What the features encode, {name}",
+        )
+        paths.append(plots.save_figure(figure, folder / f"encoding_{name.replace(' ', '_')}.png"))
+    return paths
+
+
 def _one_cell_of_each_class(labels):
     """Return a row per class, each from another batch where that can be."""
     rows, batches = [], set()
@@ -335,10 +378,8 @@ def _check_same_layout(run, data):
 
 
 def _write_table(table, path, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".unfinished")
-    table.to_csv(part, **options)
-    os.replace(part, path)
+    with written_beside(path) as beside:
+        table.to_csv(beside, **options)
 
 
 def _as_text(table):

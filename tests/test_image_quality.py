@@ -6,6 +6,7 @@ import pytest
 from scipy import ndimage
 
 from cytomad_lib.analysis import image_quality as quality
+from cytomad_lib.simulation.optics import DRY_MASS_ALPHA, WAVELENGTH_UM
 
 PIXEL = 0.25
 Y, X = np.mgrid[-40:40, -40:40] * PIXEL + PIXEL / 2
@@ -14,7 +15,7 @@ RADIUS2 = X**2 + Y**2
 
 def sphere(radius_um=7.0, contrast=0.03):
     thickness = 2 * np.sqrt(np.clip(radius_um**2 - RADIUS2, 0, None))
-    return 2 * np.pi / quality.WAVELENGTH_UM * contrast * thickness
+    return 2 * np.pi / WAVELENGTH_UM * contrast * thickness
 
 
 def texture(seed, amplitude=0.3):
@@ -85,7 +86,7 @@ def test_mask_follows_a_scaled_phase():
 
 
 def test_dry_mass_of_a_sphere_is_contrast_times_volume():
-    expected = 0.03 * 4 / 3 * np.pi * 7**3 / quality.REFRACTIVE_INCREMENT
+    expected = 0.03 * 4 / 3 * np.pi * 7**3 / DRY_MASS_ALPHA
     phase = sphere()[None]
     found = quality.dry_mass_pg(phase, phase > 0, PIXEL)[0]
     assert found == pytest.approx(expected, rel=0.01)

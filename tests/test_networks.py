@@ -1,6 +1,8 @@
 """The networks are the published ones, at every size, and predict without chance."""
 
 import csv
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,3 +154,13 @@ def test_presets_are_found_by_name_and_keep_their_fields():
     assert replace(networks.DEMO, base_filters=4).n_features == 32
     with pytest.raises(CytomadError, match="'dmeo'.*published, demo, workshop"):
         networks.find_preset("dmeo")
+
+
+def test_importing_the_networks_prints_nothing():
+    """TensorFlow's remarks on missing GPUs look like errors to a learner."""
+    result = subprocess.run(
+        [sys.executable, "-c", "import cytomad_lib.models.networks"],
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -217,3 +217,51 @@ def test_failed_saving_keeps_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(ValueError, match="loss.docx"):
         plots.save_figure(Broken(), tmp_path / "loss.docx")
+
+
+def correlations():
+    return pd.DataFrame(
+        [[0.2, -0.9], [0.6, 0.1], [np.nan, np.nan], [-0.8, 0.3]],
+        index=["mass", "small", "constant", "large"],
+        columns=["area_um2", "dry_mass_pg"],
+    )
+
+
+def test_correlation_map_orders_features_by_the_measure_they_follow():
+    figure = plots.correlation_map(correlations(), "Bottleneck")
+    (panel,) = image_panels(figure)
+    names = [tick.get_text() for tick in panel.get_yticklabels()]
+    assert names == ["large", "small", "mass", "constant"]
+    np.testing.assert_array_equal(
+        np.ma.filled(panel.images[0].get_array(), np.nan), correlations().loc[names]
+    )
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["area_um2", "dry_mass_pg"]
+    boxes = [(box.get_x() + 0.5, box.get_y() + 0.5) for box in panel.patches]
+    assert boxes == [(0, 0), (0, 1), (1, 2)]  # the constant feature follows nothing
+    assert panel.get_title() == "Bottleneck"
+    assert panel.get_xlabel() and panel.get_ylabel()
+
+
+def test_correlation_map_is_centred_and_shows_missing_values_in_grey():
+    figure = plots.correlation_map(correlations())
+    (image,) = image_panels(figure)[0].images
+    assert image.get_clim() == (-1, 1)
+    colours = image.to_rgba(np.ma.masked_invalid([0.0, 0.9, -0.9, np.nan]))
+    assert colours[0].min() > 0.95  # no correlation is white
+    assert colours[1][0] > colours[1][2] and colours[2][0] < colours[2][2]  # red up, blue down
+    np.testing.assert_allclose(colours[3], [0.8, 0.8, 0.8, 1])
+    assert colour_bar_labels(figure) == {"correlation"}
+
+
+def test_correlation_map_of_many_features_counts_them_instead_of_naming():
+    table = pd.DataFrame(RNG.uniform(-1, 1, (512, 3)), columns=list("abc"))
+    panel = image_panels(plots.correlation_map(table))[0]
+    assert len(panel.get_yticks()) == 0
+    assert "512" in panel.get_ylabel()
+
+
+def test_correlation_map_of_anything_else_is_an_error():
+    with pytest.raises(ValueError, match="outside -1 to 1"):
+        plots.correlation_map(3 * correlations())
+    with pytest.raises(ValueError, match="0 features"):
+        plots.correlation_map(correlations().iloc[:0])

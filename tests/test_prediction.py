@@ -86,7 +86,7 @@ def test_an_earlier_prediction_is_replaced_only_on_request(generator, tmp_path):
     with pytest.raises(PredictionError, match="exists already.*another folder"):
         write_prediction(prediction, tmp_path, "published")
     write_prediction(prediction, tmp_path, "published", overwrite=True)
-    assert not list(tmp_path.glob("*unfinished*"))
+    assert not list(tmp_path.glob("*partial*"))
 
 
 def test_images_of_another_size_are_refused(generator):

@@ -87,7 +87,7 @@ def test_nothing_unfinished_and_nothing_superfluous_is_left(interrupted):
             "checkpoint_000003.weights.h5",
         ]
     )
-    assert not list(interrupted.folder.rglob("*unfinished*"))
+    assert not list(interrupted.folder.rglob("*partial*"))
 
 
 def test_the_run_says_what_it_was(whole):
@@ -112,6 +112,17 @@ def test_another_seed_starts_from_other_weights(tmp_path):
         for seed in (4, 5)
     ]
     assert not np.array_equal(kernels[0][0], kernels[1][0])
+
+
+def test_the_own_verdict_is_that_of_the_last_classifiers_on_the_last_generator(whole):
+    verdict = whole.own_verdict(CELLS)
+    assert list(verdict.index) == ["batch_cnn", *(f"batch_mlp_{n}" for n in (1, 2, 3, 4))]
+    assert verdict.between(0, 1).all()
+    model = whole._new_removal()
+    model.load_weights(whole.folder / "published" / "checkpoint_000003.weights.h5")
+    images, _ = model.generator(CELLS.brightfield, training=False)
+    first = np.argmax(model.batch_cnn(images, training=False), axis=1) == 0
+    assert verdict["batch_cnn"] == pytest.approx(first.mean())
 
 
 class Scripted(keras.callbacks.Callback):
@@ -183,6 +194,17 @@ def test_folders_that_are_no_runs(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="is a file"):
         Run.create(tmp_path / "file", TINY, CELLS, "lung")
+
+
+def test_nothing_is_built_on_an_unfinished_pretraining(tmp_path):
+    run = Run.create(tmp_path, TINY, CELLS, "lung")
+    (tmp_path / "pretraining").mkdir()
+    pd.DataFrame({"epoch": [1, 2], "val_loss": [2.0, 1.0]}).to_csv(
+        tmp_path / "pretraining" / "history.csv", index=False
+    )
+    for stage in (run.fit_classifiers, run.remove_batches):
+        with pytest.raises(RunError, match="2 finished epochs. Expected all 3"):
+            stage(CELLS, VALID)
 
 
 def test_stages_that_are_not_there(tmp_path):

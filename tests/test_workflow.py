@@ -57,6 +57,10 @@ def test_the_summary_shows_the_methods_side_by_side(evaluation):
     for name in ("batch within class", "class", "class, unseen batch", "in bits"):
         assert any(line.startswith(name) or name in line for line in text.splitlines())
     assert "Test split" in text
+    # A quarter of these cells are of the first batch; the classifiers say what they say.
+    assert evaluation.first_batch == 1 / 4
+    most = f"{100 * evaluation.own_verdict.max():.1f} % of these cells"
+    assert most in text and "(25.0 % are)" in text
 
 
 def test_image_scores_are_those_of_the_written_images(evaluation, results, data):
@@ -87,9 +91,11 @@ def test_every_figure_is_there(evaluation, results):
         "umap_published_recipe.png",
         "confusion_pretrained.png",
         "confusion_published_recipe.png",
+        "encoding_pretrained.png",
+        "encoding_published_recipe.png",
     }
     assert all(path.stat().st_size > 5000 for path in evaluation.figures)
-    assert not list(results.rglob("*unfinished*"))
+    assert not list(results.rglob("*partial*"))
 
 
 def test_the_same_demo_again_gives_the_same_scores(evaluation, results, data):

@@ -27,14 +27,11 @@ from skimage.filters import threshold_otsu
 from skimage.measure import label
 from skimage.metrics import structural_similarity
 
-WAVELENGTH_UM = 1.06
-"""Wavelength of the published quantitative phase microscope, in micrometres."""
-
-REFRACTIVE_INCREMENT = 0.19
-"""Phase per dry mass, um3/pg (0.18 to 0.2 for the contents of a mammalian cell)."""
+from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.simulation.optics import dry_mass
 
 
-class ImageShapeError(ValueError):
+class ImageShapeError(CytomadError):
     """Images that cannot be compared; the message gives both shapes."""
 
 
@@ -57,7 +54,7 @@ def foreground_mask(phase, threshold=None):
     bool array, (cells, height, width)
         Empty for an image that stays below the threshold.
     """
-    phase = _stack(phase)
+    phase = as_stack(phase)
     masks = np.zeros(phase.shape, dtype=bool)
     for image, mask in zip(phase, masks, strict=True):
         level = max(0.3, threshold_otsu(image) / 2) if threshold is None else threshold
@@ -74,7 +71,7 @@ def phase_range(reference):
     One number for the whole set, so that scores of different cells and methods can be compared. A
     range per image would reward thick cells; the maximum would depend on a single noisy pixel.
     """
-    return float(np.quantile(_stack(reference), 0.999))
+    return float(np.quantile(as_stack(reference), 0.999))
 
 
 def image_scores(predicted, reference, mask=None, data_range=None):
@@ -166,13 +163,11 @@ def structure_r(predicted, truth, mask=None, *, pixel_size_um, cutoff_um=2.0, ri
 
 
 def dry_mass_pg(phase, mask, pixel_size_um):
-    """Return the dry mass of each cell in picograms: wavelength / (2 pi alpha) * integral of phase.
+    """Return the dry mass of each cell in picograms, of what lies inside its mask.
 
-    Source: Barer, Nature 169, 366 (1952); constants `WAVELENGTH_UM` and `REFRACTIVE_INCREMENT`.
+    See `cytomad_lib.simulation.optics.dry_mass` for the constants and the source.
     """
-    phase = _stack(phase)
-    integral = np.sum(phase * mask, axis=(1, 2)) * pixel_size_um**2
-    return WAVELENGTH_UM / (2 * np.pi * REFRACTIVE_INCREMENT) * integral
+    return dry_mass(as_stack(phase) * mask, pixel_size_um)
 
 
 def per_cell_errors(predicted, reference, pixel_size_um, threshold=None):
@@ -223,8 +218,14 @@ def summarise(scores):
         return pd.DataFrame({"mean": numbers.mean(), "sd": numbers.std(), "n": numbers.count()})
 
 
-def _stack(images):
-    """Return float64 (cells, height, width)."""
+def as_stack(images):
+    """Return images (cells, height, width[, 1]) as float64 (cells, height, width).
+
+    Raises
+    ------
+    ImageShapeError
+        If they are of another shape.
+    """
     images = np.asarray(images, dtype=np.float64)
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
@@ -237,7 +238,7 @@ def _stack(images):
 
 
 def _same_shape(predicted, reference, mask):
-    predicted, reference = _stack(predicted), _stack(reference)
+    predicted, reference = as_stack(predicted), as_stack(reference)
     mask = np.ones(reference.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
     if predicted.shape != reference.shape or mask.shape != reference.shape:
         raise ImageShapeError(

@@ -19,7 +19,6 @@ against what the file really stores, and links out of the file are refused.
 """
 
 import math
-import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ import numpy as np
 import scipy.io
 
 from cytomad_lib.data.errors import MatFileError
+from cytomad_lib.data.files import written_beside
 
 MATLAB_CLASSES = {
     "float32": "single",
@@ -444,8 +444,7 @@ def write_mat(path, arrays, version="7.3"):
         raise ValueError(f"version is {version!r}; expected '7.3' or '5'.")
     arrays = {name: _checked_for_writing(path, name, array) for name, array in arrays.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _written_beside(path) as beside:
+        with written_beside(path) as beside:
             if version == "7.3":
                 _write_v73(beside, arrays)
             else:
@@ -455,18 +454,6 @@ def write_mat(path, arrays, version="7.3"):
             f"{path} cannot be written: {error}. Expected a folder that can be written to, with "
             "room on the disk; check both, or choose another place."
         ) from error
-
-
-@contextmanager
-def _written_beside(path):
-    """Give a temporary path beside `path`; it becomes `path` only if all goes well."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield beside
-        os.replace(beside, path)
-    except BaseException:  # also when the user presses Ctrl-C
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _checked_for_writing(path, name, array):

@@ -19,6 +19,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from cytomad_lib.data.errors import SimulationError
+from cytomad_lib.data.files import write_text
 from cytomad_lib.data.layouts import KINDS, LAYOUTS, SPLITS, VARIABLE, Group, Layout
 from cytomad_lib.data.matfiles import write_mat
 from cytomad_lib.simulation.acquisition import (
@@ -129,7 +130,7 @@ def simulate_dataset(
     root = Path(out) / found.root_folder
     _make_room(root, found, overwrite)
     # The notes come first: an interrupted simulation is then known as one, and can be overwritten.
-    _write_text(root / NOTES_FILE, notes)
+    write_text(root / NOTES_FILE, notes)
     jobs = [(group, split) for group in chosen for split in SPLITS if split in counts]
     for group, split in tqdm(jobs, disable=not progress, desc="simulating", unit="file"):
         kinds = KINDS if split in truth_splits else ("BF", "QPI")
@@ -269,13 +270,3 @@ def _notes(arguments: dict, layout: Layout) -> str:
         "cell_lines": {name: vars(line) for name, line in LUNG_LINES.items()},
     }
     return json.dumps(notes, indent=2, ensure_ascii=False) + "\n"
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        beside.write_bytes(text.encode())  # bytes: the same line ends on every system
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -5,6 +5,7 @@
 - `embedding`: one map of cells, coloured by batch and by class.
 - `confusion_matrix`, `confusion_matrices`: what is taken for what.
 - `score_bars`: methods side by side, with chance and null.
+- `correlation_map`: which feature follows which measure of the cell.
 - `save_figure`: to a file, complete or not at all.
 
 Figures do not belong to pyplot: nothing to close, nothing shown twice. In a notebook, a figure that
@@ -19,17 +20,19 @@ Example
 
 import io
 import itertools
-import os
 import textwrap
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib import figure as mpl_figure
 from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogFormatter, MaxNLocator
+
+from cytomad_lib.data.files import written_beside
 
 PHASE_MAP = "viridis"
 ERROR_MAP = "RdBu_r"
@@ -413,6 +416,68 @@ def score_bars(table):
     return figure
 
 
+def correlation_map(table, title=""):
+    """Draw which features follow which measures of the cells.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Correlations, (features, measures), from `biophysics.correlate_features`.
+    title : str
+
+    Returns
+    -------
+    Figure
+        Features are ordered by the measure that they follow most strongly (in either direction),
+        then by how strongly; those that follow none come last, in grey. Up to 40 features are
+        named, and the strongest measure of each is boxed.
+
+    Raises
+    ------
+    ValueError
+        If the table is empty or holds anything but numbers from -1 to 1.
+    """
+    values = table.to_numpy(dtype=float)
+    if not values.size or np.any(np.abs(values) > 1 + 1e-9):
+        raise ValueError(
+            f"Found a table of {values.shape[0]} features and {values.shape[1]} measures that is "
+            "empty or has values outside -1 to 1; expected correlations."
+        )
+    strength = np.nan_to_num(np.abs(values), nan=-1.0)
+    best, highest = strength.argmax(axis=1), strength.max(axis=1)
+    best[highest < 0] = values.shape[1]
+    order = np.lexsort((-highest, best))
+
+    n_features, n_measures = values.shape
+    named = n_features <= 40
+    height = 0.22 * n_features if named else 8.8
+    # The names of the measures need two inches below.
+    figure = Figure(figsize=(0.34 * n_measures + 3.2, max(height, 1.6) + 2.6), layout="constrained")
+    panel = figure.subplots()
+    colours = colormaps[ERROR_MAP].with_extremes(bad="0.8")
+    drawn = panel.imshow(
+        values[order], cmap=colours, vmin=-1, vmax=1, aspect="auto", interpolation="nearest"
+    )
+    names = [str(table.index[k]) for k in order]
+    panel.set_yticks(range(n_features) if named else [], names if named else [])
+    for row, feature in enumerate(order if named else []):
+        if highest[feature] >= 0:
+            panel.add_patch(Rectangle((best[feature] - 0.5, row - 0.5), 1, 1, fill=False))
+    panel.set_xticks(
+        range(n_measures), table.columns, rotation=60, ha="right", rotation_mode="anchor"
+    )
+    panel.tick_params(labelsize=9)
+    count = "" if named else f" ({n_features})"
+    boxed = " (boxed)" if named else ""
+    panel.set(
+        xlabel="measure",
+        ylabel=f"features{count}, by the measure\nthey follow most{boxed}",
+        title=title,
+    )
+    figure.colorbar(drawn, ax=panel, label="correlation", shrink=0.8)
+    return figure
+
+
 def save_figure(figure, path, dpi=150):
     """Write the figure to `path` (.png, .pdf or .svg); a file that is there is replaced.
 
@@ -425,13 +490,8 @@ def save_figure(figure, path, dpi=150):
     path = Path(path)
     if path.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise ValueError(f"Cannot save a figure as {path.name!r}; use .png, .pdf or .svg.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=dpi)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_beside(path) as beside:
+        figure.savefig(beside, dpi=dpi)
     return path
 
 
