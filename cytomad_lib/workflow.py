@@ -34,7 +34,7 @@ from cytomad_lib.views import plots
 
 METHOD_NAMES = {"pretraining": "pretrained", "published": "published recipe"}
 MEASURED, TRUTH = "measured QPI", "truth"
-DEMO_CELLS = 40  # training cells per group: enough for minutes; the others wait for `train`
+DEMO_CELLS = 36  # training cells per group: enough for minutes; the others wait for `train`
 
 
 def demo_dataset(out):
@@ -325,9 +325,12 @@ def _draw_encoding(folder, cells, features):
     measures = biophysics.measure_cells(phase, cells.pixel_size_um)
     paths = []
     for name, values in features.items():
+        # ReLU features that are zero for every cell follow nothing; they would fill half the map.
+        alive = np.flatnonzero(np.ptp(values, axis=0) > 0)
         figure = plots.correlation_map(
-            biophysics.correlate_features(values, measures),
-            title=f"What the features encode, {name}",
+            biophysics.correlate_features(values[:, alive], measures).set_axis(alive, axis=0),
+            title=f"What the features encode, {name}\n"
+            f"({len(alive)} of {values.shape[1]} features; the others never vary)",
         )
         paths.append(plots.save_figure(figure, folder / f"encoding_{name.replace(' ', '_')}.png"))
     return paths
