@@ -23,7 +23,6 @@ import json
 import platform
 from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
 
@@ -31,6 +30,7 @@ import cytomad_lib
 from cytomad_lib.data.cells import check_trainable
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import write_text, written_beside
+from cytomad_lib.models import keras  # imported there without TensorFlow's remarks
 from cytomad_lib.models.batch_removal import (
     BatchRemoval,
     Classifiers,

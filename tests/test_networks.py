@@ -156,10 +156,11 @@ def test_presets_are_found_by_name_and_keep_their_fields():
         networks.find_preset("dmeo")
 
 
-def test_importing_the_networks_prints_nothing():
+@pytest.mark.parametrize("module", ["cytomad_lib.models.networks", "cytomad_lib.workflow"])
+def test_importing_prints_nothing(module):
     """TensorFlow's remarks on missing GPUs look like errors to a learner."""
     result = subprocess.run(
-        [sys.executable, "-c", "import cytomad_lib.models.networks"],
+        [sys.executable, "-c", f"import {module}"],
         capture_output=True,
         text=True,
     )

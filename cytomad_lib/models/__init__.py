@@ -10,17 +10,18 @@ def _import_keras_quietly():
     them. Errors are raised as ever. Set TF_CPP_MIN_LOG_LEVEL to 0, 1 or 2 to see the lines.
     """
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "3":
-        import keras  # noqa: F401
+        import keras
 
-        return
+        return keras
     shown = os.dup(2)  # the lines are written by compiled code, past Python's sys.stderr
     try:
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
-            import keras  # noqa: F401
+            import keras
     finally:
         os.dup2(shown, 2)
         os.close(shown)
+    return keras
 
 
-_import_keras_quietly()
+keras = _import_keras_quietly()
