@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from keras import ops
 from training_cells import TINY, make_cells
 
 from cytomad_lib.models.feeding import Minibatches, ReseedDropout
@@ -66,7 +67,8 @@ def test_dropout_is_the_same_in_the_same_epoch():
 
     def images_of_epoch(epoch):
         callback.on_epoch_begin(epoch)
-        return np.array([generator(cells, training=True)[0] for _ in range(2)])
+        images = [generator(cells, training=True)[0] for _ in range(2)]
+        return np.array([ops.convert_to_numpy(image) for image in images])
 
     fourth, fifth = images_of_epoch(4), images_of_epoch(5)
     assert not np.array_equal(fourth[0], fourth[1])  # dropout goes on within an epoch
