@@ -120,8 +120,8 @@ def test_the_own_verdict_is_that_of_the_last_classifiers_on_the_last_generator(w
     assert verdict.between(0, 1).all()
     model = whole._new_removal()
     model.load_weights(whole.folder / "published" / "checkpoint_000003.weights.h5")
-    images, _ = model.generator(CELLS.brightfield, training=False)
-    first = np.argmax(model.batch_cnn(images, training=False), axis=1) == 0
+    images, _ = model.generator.predict(CELLS.brightfield, verbose=0)
+    first = model.batch_cnn.predict(images, verbose=0).argmax(axis=1) == 0
     assert verdict["batch_cnn"] == pytest.approx(first.mean())
 
 
