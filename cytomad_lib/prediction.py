@@ -15,10 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.data.files import written_beside
+from cytomad_lib.data.files import write_table
 from cytomad_lib.data.matfiles import write_mat
 from cytomad_lib.models.batch_removal import generate
 
@@ -74,16 +73,8 @@ def predict(generator, cells, progress=False):
         If the images are not of the size that the generator takes.
     """
     _check_size(generator, cells)
-    starts = range(0, len(cells), AT_ONCE)
-    parts = [
-        generate(generator, cells, np.arange(start, min(start + AT_ONCE, len(cells))))
-        for start in tqdm(starts, desc="predicting", unit="slice", disable=not progress)
-    ]
-    return Prediction(
-        np.concatenate([part["images"] for part in parts]),
-        np.concatenate([part["features"] for part in parts]),
-        cells.labels.reset_index(drop=True),
-    )
+    made = generate(generator, cells, AT_ONCE, progress)
+    return Prediction(made["images"], made["features"], cells.labels.reset_index(drop=True))
 
 
 def write_prediction(prediction, folder, model_name, overwrite=False):
@@ -133,8 +124,7 @@ def write_prediction(prediction, folder, model_name, overwrite=False):
             "CytoMAD_features": prediction.features[rows],
         }
         write_mat(path, arrays, version="5")
-    with written_beside(table) as beside:
-        feature_table(prediction).to_csv(beside, index=False)
+    write_table(feature_table(prediction), table, index=False)
     return [*groups, table]
 
 

@@ -29,7 +29,7 @@ import pandas as pd
 import cytomad_lib
 from cytomad_lib.data.cells import check_trainable
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.data.files import write_text, written_beside
+from cytomad_lib.data.files import write_table, write_text, written_beside
 from cytomad_lib.models import keras  # imported there without TensorFlow's remarks
 from cytomad_lib.models.batch_removal import (
     BatchRemoval,
@@ -418,7 +418,7 @@ class _KeepEpoch(keras.callbacks.Callback):
         if best == number:
             for name, network in self.stage.networks.items():
                 _save_weights(network, folder / _weights_name(name, number))
-        write_text(folder / HISTORY, history.to_csv(index=False))
+        write_table(history, folder / HISTORY, index=False)
         self._forget_others(number, best)
 
     def _forget_others(self, last, best):

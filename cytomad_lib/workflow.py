@@ -24,7 +24,7 @@ from cytomad_lib.analysis import biophysics, image_quality, probes
 from cytomad_lib.analysis.embedding import umap_coordinates
 from cytomad_lib.data.cells import CellFiles, load_cells
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.data.files import written_beside
+from cytomad_lib.data.files import write_table
 from cytomad_lib.data.layouts import find_layout
 from cytomad_lib.models.networks import DEMO
 from cytomad_lib.prediction import predict, write_prediction
@@ -99,7 +99,7 @@ def save_loss_figures(run):
     return paths
 
 
-def predict_split(run, data, split, stage, out, overwrite=False, progress=False):
+def predict_split(run, data, split, stage, out, progress=False):
     """Predict a split and write images and features; see `prediction.write_prediction`.
 
     Parameters
@@ -112,8 +112,6 @@ def predict_split(run, data, split, stage, out, overwrite=False, progress=False)
         Whose generator.
     out : path
         Folder for the files.
-    overwrite : bool
-        Replace an earlier prediction.
     progress : bool
 
     Returns
@@ -124,7 +122,7 @@ def predict_split(run, data, split, stage, out, overwrite=False, progress=False)
     generator = run.generator(stage)
     cells = CellFiles(data, split, image_size=run.preset.image_size)
     prediction = predict(generator, cells, progress)
-    write_prediction(prediction, out, stage, overwrite)
+    write_prediction(prediction, out, stage)
     return prediction
 
 
@@ -145,6 +143,8 @@ class Evaluation:
         Share of cells that the published recipe's own classifiers call "first batch".
     first_batch : float
         Share of cells that are of the first batch.
+    predictions : dict of Prediction
+        Of each stage.
     figures : list of Path
     """
 
@@ -154,6 +154,7 @@ class Evaluation:
     images: pd.DataFrame
     own_verdict: pd.Series | None
     first_batch: float
+    predictions: dict
     figures: list
 
     def summary(self):
@@ -225,13 +226,13 @@ def evaluate(run, data, split, out, seed=0, progress=False):
     predictions = {}
     for stage in stages:
         _announce(progress, f"Predicting the {split} split with the generator: {stage}")
-        predictions[METHOD_NAMES[stage]] = predict(run.generator(stage), cells, progress)
+        predictions[stage] = predict(run.generator(stage), cells, progress)
 
     references = {MEASURED: cells.qpi}
     if cells.truth is not None:
         references[TRUTH] = cells.truth
-    features = {name: prediction.features for name, prediction in predictions.items()}
-    images = {name: prediction.images for name, prediction in predictions.items()}
+    features = {METHOD_NAMES[stage]: made.features for stage, made in predictions.items()}
+    images = {METHOD_NAMES[stage]: made.images for stage, made in predictions.items()}
     pixels = {f"{name} (pixels)": stack for name, stack in references.items()}
     _announce(progress, "Probing in the background: " + ", ".join(features | pixels))
     probing = probes.score_side_by_side(features | pixels, cells.labels, seed)
@@ -247,8 +248,8 @@ def evaluate(run, data, split, out, seed=0, progress=False):
     out = Path(out)
     figures = _draw(out / "figures", cells, images, references, maps, results, scores)
     figures += _draw_encoding(out / "figures", cells, features)
-    _write_table(scores, out / "scores.csv", index=False)
-    _write_table(quality, out / "image_scores.csv", index_label="method")
+    write_table(scores, out / "scores.csv", index=False)
+    write_table(quality, out / "image_scores.csv", index_label="method")
     return Evaluation(
         split=split,
         seed=seed,
@@ -256,6 +257,7 @@ def evaluate(run, data, split, out, seed=0, progress=False):
         images=quality,
         own_verdict=run.own_verdict(cells) if "published" in stages else None,
         first_batch=float(np.mean(cells.batch_codes == 0)),
+        predictions=predictions,
         figures=[*save_loss_figures(run), *figures],
     )
 
@@ -283,9 +285,10 @@ def demo(out, data=None, preset=DEMO, seed=0, verbose=0):
     cells_per_group = DEMO_CELLS if data is None else None
     data = demo_dataset(out) if data is None else data
     run = train(data, out, preset, seed, cells_per_group, verbose)
-    for stage in run.stages():
-        predict_split(run, data, "Test", stage, Path(out) / "TestData" / stage, overwrite=True)
-    return evaluate(run, data, "Test", out, seed, progress=verbose > 0)
+    evaluation = evaluate(run, data, "Test", out, seed, progress=verbose > 0)
+    for stage, prediction in evaluation.predictions.items():
+        write_prediction(prediction, Path(out) / "TestData" / stage, stage, overwrite=True)
+    return evaluation
 
 
 def _draw(folder, cells, images, references, maps, results, scores):
@@ -378,11 +381,6 @@ def _check_same_layout(run, data):
             f"{root} is a {layout.name} dataset, the run in {run.folder} was trained on "
             f"{run.settings['dataset']}. Give a dataset of the same kind."
         )
-
-
-def _write_table(table, path, **options):
-    with written_beside(path) as beside:
-        table.to_csv(beside, **options)
 
 
 def _as_text(table):

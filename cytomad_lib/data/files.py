@@ -42,3 +42,9 @@ def write_text(path, text):
     """Write a text file in one piece, with the same line ends on every system."""
     with written_beside(path) as beside:
         beside.write_bytes(text.encode("utf-8"))
+
+
+def write_table(table, path, **options):
+    """Write a DataFrame as CSV in one piece; the options are those of `to_csv`."""
+    with written_beside(path) as beside:
+        table.to_csv(beside, **options)

@@ -29,12 +29,11 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 from keras import ops
+from tqdm import tqdm
 
 from cytomad_lib.models import losses, networks
 from cytomad_lib.models.feeding import Minibatches
 from cytomad_lib.models.pretraining import Pix2Pix
-
-RECIPES = ("published",)
 
 
 @dataclass
@@ -305,7 +304,7 @@ def _sum_of_cross_entropies(codes, probabilities):
     return ops.sum(keras.losses.sparse_categorical_crossentropy(codes, probabilities), axis=-1)
 
 
-def generate(generator, cells, indices=None, at_once=100):
+def generate(generator, cells, at_once=100, progress=False):
     """Features and images of cells, in inference mode, with their codes.
 
     Parameters
@@ -313,10 +312,10 @@ def generate(generator, cells, indices=None, at_once=100):
     generator : keras.Model
     cells : CellImages or CellFiles
         Read in slices; only the results are held together.
-    indices : int array, optional
-        Which cells; all by default.
     at_once : int
         Cells per slice. It does not change the result.
+    progress : bool
+        Show a progress bar over the slices.
 
     Returns
     -------
@@ -324,10 +323,10 @@ def generate(generator, cells, indices=None, at_once=100):
         `"images"` (n, size, size, 1) in rad, `"features"` (n, n_features), `"batch_codes"` and
         `"class_codes"` (n,).
     """
-    indices = np.arange(len(cells)) if indices is None else indices
     made = {"images": [], "features": [], "batch_codes": [], "class_codes": []}
-    for start in range(0, len(indices), at_once):
-        part = cells.read(indices[start : start + at_once])
+    starts = range(0, len(cells), at_once)
+    for start in tqdm(starts, desc="predicting", unit="slice", disable=not progress):
+        part = cells.read(np.arange(start, min(start + at_once, len(cells))))
         images, features = generator(part.brightfield, training=False)
         made["images"].append(ops.convert_to_numpy(images))
         made["features"].append(ops.convert_to_numpy(features))
