@@ -150,19 +150,7 @@ def within_class_batch_accuracy(
         cells than folds.
     """
     features, batch, class_name = _checked(features, labels, probes)
-    tasks = []
-    for name in class_name.categories:
-        cells = np.flatnonzero(class_name == name)
-        batches = batch[cells].remove_unused_categories()
-        if len(batches.categories) >= 2:
-            folds = _folds(batches.codes, n_folds, seed, [f"{name} in {b}" for b in batches])
-            tasks.append(_Task(name, cells, batches.codes, tuple(batches.categories), folds))
-    if not tasks:
-        raise ProbeError(
-            f"No class was seen in two batches (classes {list(class_name.categories)}, batches "
-            f"{list(batch.categories)}), so batches cannot be told apart within a class. "
-            "Give cells of a class from at least two batches."
-        )
+    tasks = _batch_tasks(batch, class_name, n_folds, seed)
     result = _score("batch within class", features, tasks, probes, n_permutations, seed, bits=True)
     # Found class by class; shown in the order of the batches.
     order = [name for name in batch.categories if name in result.confusion.index]
@@ -364,6 +352,24 @@ def _folds(codes, n_folds, seed, group_names):
     for fold, (_, test) in enumerate(splitter.split(codes, codes)):
         folds[test] = fold
     return folds
+
+
+def _batch_tasks(batch, class_name, n_folds, seed):
+    """Return one task per class that was seen in two batches or more: tell these apart."""
+    tasks = []
+    for name in class_name.categories:
+        cells = np.flatnonzero(class_name == name)
+        batches = batch[cells].remove_unused_categories()
+        if len(batches.categories) >= 2:
+            folds = _folds(batches.codes, n_folds, seed, [f"{name} in {b}" for b in batches])
+            tasks.append(_Task(name, cells, batches.codes, tuple(batches.categories), folds))
+    if not tasks:
+        raise ProbeError(
+            f"No class was seen in two batches (classes {list(class_name.categories)}, batches "
+            f"{list(batch.categories)}), so batches cannot be told apart within a class. "
+            "Give cells of a class from at least two batches."
+        )
+    return tasks
 
 
 def _known(task):

@@ -1,0 +1,372 @@
+"""The peers must do what their papers say, and say what they have seen."""
+
+import logging
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from cytomad_lib.analysis import baselines
+from cytomad_lib.analysis.probes import ProbeError
+from cytomad_lib.data.layouts import LUNG
+
+PER_GROUP = 40
+COLUMNS = 16
+ALL = (
+    "untouched",
+    "per-batch standardisation",
+    "per-batch standardisation within class",
+    "Harmony",
+    "ComBat",
+    "ComBat with class",
+    "LEACE",
+    "LEACE within class",
+)
+ORACLES = {"per-batch standardisation within class", "ComBat with class"}
+
+
+def lung_labels(per_group=PER_GROUP):
+    """Return the published design: each class in 3 of the 7 batches."""
+    rows = [(g.batch, g.class_name) for g in LUNG.groups for _ in range(per_group)]
+    return pd.DataFrame(rows, columns=["batch", "class_name"]).astype("category")
+
+
+def crossed_labels(per_group=PER_GROUP):
+    rows = [(f"B{b}", c) for c in "XY" for b in range(3) for _ in range(per_group)]
+    return pd.DataFrame(rows, columns=["batch", "class_name"]).astype("category")
+
+
+def make_features(labels, seed=0, cell_seed=0, shift=2.0, spread=0.3, columns=COLUMNS):
+    """Return (class signal and noise only, the same with each batch's shift and spread)."""
+    rng = np.random.default_rng(seed)
+    classes, batches = (labels[c].cat.codes.to_numpy() for c in ("class_name", "batch"))
+    signal = 2 * rng.normal(size=(classes.max() + 1, columns))
+    shifts = shift * rng.normal(size=(batches.max() + 1, columns))
+    spreads = np.exp(spread * rng.normal(size=(batches.max() + 1, columns)))
+    noise = np.random.default_rng(cell_seed + 1000).normal(size=(len(labels), columns))
+    clean = signal[classes] + noise
+    return clean, signal[classes] + shifts[batches] + spreads[batches] * noise
+
+
+def class_means(features, labels):
+    means = pd.DataFrame(features).groupby(labels["class_name"].to_numpy()).mean().to_numpy()
+    return means - means.mean(axis=0)
+
+
+def class_damage(features, labels, truth):
+    """Error of the differences between the class means, as a fraction of those differences."""
+    wanted = class_means(truth, labels)
+    return np.linalg.norm(class_means(features, labels) - wanted) / np.linalg.norm(wanted)
+
+
+def batch_gap(features, labels):
+    """Spread of the group means inside the classes, root mean square."""
+    keys = [labels["class_name"].to_numpy(), labels["batch"].to_numpy()]
+    means = pd.DataFrame(features).groupby(keys).mean()
+    return float(
+        np.sqrt(((means - means.groupby(level=0).transform("mean")) ** 2).to_numpy().mean())
+    )
+
+
+def one_hot(values):
+    return pd.get_dummies(values).to_numpy(dtype=float)
+
+
+LABELS = lung_labels()
+CLEAN, SHIFTED = make_features(LABELS)
+
+
+# --- the set of peers ------------------------------------------------------------------------
+
+
+def test_all_peers_are_there_and_flagged():
+    _, train = make_features(LABELS, cell_seed=1)
+    peers = baselines.peer_features(SHIFTED, LABELS, train, LABELS)
+    assert tuple(peers) == ALL
+    assert {name for name, peer in peers.items() if peer.oracle} == ORACLES
+    for name, peer in peers.items():
+        assert peer.name == name and peer.note
+        assert ("class" in peer.note) == peer.oracle
+        if peer.features is not None:
+            assert peer.features.shape == SHIFTED.shape
+            assert peer.features.dtype == np.float32
+            assert np.isfinite(peer.features).all()
+    np.testing.assert_array_equal(peers["untouched"].features, SHIFTED.astype(np.float32))
+
+
+def test_only_oracles_look_at_the_class_of_the_test_cells():
+    _, train = make_features(LABELS, cell_seed=1)
+    wrong = LABELS.assign(class_name=np.roll(LABELS["class_name"].to_numpy(), 17))
+    right = baselines.peer_features(SHIFTED, LABELS, train, LABELS)
+    other = baselines.peer_features(SHIFTED, wrong.astype("category"), train, LABELS)
+    for name in ALL:
+        if right[name].features is not None and other[name].features is not None:
+            same = np.array_equal(right[name].features, other[name].features)
+            assert same != right[name].oracle, name
+
+
+def test_without_training_cells_leace_is_a_note():
+    peers = baselines.peer_features(SHIFTED, LABELS)
+    for name in ("LEACE", "LEACE within class"):
+        assert peers[name].features is None
+        assert "training cells" in peers[name].note
+    assert peers["ComBat"].features is not None
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_features_that_never_vary_stay_and_nothing_is_nan(monkeypatch, installed):
+    if installed:
+        pytest.importorskip("harmonypy")
+    else:
+        monkeypatch.setitem(sys.modules, "harmonypy", None)
+    features = np.maximum(SHIFTED, 0).astype(np.float32)
+    features[:, 3] = 0.1  # 0.1 has no exact binary form: its mean is off by rounding
+    features[:, 4] = 0
+    features[(LABELS["batch"] == "Batch2").to_numpy(), 5] = 0  # dead in one batch
+    features[:, 6] = (LABELS["batch"] == "Batch3").to_numpy()  # nothing but the batch
+    peers = baselines.peer_features(features, LABELS, features, LABELS)
+    for name, peer in peers.items():
+        if name == "Harmony" and not installed:
+            continue
+        assert np.isfinite(peer.features).all(), name
+        np.testing.assert_array_equal(peer.features[:, 3:5], features[:, 3:5], err_msg=name)
+        assert np.abs(peer.features).max() < 50, name
+    for name in ("per-batch standardisation", "ComBat", "ComBat with class", "LEACE"):
+        assert np.ptp(peers[name].features[:, 6]) < 1e-5, name
+
+
+def test_collapsed_features_do_not_stop_the_table():
+    pytest.importorskip("harmonypy")
+    features = np.full((len(LABELS), 4), 0.7)
+    peers = baselines.peer_features(features, LABELS, features, LABELS)
+    for name, peer in peers.items():
+        if name.startswith("ComBat"):
+            assert peer.features is None and "0 features vary" in peer.note
+        else:
+            np.testing.assert_array_equal(peer.features, features.astype(np.float32))
+
+
+# --- standardisation -------------------------------------------------------------------------
+
+
+def test_standardisation_gives_every_batch_the_same_mean_and_spread():
+    found = baselines.standardise_batches(SHIFTED, LABELS)
+    table = pd.DataFrame(found.astype(float)).groupby(LABELS["batch"].to_numpy())
+    assert table.mean().std().max() < 1e-5
+    assert table.std(ddof=0).std().max() < 1e-5
+    np.testing.assert_allclose(found.mean(axis=0), SHIFTED.mean(axis=0), atol=1e-4)
+
+
+def test_standardisation_undoes_a_crossed_design_but_not_a_confounded_one():
+    labels = crossed_labels()
+    clean, shifted = make_features(labels, spread=0)
+    assert class_damage(baselines.standardise_batches(shifted, labels), labels, clean) < 0.2
+    assert class_damage(baselines.standardise_batches(CLEAN, LABELS), LABELS, CLEAN) > 0.3
+
+
+def test_standardisation_within_class_keeps_each_class_and_removes_its_batches():
+    found = baselines.standardise_batches(SHIFTED, LABELS, within_class=True)
+    assert batch_gap(found, LABELS) < 1e-5
+    assert class_damage(found, LABELS, SHIFTED) < 1e-5
+
+
+# --- ComBat ----------------------------------------------------------------------------------
+
+
+def combat_model(labels, n_features=60, seed=0):
+    """Draw data from ComBat's own model: returns (without batch, with batch)."""
+    rng = np.random.default_rng(seed)
+    classes, batches = (one_hot(labels[c]) for c in ("class_name", "batch"))
+    spread = rng.uniform(0.5, 2, n_features)
+    expected = rng.normal(5, 2, n_features) + classes @ rng.normal(
+        0, 1, (classes.shape[1], n_features)
+    )
+    shifts = rng.normal(
+        rng.normal(0, 1, (batches.shape[1], 1)), 0.7, (batches.shape[1], n_features)
+    )
+    shifts -= shifts.mean(axis=0)  # the model has no way to know the mean without batches
+    variances = 1 / rng.gamma(6, 1 / 5, (batches.shape[1], n_features))
+    noise = rng.normal(size=(len(labels), n_features))
+    clean = expected + spread * noise
+    return clean, expected + spread * (batches @ shifts + noise * np.sqrt(batches @ variances))
+
+
+def test_combat_recovers_data_of_its_own_model():
+    clean, shifted = combat_model(LABELS)
+    found = baselines.combat(shifted, LABELS, with_class=True)
+    error = np.sqrt(np.mean((found - clean) ** 2))
+    assert error < 0.25 * np.sqrt(np.mean((shifted - clean) ** 2))
+    assert class_damage(found, LABELS, clean) < 0.1 < class_damage(shifted, LABELS, clean)
+
+
+def test_combat_shrinks_the_shifts_of_small_batches_toward_each_other():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(4, 200)) + 1.0  # the true shift of every feature is 1
+    shift, variance = baselines._shrunken(noise, 1e-6, 500)
+    assert np.mean((shift - 1) ** 2) < 0.3 * np.mean((noise.mean(axis=0) - 1) ** 2)
+    assert np.mean((variance - 1) ** 2) < 0.3 * np.mean((noise.var(axis=0, ddof=1) - 1) ** 2)
+
+
+def test_combat_estimates_solve_their_equations():
+    noise = np.random.default_rng(1).normal(0.5, 1.5, size=(12, 30))
+    shift, variance = baselines._shrunken(noise, 1e-12, 2000)
+    mean, s2 = noise.mean(axis=0), noise.var(axis=0, ddof=1)
+    width, centre, m, v = mean.var(ddof=1), mean.mean(), s2.mean(), s2.var(ddof=1)
+    # Johnson et al. 2007, the two posterior means that depend on each other.
+    wanted = (12 * width * mean + variance * centre) / (12 * width + variance)
+    np.testing.assert_allclose(shift, wanted, rtol=1e-8)
+    squares = ((noise - shift) ** 2).sum(axis=0)
+    prior, rate = (2 * v + m**2) / v, (m * v + m**3) / v
+    np.testing.assert_allclose(variance, (rate + squares / 2) / (6 + prior - 1), rtol=1e-8)
+
+
+def test_combat_with_many_cells_is_near_standardisation():
+    labels = crossed_labels(400)
+    _, shifted = make_features(labels)
+    found, simple = (
+        baselines.combat(shifted, labels),
+        baselines.standardise_batches(shifted, labels),
+    )
+    assert np.abs(found - simple).mean() < 0.03 * np.abs(found - shifted).mean()
+
+
+def test_combat_without_class_damages_confounded_classes():
+    blind = baselines.combat(SHIFTED, LABELS)
+    oracle = baselines.combat(SHIFTED, LABELS, with_class=True)
+    assert class_damage(oracle, LABELS, CLEAN) < 0.1
+    assert class_damage(blind, LABELS, CLEAN) > 0.3
+    assert batch_gap(oracle, LABELS) < 0.15 * batch_gap(SHIFTED, LABELS)
+
+
+def test_combat_needs_linked_batches_and_two_cells():
+    apart = pd.DataFrame({"batch": ["B1"] * 9 + ["B2"] * 9, "class_name": ["X"] * 9 + ["Y"] * 9})
+    features = np.random.default_rng(0).normal(size=(18, 5))
+    with pytest.raises(ProbeError, match="share no class"):
+        baselines.combat(features, apart, with_class=True)
+    peers = baselines.peer_features(features, apart)
+    assert peers["ComBat with class"].features is None
+    assert "link all batches" in peers["ComBat with class"].note
+    with pytest.raises(ProbeError, match="B2 has one cell"):
+        baselines.combat(features[:10], apart[:10])
+
+
+# --- LEACE -----------------------------------------------------------------------------------
+
+
+def test_leace_leaves_no_covariance_and_nothing_for_a_linear_classifier():
+    concept = one_hot(LABELS["batch"])
+    erased = baselines.fit_leace(SHIFTED, concept)(SHIFTED).astype(float)
+    centred = concept - concept.mean(axis=0)
+    assert np.abs(SHIFTED.T @ centred / len(centred)).max() > 0.05
+    assert np.abs(erased.T @ centred / len(centred)).max() < 1e-6
+    model = LogisticRegression(C=1e4, max_iter=2000).fit(erased, LABELS["batch"])
+    probabilities = model.predict_proba(erased)
+    np.testing.assert_allclose(probabilities, probabilities[:1].repeat(len(erased), 0), atol=1e-3)
+    before = LogisticRegression(max_iter=2000).fit(SHIFTED, LABELS["batch"])
+    assert before.score(SHIFTED, LABELS["batch"]) > 0.9
+
+
+def test_leace_is_a_projection_of_as_few_directions_as_needed():
+    erase = baselines.fit_leace(SHIFTED, one_hot(LABELS["batch"]))
+    once = erase(SHIFTED)
+    np.testing.assert_allclose(erase(once), once, atol=1e-5)
+    changes = np.linalg.svd(SHIFTED - once, compute_uv=False)
+    assert (changes > 1e-4 * changes[0]).sum() == 6  # seven batches differ in six directions
+    np.testing.assert_allclose(once.mean(axis=0), SHIFTED.mean(axis=0), atol=1e-5)
+
+
+def test_leace_changes_less_than_subtracting_batch_means_affinely_could():
+    # Two columns carry the same shift; one of them is noisy. The orthogonal projection along the
+    # shift is another affine map that erases the batch, so LEACE must not change more than it.
+    labels = crossed_labels(200)
+    shift = labels["batch"].cat.codes.to_numpy()[:, None] == 0
+    noise = np.random.default_rng(0).normal(size=(len(labels), 2)) * (0.2, 3)
+    features = noise + shift * np.ones(2)
+    means = features[shift[:, 0]].mean(axis=0) - features[~shift[:, 0]].mean(axis=0)
+    unit = means / np.linalg.norm(means)
+    plain = np.outer((features - features.mean(axis=0)) @ unit, unit)
+    change = features - baselines.fit_leace(features, shift.astype(float))(features)
+    assert np.mean(change**2) < 0.5 * np.mean(plain**2)
+
+
+def test_leace_does_not_depend_on_units():
+    units = np.logspace(-3, 3, COLUMNS)
+    concept = one_hot(LABELS["batch"])
+    plain = baselines.fit_leace(SHIFTED, concept)(SHIFTED)
+    scaled = baselines.fit_leace(SHIFTED * units, concept)(SHIFTED * units)
+    np.testing.assert_allclose(scaled / units, plain, atol=1e-4)
+
+
+def test_leace_within_class_keeps_class_means_and_removes_batches_of_new_cells():
+    _, train = make_features(LABELS, cell_seed=1, spread=0, columns=40)
+    _, test = make_features(LABELS, cell_seed=2, spread=0, columns=40)
+    peers = baselines.peer_features(test, LABELS, train, LABELS)
+    within, plain = peers["LEACE within class"].features, peers["LEACE"].features
+    # What is left of 40 cells' sampling error, against shifts of size 2.
+    assert batch_gap(within, LABELS) < 0.2 * batch_gap(test, LABELS)
+    assert class_damage(within, LABELS, test) < 0.1
+    assert class_damage(plain, LABELS, test) > 0.3
+    erased = baselines._leace(train, (train, *_categories(LABELS)), within_class=True)
+    assert batch_gap(erased, LABELS) < 0.1 * batch_gap(train, LABELS)
+
+
+def _categories(labels):
+    return pd.Categorical(labels["batch"]), pd.Categorical(labels["class_name"])
+
+
+# --- Harmony ---------------------------------------------------------------------------------
+
+
+def test_missing_harmony_is_a_note_not_an_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "harmonypy", None)
+    peers = baselines.peer_features(SHIFTED, LABELS)
+    assert tuple(peers) == ALL
+    assert peers["Harmony"].features is None and not peers["Harmony"].oracle
+    assert "pip install harmonypy" in peers["Harmony"].note
+
+
+def test_harmony_mixes_crossed_batches_keeps_classes_and_is_silent(capfd, caplog):
+    pytest.importorskip("harmonypy")
+    caplog.set_level(logging.DEBUG)
+    labels = crossed_labels()
+    clean, shifted = make_features(labels, shift=0.5, spread=0)
+    found = baselines.harmony(shifted, labels, seed=3)
+    assert batch_gap(found, labels) < 0.4 * batch_gap(shifted, labels)
+    assert class_damage(found, labels, clean) < 0.3
+    np.testing.assert_array_equal(found, baselines.harmony(shifted, labels, seed=3))
+    assert capfd.readouterr() == ("", "") and not caplog.records
+
+
+def test_harmony_takes_as_many_cells_as_features():
+    pytest.importorskip("harmonypy")
+    labels = crossed_labels(6)
+    features = np.random.default_rng(0).normal(size=(len(labels), len(labels)))
+    features += 0.8 * (labels["batch"] == "B1").to_numpy()[:, None]
+    found = baselines.harmony(features, labels)
+    assert found.shape == features.shape
+    # One call with cells and components exchanged would "correct" columns, not cells.
+    gaps = [
+        f[labels["batch"] == "B1"].mean() - f[labels["batch"] == "B0"].mean()
+        for f in (found, features)
+    ]
+    assert abs(gaps[0]) < 0.7 * gaps[1]
+
+
+# --- errors ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((SHIFTED[:-1], LABELS), "one row per label"),
+        ((SHIFTED * np.nan, LABELS), "not finite"),
+        ((SHIFTED, LABELS.assign(batch="B1")), "at least two"),
+        ((SHIFTED, LABELS, SHIFTED), "both"),
+        ((SHIFTED, LABELS, SHIFTED[:, :5], LABELS), "have 5 features, the test cells 16"),
+    ],
+)
+def test_errors_say_what_was_found(arguments, message):
+    with pytest.raises(ProbeError, match=message):
+        baselines.peer_features(*arguments)
