@@ -3,8 +3,9 @@
 A run's folder holds
 
 * `run.json`: preset, seed, label order, numbers of cells, versions;
-* `pretraining/`, `classifiers/...`, `published/`: one folder per stage with `history.csv`
-  (losses of every epoch), the best epoch's networks and the last epoch's checkpoint;
+* `pretraining/`, `classifiers/...`, `published/`, `conditional/`: one folder per stage with
+  `history.csv` (losses and seconds of every epoch), the best epoch's networks and the last
+  epoch's checkpoint;
 * `figures/`: filled by whoever plots.
 
 An epoch counts once its row is in `history.csv`. That file is written last and in one piece, so
@@ -21,6 +22,7 @@ Example
 
 import json
 import platform
+import time
 from pathlib import Path
 
 import numpy as np
@@ -31,19 +33,35 @@ from cytomad_lib.data.cells import check_trainable
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import write_table, write_text, written_beside
 from cytomad_lib.models import keras  # imported there without TensorFlow's remarks
+from cytomad_lib.models.adversaries import batch_shares
 from cytomad_lib.models.batch_removal import (
     BatchRemoval,
     Classifiers,
     RefitBatchMLPs,
     generate,
 )
+from cytomad_lib.models.calibration import batch_scales
+from cytomad_lib.models.conditional_removal import (
+    ConditionalRemoval,
+    erase_linear_trace,
+    image_statistics,
+)
 from cytomad_lib.models.feeding import Minibatches, ReseedDropout
-from cytomad_lib.models.networks import Preset, build_discriminator, build_generator
+from cytomad_lib.models.networks import (
+    Preset,
+    adopt_weights,
+    build_discriminator,
+    build_generator,
+)
 from cytomad_lib.models.pretraining import Pix2Pix
 
 SETTINGS = "run.json"
 HISTORY = "history.csv"
-STAGES = ("pretraining", "published")  # stages that leave a generator
+SECONDS = "seconds"  # the history's column of wall time
+ERASED = "generator_erased.weights.h5"  # the conditional recipe's generator, when all is done
+RECIPES = ("published", "conditional")  # of batch removal
+STAGES = ("pretraining", *RECIPES)  # stages that leave a generator
+LAST = ("conditional",)  # of these the last epoch is kept, see `Run.best_epoch`
 VALIDATION_BATCH = 100  # cells per minibatch where nothing is learned
 
 
@@ -64,7 +82,7 @@ class Run:
     def __init__(self, folder, settings):
         self.folder = Path(folder)
         self.settings = settings
-        self.preset = Preset(**settings["preset"])
+        self.preset = Preset.from_dict(settings["preset"])
         self.seed = settings["seed"]
         self.batches = tuple(settings["batches"])
         self.classes = tuple(settings["classes"])
@@ -206,13 +224,25 @@ class Run:
             histories[name] = stage.fit(*feeds, verbose=verbose)
         return histories
 
-    def remove_batches(self, train, valid, verbose=0):
-        """Stage 3: batch removal by the published recipe.
+    def remove_batches(self, train, valid, verbose=0, recipe="published"):
+        """Stage 3: batch removal by one of the recipes.
 
-        Parameters and return value as in `pretrain`.
+        Parameters and return value as in `pretrain`, and
+
+        Parameters
+        ----------
+        recipe : {"published", "conditional"}
+            See `models.batch_removal` and `models.conditional_removal`. Both begin with the
+            pretrained generator; only the published one needs `fit_classifiers`.
         """
+        if recipe not in RECIPES:
+            raise RunError(f"There is no recipe {recipe!r}. Expected one of {', '.join(RECIPES)}.")
         self._check_cells(train)
         self._check_pretrained()
+        remove = self._remove_as_published if recipe == "published" else self._remove_conditional
+        return remove(train, valid, verbose)
+
+    def _remove_as_published(self, train, valid, verbose):
         model = self._new_removal()
         stage = _Stage(
             self.folder / "published",
@@ -222,6 +252,35 @@ class Run:
         )
         refit = RefitBatchMLPs(train, seed=self._seed(3), verbose=verbose)
         return self._fit_on_cells(stage, train, valid, verbose, [refit])
+
+    def _remove_conditional(self, train, valid, verbose):
+        recipe = self.preset.conditional
+        check_enough_cells("conditional", self.preset, len(train))
+        steps = recipe.epochs * (len(train) // recipe.minibatch)
+        generator = self._new_generator(standardised=True)
+        adopt_weights(generator, self.generator("pretraining"), *image_statistics(train))
+        model = ConditionalRemoval(
+            generator, batch_shares(train.labels), self.preset, steps, seed=self._seed(23)
+        )
+        model.view.start_from_scales(batch_scales(train))
+        model.compile()
+        stage = _Stage(
+            self.folder / "conditional", model, {"generator": generator}, recipe.epochs, last=True
+        )
+        feed = Minibatches.of_cells(
+            train,
+            recipe.minibatch,
+            seed=self._seed(4),
+            first_epoch=stage.epochs_done,
+            groups=train.batch_codes * len(self.classes) + train.class_codes,
+        )
+        valid_feed = Minibatches.of_cells(valid, VALIDATION_BATCH, shuffle=False)
+        history = stage.fit(feed, valid_feed, verbose, [ReseedDropout(model.chance, self._seed(5))])
+        if not (stage.folder / ERASED).exists():
+            _say(verbose, "Erasing the linear trace of the batch that is left in the features")
+            erase_linear_trace(generator, generate(generator, train))
+            _save_weights(generator, stage.folder / ERASED)
+        return history
 
     def own_verdict(self, cells):
         """Ask the published recipe's own batch classifiers what they make of cells, in the end.
@@ -257,11 +316,11 @@ class Run:
         )
 
     def generator(self, stage):
-        """Load the best epoch's generator of a finished or unfinished stage.
+        """Load the generator of a finished or unfinished stage, at `best_epoch`.
 
         Parameters
         ----------
-        stage : {"pretraining", "published"}
+        stage : {"pretraining", "published", "conditional"}
 
         Returns
         -------
@@ -274,15 +333,53 @@ class Run:
         """
         if stage not in STAGES:
             raise RunError(f"There is no stage {stage!r}. Expected one of {', '.join(STAGES)}.")
-        return self._load(stage, "generator", self._new_generator())
+        if stage != "conditional":
+            return self._load(stage, "generator", self._new_generator())
+        generator = self._new_generator(standardised=True)
+        if (self.folder / stage / ERASED).exists():
+            generator.load_weights(self.folder / stage / ERASED)
+            return generator
+        return self._load(stage, "generator", generator)
 
     def history(self, stage):
         """Read the losses per epoch of a stage, as a DataFrame (empty before the first)."""
         return _read_history(self.folder / stage)
 
+    def training_seconds(self, stage):
+        """Return how long a stage was trained, in seconds.
+
+        Of "published" that includes the three classifiers, which serve nothing else. Pretraining,
+        with which both recipes begin, is a stage of its own. Time between interruption and
+        resumption, and in epochs that were lost, does not count.
+
+        Parameters
+        ----------
+        stage : {"pretraining", "published", "conditional"}
+
+        Returns
+        -------
+        float
+            NaN if the stage has no finished epoch, or one that was trained before times were kept.
+        """
+        folders = [self.folder / stage]
+        if stage == "published":
+            folders += sorted((self.folder / "classifiers").glob("*/"))
+        histories = [_read_history(folder) for folder in folders]
+        if not all(SECONDS in history for history in histories):
+            return float("nan")
+        return float(sum(history[SECONDS].sum(skipna=False) for history in histories))
+
+    def was_trained_on(self, labels):
+        """Say whether cells of these labels are as many per batch and class as were trained on."""
+        return _count_cells(labels) == self.settings["training_cells"]
+
     def best_epoch(self, stage):
-        """Return the epoch, counted from 1, of the lowest validation loss: the one kept."""
-        return _best_epoch(self._finished_history(stage))
+        """Return the epoch, counted from 1, that is kept.
+
+        The one of the lowest validation loss; of the conditional recipe the last, as its loss is
+        what its adversaries happen to see, and low as long as they have learned nothing.
+        """
+        return _best_epoch(self._finished_history(stage), stage in LAST)
 
     def stages(self):
         """List the stages that have a generator to load."""
@@ -299,8 +396,10 @@ class Run:
         reseed = ReseedDropout(stage.model.generator, self._seed(2))
         return stage.fit(feed, valid_feed, verbose, [reseed, *callbacks])
 
-    def _new_generator(self):
-        return build_generator(**self.preset.image_network, seed=self._seed(20))
+    def _new_generator(self, standardised=False):
+        return build_generator(
+            **self.preset.image_network, seed=self._seed(20), standardised=standardised
+        )
 
     def _new_discriminator(self):
         return build_discriminator(**self.preset.image_network, seed=self._seed(21))
@@ -329,7 +428,7 @@ class Run:
         return int(np.random.SeedSequence([self.seed, purpose]).generate_state(1)[0])
 
     def _load(self, stage, name, network):
-        best = _best_epoch(self._finished_history(stage))
+        best = _best_epoch(self._finished_history(stage), stage in LAST)
         network.load_weights(self.folder / stage / _weights_name(name, best))
         return network
 
@@ -357,18 +456,41 @@ class Run:
                 f"The cells' labels are {found}, the run in {self.folder} was started with "
                 f"{(self.batches, self.classes)}. Use cells of the same dataset."
             )
-        if _count_cells(cells.labels) != self.settings["training_cells"]:
+        if not self.was_trained_on(cells.labels):
             raise RunError(
                 f"The training cells differ in number from those that the run in {self.folder} "
                 "was started with. Load the same cells, or start a run in another folder."
             )
 
 
+def check_enough_cells(recipe, preset, n):
+    """Refuse fewer training cells than a recipe takes in one step.
+
+    Parameters
+    ----------
+    recipe : {"published", "conditional"}
+    preset : Preset
+    n : int
+        Number of training cells.
+
+    Raises
+    ------
+    RunError
+    """
+    if recipe == "conditional" and n < preset.conditional.minibatch:
+        raise RunError(
+            f"There are {n} training cells. Expected at least {preset.conditional.minibatch}, "
+            "which the conditional recipe takes in one step; load more cells per group, or train "
+            "with the published recipe only."
+        )
+
+
 class _Stage:
     """One model fitted into one folder: epochs are kept, resumed, and the best one restored."""
 
-    def __init__(self, folder, model, networks, epochs):
+    def __init__(self, folder, model, networks, epochs, last=False):
         self.folder = Path(folder)
+        self.last = last  # keep the last epoch, not the one of the lowest validation loss
         self.model = model
         self.networks = networks
         self.epochs = epochs
@@ -390,7 +512,7 @@ class _Stage:
                 callbacks=[*callbacks, _KeepEpoch(self)],
             )
         history = _read_history(self.folder)
-        best = _best_epoch(history)
+        best = _best_epoch(history, self.last)
         for name, network in self.networks.items():
             network.load_weights(self.folder / _weights_name(name, best))
         return history
@@ -403,9 +525,15 @@ class _KeepEpoch(keras.callbacks.Callback):
         super().__init__()
         self.stage = stage
 
+    def on_train_begin(self, logs=None):
+        self.since = time.perf_counter()
+
     def on_epoch_end(self, epoch, logs=None):
         number, folder = epoch + 1, self.stage.folder
         row = {"epoch": number} | {name: float(value) for name, value in logs.items()}
+        # Since the last epoch's end: what other callbacks do before an epoch is training, too.
+        now = time.perf_counter()
+        row[SECONDS], self.since = round(now - self.since, 3), now
         if not np.isfinite(list(row.values())).all():
             raise RunError(
                 f"A loss became infinite or not a number in epoch {number}: {row}. The run in "
@@ -413,7 +541,7 @@ class _KeepEpoch(keras.callbacks.Callback):
                 "images' units with `check`."
             )
         history = pd.concat([_read_history(folder), pd.DataFrame([row])], ignore_index=True)
-        best = _best_epoch(history)
+        best = _best_epoch(history, self.stage.last)
         _save_weights(self.model, folder / _weights_name("checkpoint", number))
         if best == number:
             for name, network in self.stage.networks.items():
@@ -438,8 +566,10 @@ def _read_history(folder):
     return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
 
-def _best_epoch(history):
-    return int(history["epoch"][history["val_loss"].idxmin()])
+def _best_epoch(history, last=False):
+    return int(
+        history["epoch"].iloc[-1] if last else history["epoch"][history["val_loss"].idxmin()]
+    )
 
 
 def _save_weights(model, path):

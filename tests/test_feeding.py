@@ -1,5 +1,6 @@
 """Minibatches: every cell once, pairs kept together, an order that resuming repeats."""
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -58,6 +59,69 @@ def test_validation_keeps_order_and_the_last_cells():
 def test_no_cells_is_an_error():
     with pytest.raises(ValueError, match="no cells"):
         Minibatches.of_arrays(np.zeros((0, 2)), np.zeros(0), 5)
+
+
+GROUPS = np.repeat([3, 0, 7], [40, 20, 60])  # in minibatches of 12: 4, 2 and 6 cells
+
+
+def grouped_feed(seed=0, **options):
+    numbers = np.arange(len(GROUPS))
+    return Minibatches.of_arrays(numbers, numbers, 12, seed=seed, groups=GROUPS, **options)
+
+
+def counts_of(feed):
+    seen = [GROUPS[feed[i][1]] for i in range(len(feed))]
+    return np.array([[np.sum(one == group) for group in (3, 0, 7)] for one in seen])
+
+
+def test_every_minibatch_has_all_groups_in_their_proportions():
+    feed = grouped_feed()
+    for _ in range(5):
+        # The cells are spaced evenly, but for chance within a space: one or two off at most.
+        assert np.abs(counts_of(feed) - [4, 2, 6]).max() <= 2
+        feed.on_epoch_end()
+    plain = Minibatches.of_arrays(np.arange(120), np.arange(120), 12, seed=0)
+    assert counts_of(plain).std(axis=0).sum() > 2 * counts_of(grouped_feed()).std(axis=0).sum()
+
+
+def test_spread_groups_keep_every_cell_once_in_an_order_of_seed_and_epoch():
+    first, second, third = orders(grouped_feed(), 3)
+    for order in (first, second, third):
+        np.testing.assert_array_equal(np.sort(order), np.arange(120))
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(orders(grouped_feed(), 3), [first, second, third])
+    np.testing.assert_array_equal(orders(grouped_feed(first_epoch=2), 1)[0], third)
+    assert not np.array_equal(orders(grouped_feed(seed=1), 1)[0], first)
+    # Not only the groups are mixed, also the cells of each.
+    own = first[GROUPS[first] == 3]
+    assert not np.array_equal(own, np.sort(own))
+
+
+def test_the_cells_left_out_of_an_epoch_are_of_all_groups():
+    groups = np.repeat([0, 1], 50)
+    cells = Minibatches.of_arrays(
+        np.arange(100), np.arange(100), 80, seed=0, groups=groups, keep_last=False
+    )
+    assert abs(np.sum(groups[cells[0][1]] == 0) - 40) <= 2
+
+
+def test_several_networks_and_seeds_are_reseeded_each_for_itself():
+    networks = [keras.Sequential([keras.layers.Dropout(0.5, seed=1)]) for _ in range(2)]
+    turns = keras.random.SeedGenerator(3)
+    callback = ReseedDropout([*networks, turns], seed=5)
+    ones = np.ones((1, 200), "float32")
+
+    def draws_of_epoch(epoch):
+        callback.on_epoch_begin(epoch)
+        draws = [network(ones, training=True) for network in networks]
+        draws.append(keras.random.uniform((1, 200), seed=turns))
+        return np.array([ops.convert_to_numpy(draw) for draw in draws])
+
+    second, third = draws_of_epoch(2), draws_of_epoch(3)
+    assert all(not np.array_equal(a, b) for a, b in zip(second, third, strict=True))
+    np.testing.assert_array_equal(draws_of_epoch(2), second)
+    # Networks of equal seed drop other units.
+    assert not np.array_equal(second[0], second[1])
 
 
 def test_dropout_is_the_same_in_the_same_epoch():

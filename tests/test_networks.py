@@ -1,6 +1,7 @@
 """The networks are the published ones, at every size, and predict without chance."""
 
 import csv
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.models import networks
@@ -150,10 +151,108 @@ def test_published_preset_is_the_published_schedule():
 
 def test_presets_are_found_by_name_and_keep_their_fields():
     assert networks.find_preset("demo") is networks.DEMO
-    assert networks.Preset(**networks.DEMO.as_dict()) == networks.DEMO
     assert replace(networks.DEMO, base_filters=4).n_features == 32
-    with pytest.raises(CytomadError, match="'dmeo'.*published, demo, workshop"):
+    with pytest.raises(CytomadError, match="'dmeo'.*published, demo, study, workshop"):
         networks.find_preset("dmeo")
+
+
+@pytest.mark.parametrize("preset", networks.PRESETS.values(), ids=lambda preset: preset.name)
+def test_presets_come_back_from_a_json_file(preset):
+    assert networks.Preset.from_dict(json.loads(json.dumps(preset.as_dict()))) == preset
+
+
+def test_presets_of_before_the_conditional_recipe_get_its_defaults():
+    fields = networks.DEMO.as_dict()
+    del fields["conditional"]
+    preset = networks.Preset.from_dict(fields)
+    assert preset == replace(networks.DEMO, conditional=networks.Conditional())
+    assert "conditional" not in fields  # what was read stays as it was
+    with pytest.raises(TypeError, match="no_such_field"):
+        networks.Preset.from_dict(fields | {"conditional": {"no_such_field": 1}})
+
+
+def test_a_conditional_step_reads_the_cells_of_all_its_parts():
+    recipe = networks.Conditional(image_cells=5, feature_cells=7, feature_steps=3)
+    assert recipe.minibatch == 5 + 3 * 7
+
+
+# --- the standardised generator ----------------------------------------------------------------
+
+
+def lively(generator):
+    """Scale up the small initial kernels, so that outputs vary from cell to cell."""
+    generator.set_weights([4 * w if w.ndim == 4 else w for w in generator.get_weights()])
+    return generator
+
+
+def some_images(n=12, mean=0.9, spread=0.2, seed=0):
+    """Return images of exactly this mean and standard deviation each."""
+    images = np.random.default_rng(seed).normal(size=(n, 16, 16, 1))
+    images -= images.mean(axis=(1, 2, 3), keepdims=True)
+    images /= images.std(axis=(1, 2, 3), keepdims=True)
+    return (mean + spread * images).astype("float32")
+
+
+def outputs_of(generator, images, training=False):
+    return [ops.convert_to_numpy(made) for made in generator(images, training=training)]
+
+
+def test_normalising_gives_every_image_the_same_brightness_and_contrast():
+    layer = networks.NormaliseImage()
+    images = np.concatenate([some_images(3), some_images(3, mean=-2.0, spread=5.0)])
+    shown = ops.convert_to_numpy(layer(images))
+    np.testing.assert_allclose(shown.mean(axis=(1, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(shown.std(axis=(1, 2, 3)), 1, rtol=1e-3)
+    layer.set_weights([np.array([0.9, 0.2])])
+    np.testing.assert_allclose(ops.convert_to_numpy(layer(images[:3])), images[:3], atol=1e-3)
+    assert np.isfinite(ops.convert_to_numpy(layer(np.ones((1, 16, 16, 1))))).all()
+
+
+@pytest.mark.parametrize("gain, offset", [(1.4, 0.0), (1.0, -0.3), (0.6, 0.5)])
+def test_gain_and_offset_of_the_camera_change_nothing(gain, offset):
+    images = some_images()
+    standardised = lively(networks.build_generator(16, 4, seed=0, standardised=True))
+    plain = lively(networks.build_generator(16, 4, seed=0))
+    for generator, invariant in ((standardised, True), (plain, False)):
+        usual, other = outputs_of(generator, images), outputs_of(generator, gain * images + offset)
+        for before, after in zip(usual, other, strict=True):
+            change = np.abs(after - before).max() / before.std()
+            assert change < 0.01 if invariant else change > 0.1
+
+
+def test_adopted_weights_make_the_same_image():
+    images = some_images(mean=0.9, spread=0.2)
+    pretrained = lively(networks.build_generator(16, 4, norm_momentum=0.8, seed=0))
+    for seed in range(3):
+        pretrained(some_images(seed=seed), training=True)  # moves the running statistics
+    standardised = networks.build_generator(16, 4, seed=1, standardised=True)
+    wanted, _ = outputs_of(pretrained, images)
+    before, _ = outputs_of(standardised, images)
+    networks.adopt_weights(standardised, pretrained, 0.9, 0.2)
+    after, _ = outputs_of(standardised, images)
+    assert np.abs(before - wanted).max() > wanted.std()
+    np.testing.assert_allclose(after, wanted, atol=0.01 * wanted.std())
+
+
+def test_standardised_features_have_one_mean_and_spread_over_the_cells():
+    generator = lively(networks.build_generator(16, 4, seed=0, standardised=True))
+    _, features = outputs_of(generator, some_images(40), training=True)
+    np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-4)
+    assert 0.5 < np.median(features.std(axis=0)) <= 1.001
+    assert (features < 0).any(axis=0).all()  # from before the ReLU
+
+
+def test_the_last_linear_map_changes_the_features_alone():
+    generator = lively(networks.build_generator(16, 4, seed=0, standardised=True))
+    image, features = outputs_of(generator, some_images())
+    matrix = np.random.default_rng(0).normal(size=(32, 32)).astype("float32")
+    generator.get_layer("features").set_weights([matrix, np.full(32, 2.0)])
+    same_image, mapped = outputs_of(generator, some_images())
+    np.testing.assert_array_equal(same_image, image)
+    np.testing.assert_allclose(mapped, features @ matrix + 2, atol=1e-3)
+    trainable = {id(weight) for weight in generator.trainable_weights}
+    fixed = generator.get_layer("features").weights + generator.get_layer("normalise_image").weights
+    assert not any(id(weight) in trainable for weight in fixed)
 
 
 @pytest.mark.parametrize("module", ["cytomad_lib.models.networks", "cytomad_lib.workflow"])

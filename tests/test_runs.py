@@ -1,6 +1,7 @@
 """Runs survive interruptions, keep the best epoch, and refuse to mix what does not belong."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import keras
@@ -11,6 +12,7 @@ from training_cells import TINY, make_cells
 
 from cytomad_lib import runs
 from cytomad_lib.data.errors import DatasetError
+from cytomad_lib.models.networks import Conditional
 from cytomad_lib.runs import Run, RunError
 
 CELLS, VALID = make_cells(), make_cells(per_group=2, seed=1)
@@ -60,7 +62,8 @@ def interrupted(tmp_path_factory):
 
 @pytest.mark.parametrize("stage", ["pretraining", "published"])
 def test_interrupted_and_resumed_equals_uninterrupted(whole, interrupted, stage):
-    pd.testing.assert_frame_equal(whole.history(stage), interrupted.history(stage), rtol=1e-4)
+    ours, theirs = (run.history(stage).drop(columns="seconds") for run in (whole, interrupted))
+    pd.testing.assert_frame_equal(ours, theirs, rtol=1e-4)
     assert whole.best_epoch(stage) == interrupted.best_epoch(stage)
     ours, theirs = whole.generator(stage), interrupted.generator(stage)
     for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True):
@@ -73,6 +76,7 @@ def test_classifiers_too(whole, interrupted):
             pd.read_csv(run.folder / "classifiers" / name / "history.csv")
             for run in (whole, interrupted)
         )
+        ours, theirs = (history.drop(columns="seconds") for history in (ours, theirs))
         pd.testing.assert_frame_equal(ours, theirs, rtol=1e-4)
 
 
@@ -213,3 +217,131 @@ def test_stages_that_are_not_there(tmp_path):
         run.generator("pretraining")
     with pytest.raises(RunError, match="no stage 'removal'.*pretraining, published"):
         run.generator("removal")
+
+
+# --- the conditional recipe --------------------------------------------------------------------
+
+
+def pretrained_copy(whole, folder):
+    """Return a run that has the pretraining of another, and no classifiers."""
+    folder.mkdir()
+    shutil.copy(whole.folder / "run.json", folder)
+    shutil.copytree(whole.folder / "pretraining", folder / "pretraining")
+    return Run.open(folder)
+
+
+@pytest.fixture(scope="module")
+def conditional(whole, tmp_path_factory):
+    run = pretrained_copy(whole, tmp_path_factory.mktemp("runs") / "conditional")
+    run.remove_batches(CELLS, VALID, recipe="conditional")
+    return run
+
+
+def test_the_conditional_recipe_needs_no_classifiers(conditional):
+    assert conditional.stages() == ["pretraining", "conditional"]
+    names = {path.name for path in (conditional.folder / "conditional").iterdir()}
+    assert names == {
+        "history.csv",
+        "checkpoint_000002.weights.h5",
+        "generator_000002.weights.h5",
+        "generator_erased.weights.h5",
+    }
+
+
+def test_the_conditional_recipe_survives_interruptions(whole, conditional, tmp_path):
+    run = pretrained_copy(whole, tmp_path / "cut")
+    save = runs._save_weights
+    cut_at = ["checkpoint_000002.weights.h5", "generator_erased.weights.h5"]
+
+    def save_or_stop(model, path):
+        if cut_at and path.name == cut_at[0]:
+            cut_at.pop(0)
+            raise PowerCut
+        save(model, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "_save_weights", save_or_stop)
+        for epochs_done in (1, 2):
+            with pytest.raises(PowerCut):
+                run.remove_batches(CELLS, VALID, recipe="conditional")
+            assert len(run.history("conditional")) == epochs_done
+    run.remove_batches(CELLS, VALID, recipe="conditional")
+    ours, theirs = (
+        one.history("conditional").drop(columns="seconds") for one in (conditional, run)
+    )
+    pd.testing.assert_frame_equal(ours, theirs, rtol=1e-4, atol=1e-4)
+    *ours, matrix, offset = conditional.generator("conditional").get_weights()
+    *theirs, other_matrix, other_offset = run.generator("conditional").get_weights()
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    # The map that erases inverts a covariance, which lets rounding grow.
+    np.testing.assert_allclose(matrix, other_matrix, atol=1e-3)
+    np.testing.assert_allclose(offset, other_offset, atol=1e-3)
+
+
+def test_the_conditional_generator_is_the_erased_one(conditional):
+    last = conditional._new_generator(standardised=True)
+    last.load_weights(conditional.folder / "conditional" / "generator_000002.weights.h5")
+    erased = conditional.generator("conditional")
+    *ours, matrix, offset = erased.get_weights()
+    *theirs, identity, zero = last.get_weights()
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(identity, np.eye(TINY.n_features))
+    assert not zero.any()
+    # Two lines in two batches each: there are two directions to erase, and no others.
+    taken = np.linalg.svd(identity - matrix, compute_uv=False)
+    assert (taken > 1e-3 * taken[0]).sum() == 2
+    assert offset.any()
+
+
+def test_the_conditional_generator_sees_a_cell_by_itself_and_no_brightness(conditional):
+    generator = conditional.generator("conditional")
+    together = generator.predict(CELLS.brightfield, verbose=0)
+    alone = generator.predict(CELLS.brightfield[5:6], verbose=0)
+    brighter = generator.predict(1.3 * CELLS.brightfield[5:6] + 0.2, verbose=0)
+    for whole_set, single, bright in zip(together, alone, brighter, strict=True):
+        scale = whole_set.std()
+        np.testing.assert_allclose(single[0], whole_set[5], atol=0.01 * scale)
+        np.testing.assert_allclose(bright[0], whole_set[5], atol=0.02 * scale)
+
+
+def test_a_finished_conditional_stage_is_not_trained_again(conditional):
+    files = list(conditional.folder.rglob("*.h5"))
+    before = [path.stat().st_mtime_ns for path in files]
+    conditional.remove_batches(CELLS, VALID, recipe="conditional")
+    assert before == [path.stat().st_mtime_ns for path in files]
+
+
+def test_of_the_conditional_recipe_the_last_epoch_is_kept(tmp_path):
+    run = Run.create(tmp_path, TINY, CELLS, "lung")
+    history = pd.DataFrame({"epoch": [1, 2, 3], "val_loss": [1.0, 2.0, 3.0]})
+    for stage in ("published", "conditional"):
+        (tmp_path / stage).mkdir()
+        history.to_csv(tmp_path / stage / "history.csv", index=False)
+    assert run.best_epoch("published") == 1
+    assert run.best_epoch("conditional") == 3
+
+
+def test_recipes_that_there_are_not(tmp_path):
+    run = Run.create(tmp_path, TINY, CELLS, "lung")
+    with pytest.raises(RunError, match="no recipe 'conditonal'.*published, conditional"):
+        run.remove_batches(CELLS, VALID, recipe="conditonal")
+
+
+def test_too_few_cells_for_a_conditional_step(whole, tmp_path):
+    run = pretrained_copy(whole, tmp_path / "run")
+    recipe = replace(TINY.conditional, image_cells=13)
+    run.preset = replace(TINY, conditional=recipe)
+    with pytest.raises(RunError, match="16 training cells. Expected at least 17"):
+        run.remove_batches(CELLS, VALID, recipe="conditional")
+    assert not (run.folder / "conditional").exists()
+
+
+def test_a_run_of_before_the_conditional_recipe_opens(tmp_path):
+    Run.create(tmp_path, TINY, CELLS, "lung")
+    path = tmp_path / "run.json"
+    settings = json.loads(path.read_text())
+    del settings["preset"]["conditional"]
+    path.write_text(json.dumps(settings))
+    assert Run.open(tmp_path).preset == replace(TINY, conditional=Conditional())

@@ -5,7 +5,7 @@ import pandas as pd
 
 from cytomad_lib.data.cells import CellImages
 from cytomad_lib.data.layouts import LUNG
-from cytomad_lib.models.networks import Preset
+from cytomad_lib.models.networks import Conditional, Preset
 
 TINY = Preset(
     name="tiny",
@@ -19,6 +19,14 @@ TINY = Preset(
     refit_every=2,
     refit_epochs=3,
     norm_momentum=0.8,
+    conditional=Conditional(
+        epochs=2,
+        image_cells=4,
+        feature_cells=4,
+        feature_steps=1,
+        adversary_steps=1,
+        recent_cells=24,
+    ),
 )
 
 

@@ -49,6 +49,7 @@ import numpy as np
 import pandas as pd
 
 from cytomad_lib.analysis.probes import PROBES, ProbeError, _checked, _need_two
+from cytomad_lib.models.erasure import fit_leace, spread_of, within_class_concept
 
 HARMONY_COMPONENTS = 50
 
@@ -167,7 +168,7 @@ def standardise_batches(features, labels, within_class=False):
             np.flatnonzero(inside & (batch.codes == b)) for b in np.unique(batch[inside].codes)
         ]
         means = [features[cells].mean(axis=0) for cells in groups]
-        spreads = [_spread(features[cells]) for cells in groups]
+        spreads = [spread_of(features[cells]) for cells in groups]
         mean = features[inside].mean(axis=0)
         spread = np.sqrt(np.mean(np.square(spreads), axis=0))
         for cells, own_mean, own_spread in zip(groups, means, spreads, strict=True):
@@ -219,7 +220,7 @@ def harmony(features, labels, seed=0, n_components=HARMONY_COMPONENTS):
         ) from None
     features = features.astype(float)
     mean = features.mean(axis=0)
-    spread = _spread(features)
+    spread = spread_of(features)
     scaled = (features - mean) / np.where(spread > 0, spread, 1)
     _, singular, axes = np.linalg.svd(scaled, full_matrices=False)
     # Components without variance would be noise from rounding.
@@ -303,7 +304,7 @@ def combat(features, labels, with_class=False, tolerance=1e-4, max_steps=200):
     )
     # Features that do not vary within batch (and class) have no noise to rescale: the model gives
     # what is expected of them.
-    varies = (spread > 1e-6 * _spread(features)) & (np.ptp(features, axis=0) > 0)
+    varies = (spread > 1e-6 * spread_of(features)) & (np.ptp(features, axis=0) > 0)
     if varies.sum() < 2:
         raise ProbeError(
             f"{varies.sum()} features vary within the batches; ComBat needs at least two, as it "
@@ -317,80 +318,6 @@ def combat(features, labels, with_class=False, tolerance=1e-4, max_steps=200):
     found = expected.copy()
     found[:, varies] += noise * spread[varies]
     return _as_features(found, features)
-
-
-@dataclass(frozen=True)
-class Leace:
-    """An affine map that erases a concept; made by `fit_leace`.
-
-    Attributes
-    ----------
-    mean : array, (features,)
-        Of the training cells; stays where it is.
-    reads, writes : array, (features, erased directions)
-        What is taken from a cell x is ``(x - mean) @ reads @ writes.T``.
-    """
-
-    mean: np.ndarray = field(repr=False)
-    reads: np.ndarray = field(repr=False)
-    writes: np.ndarray = field(repr=False)
-
-    def __call__(self, features):
-        """Return the features (cells, features), float32, without the concept."""
-        features = np.asarray(features, dtype=float)
-        return (features - (features - self.mean) @ self.reads @ self.writes.T).astype(np.float32)
-
-
-def fit_leace(features, concept, rank_tolerance=1e-6):
-    """Fit least-squares concept erasure (LEACE) in closed form.
-
-    Of all affine maps after which the features have no covariance with the concept, this is the one
-    that changes the features least, whatever inner product measures the change. When the concept is
-    a label as indicator columns, no linear classifier can then do better than a constant, on these
-    cells. Whatever is not linear stays, and with fewer cells than a few times the features the map
-    fits these cells and helps little on others.
-
-    Parameters
-    ----------
-    features : array, (cells, features)
-        Of the training cells.
-    concept : array, (cells, columns)
-        For example the batch as indicator columns. If the mean of each class is subtracted from
-        those, batches become alike *inside* the classes, and the difference between classes that
-        comes with their different batches is left alone (`peer_features` calls this "within
-        class").
-    rank_tolerance : float
-        Directions with less than this fraction of the largest spread count as constant.
-
-    Returns
-    -------
-    Leace
-        Call it with the features of any cells. Features constant in training are not changed.
-
-    Source
-    ------
-    Belrose et al. 2023, LEACE: perfect linear concept erasure in closed form, NeurIPS
-    (theorem 4.3).
-    """
-    features = np.asarray(features, dtype=float)
-    concept = np.asarray(concept, dtype=float)
-    mean = features.mean(axis=0)
-    spread = _spread(features)
-    # The map does not depend on the units of the features; standardised ones are safer to invert.
-    scale = np.where(spread > 0, spread, 1)
-    scaled = np.where(spread > 0, (features - mean) / scale, 0) / np.sqrt(len(features))
-    white, singular, axes = np.linalg.svd(scaled, full_matrices=False)
-    kept = singular > rank_tolerance * singular[0]
-    white, singular, axes = white[:, kept], singular[kept], axes[kept]
-    # Whitened features have covariance 1: there, the least change is an orthogonal projection.
-    covariance = white.T @ (concept - concept.mean(axis=0)) / np.sqrt(len(features))
-    directions, strength, _ = np.linalg.svd(covariance, full_matrices=False)
-    directions = directions[:, strength > rank_tolerance]
-    reads = (axes.T / singular) @ directions / scale[:, None]
-    writes = (axes.T * singular) @ directions * scale[:, None]
-    # A constant feature has no part in any direction, but for rounding.
-    reads[spread == 0] = writes[spread == 0] = 0
-    return Leace(mean, reads, writes)
 
 
 # --- helpers ---------------------------------------------------------------------------------
@@ -422,15 +349,11 @@ def _leace(test, train, within_class):
     if train is None:
         raise ProbeError("LEACE is fitted on training cells: give `train_features` and labels.")
     features, batch, class_name = train
-    concept = np.eye(len(batch.categories))[batch.codes]
     if within_class:
-        concept -= pd.DataFrame(concept).groupby(class_name.codes).transform("mean").to_numpy()
+        concept = within_class_concept(batch.codes, class_name.codes)
+    else:
+        concept = np.eye(len(batch.categories))[batch.codes]
     return fit_leace(features, concept)(test)
-
-
-def _spread(values):
-    """Return the standard deviation per column, 0 (not 1e-17) where nothing varies."""
-    return np.where(np.ptp(values, axis=0) > 0, values.std(axis=0), 0)
 
 
 def _as_features(found, features):

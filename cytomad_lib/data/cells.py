@@ -36,8 +36,32 @@ PLAUSIBLE_PHASE = (-20.0, 60.0)
 # --- Images in memory ------------------------------------------------------------------------
 
 
+class _Labelled:
+    """What follows from a table of labels: batches and classes, as names and as codes."""
+
+    @property
+    def batches(self):
+        """All batches of the layout, in its order; `batch_codes` counts in it."""
+        return tuple(self.labels["batch"].cat.categories)
+
+    @property
+    def classes(self):
+        """All classes of the layout, in its order; `class_codes` counts in it."""
+        return tuple(self.labels["class_name"].cat.categories)
+
+    @property
+    def batch_codes(self):
+        """Batch of each cell as its place in `batches`: int32 array (cells,)."""
+        return self.labels["batch"].cat.codes.to_numpy(np.int32)
+
+    @property
+    def class_codes(self):
+        """Class of each cell as its place in `classes`: int32 array (cells,)."""
+        return self.labels["class_name"].cat.codes.to_numpy(np.int32)
+
+
 @dataclass(eq=False)
-class CellImages:
+class CellImages(_Labelled):
     """Brightfield and phase images of the same cells, with their labels.
 
     Parameters
@@ -119,26 +143,6 @@ class CellImages:
     def read(self, indices):
         """Return the cells given by numbers; `CellFiles` has the same, from disk."""
         return self.select(indices)
-
-    @property
-    def batches(self):
-        """All batches of the layout, in its order; `batch_codes` counts in it."""
-        return tuple(self.labels["batch"].cat.categories)
-
-    @property
-    def classes(self):
-        """All classes of the layout, in its order; `class_codes` counts in it."""
-        return tuple(self.labels["class_name"].cat.categories)
-
-    @property
-    def batch_codes(self):
-        """Batch of each cell as its place in `batches`: int32 array (cells,)."""
-        return self.labels["batch"].cat.codes.to_numpy(np.int32)
-
-    @property
-    def class_codes(self):
-        """Class of each cell as its place in `classes`: int32 array (cells,)."""
-        return self.labels["class_name"].cat.codes.to_numpy(np.int32)
 
 
 def check_trainable(labels):
@@ -337,7 +341,7 @@ def _check_number(name, value):
         raise DatasetError(f"{name} is {value!r}. Expected a whole number above zero, or None.")
 
 
-class CellFiles:
+class CellFiles(_Labelled):
     """Cells of one split, read from their files only when asked for.
 
     A dataset may have only some of its layout's groups. In v7.3 files a minibatch costs its own

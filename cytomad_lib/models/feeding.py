@@ -38,6 +38,9 @@ class Minibatches(keras.utils.PyDataset):
         `False` keeps the cells in their own order: for validation.
     keep_last : bool
         Whether a last, incomplete minibatch is used.
+    groups : int array (n,), optional
+        Group of each cell. Every minibatch then holds cells of all groups in the proportions of
+        the whole, as nearly as can be: terms that compare groups need that.
 
     Raises
     ------
@@ -45,7 +48,17 @@ class Minibatches(keras.utils.PyDataset):
         If there are no cells.
     """
 
-    def __init__(self, read, n, batch_size, seed=0, first_epoch=0, shuffle=True, keep_last=True):
+    def __init__(
+        self,
+        read,
+        n,
+        batch_size,
+        seed=0,
+        first_epoch=0,
+        shuffle=True,
+        keep_last=True,
+        groups=None,
+    ):
         super().__init__()
         if n == 0:
             raise ValueError("There are no cells to make minibatches of; load at least one cell.")
@@ -56,6 +69,7 @@ class Minibatches(keras.utils.PyDataset):
         self.epoch = first_epoch
         self.shuffle = shuffle
         self.keep_last = keep_last
+        self.groups = groups
         self._arrange()
 
     @classmethod
@@ -118,7 +132,20 @@ class Minibatches(keras.utils.PyDataset):
     def _arrange(self):
         self._order = np.arange(self.n)
         if self.shuffle:
-            np.random.default_rng([self.seed, self.epoch]).shuffle(self._order)
+            random = np.random.default_rng([self.seed, self.epoch])
+            random.shuffle(self._order)
+            if self.groups is not None:
+                self._order = _spread_groups(self._order, self.groups, random)
+
+
+def _spread_groups(order, groups, random):
+    """Give each group's cells evenly spaced places from 0 to 1, off by chance, and sort by them."""
+    place = np.empty(len(order))
+    groups = np.asarray(groups)[order]
+    for group in np.unique(groups):
+        own = np.flatnonzero(groups == group)
+        place[own] = (np.arange(len(own)) + random.random(len(own))) / len(own)
+    return order[np.argsort(place)]
 
 
 class ReseedDropout(keras.callbacks.Callback):
@@ -129,18 +156,25 @@ class ReseedDropout(keras.callbacks.Callback):
 
     Parameters
     ----------
-    network : keras.Model
-        The network with the dropout layers.
+    networks : keras.Model or list
+        The networks with the dropout layers; also single `keras.random.SeedGenerator`s.
     seed : int
     """
 
-    def __init__(self, network, seed):
+    def __init__(self, networks, seed):
         super().__init__()
-        self.layers = [layer for layer in network.layers if hasattr(layer, "seed_generator")]
+        networks = networks if isinstance(networks, list) else [networks]
+        self.generators = [own for network in networks for own in _seed_generators(network)]
         self.seed = seed
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Set the state of each dropout layer; Keras calls this."""
-        for position, layer in enumerate(self.layers):
+        """Set the state of each seed generator; Keras calls this."""
+        for position, generator in enumerate(self.generators):
             draw = np.random.default_rng([self.seed, epoch, position])
-            layer.seed_generator.state.assign(draw.integers(2**31, size=2).astype("uint32"))
+            generator.state.assign(draw.integers(2**31, size=2).astype("uint32"))
+
+
+def _seed_generators(network):
+    if isinstance(network, keras.random.SeedGenerator):
+        return [network]
+    return [layer.seed_generator for layer in network.layers if hasattr(layer, "seed_generator")]

@@ -27,12 +27,72 @@ Example
 import random
 from dataclasses import asdict, dataclass
 
-from keras import Input, Model, initializers, layers
+import numpy as np
+from keras import Input, Model, initializers, layers, ops, saving
 
 from cytomad_lib.data.errors import CytomadError
 
 LEAKY_SLOPE = 0.2
 KERNEL = 4  # every convolution of the published networks is 4x4
+
+
+@dataclass(frozen=True)
+class Conditional:
+    """Sizes, schedule and weights of the conditional recipe; it is ours, not published.
+
+    Parameters
+    ----------
+    epochs : int
+        Passes over the training cells.
+    image_cells : int
+        Cells per step that go through the whole generator.
+    feature_cells, feature_steps : int
+        Each step is followed by so many steps on features alone, of so many other cells.
+    generator_rate, adversary_rate : float
+        Learning rates (Adam). The generator's falls to a tenth towards the end.
+    adversary_steps, image_adversary_steps : int
+        Steps of the adversaries of features and of images per step of the generator.
+    recent_cells : int
+        How many of the last cells the adversaries keep and learn from.
+    whitening_floor, image_whitening_floor : float
+        Variance, of standardised values, below which a direction counts as silent.
+    ramp : float
+        Part of the training over which the weights of the batch terms grow from 0.
+    weight_mae, weight_structure, weight_class : float
+        Weights of the error of the image as its batch would measure it, of the structure inside
+        the cell that is lost (`losses.lost_structure`), and of the class head's cross-entropy.
+    weight_adversary, weight_mmd, weight_linear_mmd : float
+        Weights of the three batch terms on features; see `ConditionalAdversary.losses_of`.
+    weight_image_adversary, weight_image_mmd, weight_image_linear_mmd : float
+        The same three on the image's summary.
+    """
+
+    epochs: int = 100
+    image_cells: int = 21
+    feature_cells: int = 42
+    feature_steps: int = 2
+    generator_rate: float = 7e-4
+    adversary_rate: float = 1e-3
+    adversary_steps: int = 2
+    image_adversary_steps: int = 1
+    recent_cells: int = 4200
+    whitening_floor: float = 0.01
+    image_whitening_floor: float = 0.1
+    ramp: float = 0.5
+    weight_mae: float = 60.0
+    weight_structure: float = 3.0
+    weight_class: float = 4.0
+    weight_adversary: float = 5.0
+    weight_mmd: float = 10.0
+    weight_linear_mmd: float = 0.2
+    weight_image_adversary: float = 0.6
+    weight_image_mmd: float = 5.0
+    weight_image_linear_mmd: float = 0.02
+
+    @property
+    def minibatch(self):
+        """Cells that one step reads."""
+        return self.image_cells + self.feature_steps * self.feature_cells
 
 
 @dataclass(frozen=True)
@@ -69,6 +129,8 @@ class Preset:
     norm_momentum : float
         How slowly the running statistics of batch normalisation follow the minibatches. At
         0.99 they need some 500 steps to arrive; short trainings take 0.9.
+    conditional : Conditional
+        All about the conditional recipe.
     """
 
     name: str = "published"
@@ -94,6 +156,19 @@ class Preset:
     weight_mae_removal: float = 300.0
     weight_classifier: float = 100.0
     norm_momentum: float = 0.99
+    conditional: Conditional = Conditional()
+
+    @classmethod
+    def from_dict(cls, fields):
+        """Make a preset from what `as_dict` gave.
+
+        Raises
+        ------
+        TypeError
+            If a field is unknown.
+        """
+        recipe = Conditional(**fields.get("conditional", {}))
+        return cls(**(fields | {"conditional": recipe}))
 
     @property
     def n_features(self):
@@ -127,6 +202,22 @@ DEMO = Preset(
     refit_epochs=25,
     generator_rate=5e-4,
     norm_momentum=0.9,
+    conditional=Conditional(epochs=30),
+)
+STUDY = Preset(
+    name="study",
+    image_size=64,
+    base_filters=8,
+    batch_size=20,
+    classifier_batch_size=100,
+    pretraining_epochs=8,
+    classifier_epochs=6,
+    removal_epochs=8,
+    refit_every=2,
+    refit_epochs=20,
+    generator_rate=5e-4,
+    norm_momentum=0.9,
+    conditional=Conditional(epochs=18),
 )
 WORKSHOP = Preset(
     name="workshop",
@@ -139,8 +230,9 @@ WORKSHOP = Preset(
     refit_every=5,
     refit_epochs=50,
     norm_momentum=0.9,
+    conditional=Conditional(epochs=40),
 )
-PRESETS = {preset.name: preset for preset in (PUBLISHED, DEMO, WORKSHOP)}
+PRESETS = {preset.name: preset for preset in (PUBLISHED, DEMO, STUDY, WORKSHOP)}
 
 
 def find_preset(name):
@@ -173,7 +265,9 @@ def tail_widths(base_filters):
     return [max(base_filters // divisor, 4) for divisor in (2, 4, 8, 16)]
 
 
-def build_generator(image_size=128, base_filters=64, norm_momentum=0.99, seed=None):
+def build_generator(
+    image_size=128, base_filters=64, norm_momentum=0.99, seed=None, standardised=False
+):
     """Build the pix2pix U-Net whose bottleneck is 1x1.
 
     Parameters
@@ -186,6 +280,11 @@ def build_generator(image_size=128, base_filters=64, norm_momentum=0.99, seed=No
         Momentum of the running statistics in batch normalisation.
     seed : int, optional
         Seed of the initial weights and of dropout.
+    standardised : bool
+        For the conditional recipe. Every brightfield image gets one brightness and contrast
+        (`NormaliseImage`), and what leaves as features is standardised (mean 0, variance 1 over
+        the cells) and goes through one more linear map, for the erasure at the end. The decoder
+        gets the bottleneck as it is, so that pretrained weights fit.
 
     Returns
     -------
@@ -201,16 +300,17 @@ def build_generator(image_size=128, base_filters=64, norm_momentum=0.99, seed=No
     _check_sizes(image_size, base_filters)
     seeds, norm = _Seeds(seed), norm_momentum
     brightfield = Input((image_size, image_size, 1), name="brightfield")
+    shown = NormaliseImage(name="normalise_image")(brightfield) if standardised else brightfield
 
-    x = brightfield
+    x = shown
     encoded = []
     widths = encoder_widths(image_size, base_filters)
     for block, filters in enumerate(widths):
         x = _conv(x, filters, 2, seeds, norm if block > 0 else None)
         encoded.append(x)
 
-    x = _convolution(8 * base_filters, 2, seeds)(x)
-    bottleneck = layers.ReLU(name="bottleneck")(x)
+    before_relu = _convolution(8 * base_filters, 2, seeds)(x)
+    bottleneck = layers.ReLU(name="bottleneck")(before_relu)
 
     x = bottleneck
     for block, (filters, skip) in enumerate(zip(reversed(widths), reversed(encoded), strict=True)):
@@ -221,13 +321,65 @@ def build_generator(image_size=128, base_filters=64, norm_momentum=0.99, seed=No
 
     first, *thin = tail_widths(base_filters)
     x = _up(x, first, 2, seeds, norm)
-    x = layers.ReLU()(layers.Concatenate()([x, brightfield]))
+    x = layers.ReLU()(layers.Concatenate()([x, shown]))
     for filters in thin:
         x = layers.ReLU()(_up(x, filters, 1, seeds, norm))
     image = layers.Activation("linear", name="image")(_transposed(1, 1, seeds)(x))
 
-    features = layers.Flatten(name="features")(bottleneck)
+    if standardised:
+        # From before the ReLU: a feature that is silent in every cell could never be repaired.
+        flat = layers.Flatten()(before_relu)
+        standard = layers.BatchNormalization(
+            momentum=norm_momentum, center=False, scale=False, name="standardised_features"
+        )(flat)
+        features = layers.Dense(
+            8 * base_filters, kernel_initializer="identity", trainable=False, name="features"
+        )(standard)
+    else:
+        features = layers.Flatten(name="features")(bottleneck)
     return Model(brightfield, [image, features], name="generator")
+
+
+def adopt_weights(standardised, pretrained, mean, spread):
+    """Give a standardised generator the weights of a pretrained one.
+
+    Parameters
+    ----------
+    standardised, pretrained : keras.Model
+        From `build_generator`, with and without `standardised`, otherwise alike.
+    mean, spread : float
+        Brightness and contrast that the pretrained one is used to: mean over the training cells
+        of the images' mean and standard deviation.
+    """
+    own = ("normalise_image", "standardised_features", "features")
+    takers = [layer for layer in standardised.layers if layer.weights and layer.name not in own]
+    givers = [layer for layer in pretrained.layers if layer.weights]
+    for taker, giver in zip(takers, givers, strict=True):
+        taker.set_weights(giver.get_weights())
+    standardised.get_layer("normalise_image").set_weights([np.array([mean, spread])])
+
+
+@saving.register_keras_serializable("cytomad_lib")
+class NormaliseImage(layers.Layer):
+    """Give every image the same mean and standard deviation, pixels taken together.
+
+    The brightness of a lamp, the gain and the offset of a camera are gone then, whatever they
+    were. It looks at nothing but the image itself, so cells stay independent of one another.
+
+    Its weights are the mean and the standard deviation that it gives; see `adopt_weights`.
+    """
+
+    def build(self, shape):
+        """Make the weights: mean 0 and standard deviation 1 to begin with."""
+        self.target = self.add_weight(shape=(2,), trainable=False, name="mean_and_spread")
+        self.target.assign([0.0, 1.0])
+
+    def call(self, images):
+        """Normalise images (n, size, size, 1)."""
+        mean = ops.mean(images, axis=(1, 2, 3), keepdims=True)
+        spread = ops.std(images, axis=(1, 2, 3), keepdims=True)
+        # The floor is far below the contrast of any cell; it guards against an empty image.
+        return (images - mean) / (spread + 1e-4) * self.target[1] + self.target[0]
 
 
 def build_discriminator(image_size=128, base_filters=64, norm_momentum=0.99, seed=None):

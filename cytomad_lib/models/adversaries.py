@@ -1,0 +1,247 @@
+"""Adversaries that know the class: what makes the conditional recipe forget the batch.
+
+A `ConditionalAdversary` looks at a vector per cell (the bottleneck features, or a summary of the
+image) and tells the batches *of the cell's class* apart. Three things set it apart from the frozen
+classifiers of the published recipe:
+
+* **It learns in every step**, on the cells of the last minibatches, so it cannot be fooled once
+  and for all.
+* **Its target is p(batch | class)**, not "first batch". Batch and class are confounded; a target
+  that ignores this (all to one batch, or uniform over all batches) asks for the class to go, too.
+* **It sees whitened features.** The batch may sit in a direction of little spread. A network that
+  learns slowly overlooks it there, an independent probe that standardises does not.
+
+Beside the network that guesses, it measures without learning how far apart the batches of a class
+are: maximum mean discrepancy (MMD) with Gaussian kernels of several widths, and a linear one on
+the whitened features. Few cells of a group are in one minibatch; they are compared with those of
+the minibatches before, which are kept for that.
+
+Sources: adversaries that are given the class, Zhao et al. 2017 (ICML, sleep stages from radio
+signals) and Li et al. 2018 (ECCV, conditional invariant adversarial networks); MMD, Gretton et al.
+2012 (JMLR).
+
+Example
+-------
+>>> shares = batch_shares(labels)                         # p(batch | class), (classes, batches)
+>>> adversary = ConditionalAdversary(64, shares, Conditional(), steps=3, floor=0.01)
+>>> adversary.compile()
+>>> adversary.update(features, batch, class_name)         # remember these cells, learn from all
+>>> terms = adversary.losses_of(features, batch, class_name)  # what the generator shall minimise
+"""
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from cytomad_lib.models.autodiff import minimise
+from cytomad_lib.models.networks import LEAKY_SLOPE
+
+MLP_WIDTHS = (128, 64)
+DROPOUT = 0.2
+KERNEL_WIDTHS = (0.1, 0.25, 0.5, 1.0, 2.0)  # squared, per standardised feature
+IMPOSSIBLE = -1e9  # added to the logit of a batch that the class was never seen in
+
+
+def batch_shares(labels):
+    """Return p(batch | class): which part of a class's cells each batch holds.
+
+    Parameters
+    ----------
+    labels : DataFrame
+        Categorical columns `batch` and `class_name`.
+
+    Returns
+    -------
+    array (classes, batches), float32
+        Rows add up to 1; a class without cells has a row of zeros.
+    """
+    counts = np.zeros(
+        (len(labels["class_name"].cat.categories), len(labels["batch"].cat.categories))
+    )
+    np.add.at(counts, (labels["class_name"].cat.codes, labels["batch"].cat.codes), 1)
+    return (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).astype("float32")
+
+
+class ConditionalAdversary(layers.Layer):
+    """Tell the batches of a class apart, and say how the generator can prevent it.
+
+    Parameters
+    ----------
+    n_features : int
+        Length of the vector per cell.
+    shares : array (classes, batches)
+        p(batch | class), see `batch_shares`.
+    recipe : Conditional
+        Rates, and how many cells are kept.
+    steps : int
+        Steps that it takes per `update`. Many teach it more, until it knows the remembered cells
+        by heart and stops teaching.
+    floor : float
+        Variance below which a direction counts as silent, when whitening.
+    seed : int, optional
+        Seed of the initial weights.
+    """
+
+    def __init__(self, n_features, shares, recipe, steps, floor, seed=None, **options):
+        super().__init__(**options)
+        self.recipe = recipe
+        self.shares = shares
+        self.steps = steps
+        self.floor = floor
+        n_classes, n_batches = shares.shape
+        kept = recipe.recent_cells
+        self.recent = self._memory((kept, n_features), "recent")
+        self.recent_batch = self._memory((kept,), "recent_batch", "int32")
+        self.recent_class = self._memory((kept,), "recent_class", "int32")
+        self.recent_filled = self._memory((kept,), "recent_filled")  # 1: holds a cell, 0: not yet
+        self.whitening = self.add_weight(
+            shape=(n_features, n_features), initializer="identity", trainable=False
+        )
+        self.mlp = _build_mlp(n_features, n_classes, n_batches, seed)
+        self.built = True
+
+    def _memory(self, shape, name, dtype="float32"):
+        return self.add_weight(
+            shape=shape, initializer="zeros", trainable=False, dtype=dtype, name=name
+        )
+
+    def compile(self):
+        """Make the optimizer; at once, so that a checkpoint holds its state."""
+        self.optimizer = keras.optimizers.Adam(self.recipe.adversary_rate, beta_1=0.5)
+        self.optimizer.build(self.mlp.trainable_variables)
+
+    def losses_of(self, features, batch, class_name):
+        """Say how readable the batch is: zero, or as good as, when nothing can be read.
+
+        Parameters
+        ----------
+        features : tensor (n, n_features)
+        batch, class_name : int tensor (n,)
+
+        Returns
+        -------
+        dict of scalar tensors
+            `"adversary"`: divergence of its guesses from p(batch | class), in nats. `"mmd"` and
+            `"linear_mmd"`: squared distance between the batches of two cells of one class, on
+            average over such pairs; by Gaussian kernels, and by the means in whitened units. The
+            value is an unbiased estimate, and so may fall below zero. The gradient is half that of
+            the distance, as the remembered cells stay where they are.
+        """
+        recent = ops.stop_gradient(self.recent.value)
+        linear = ops.matmul(self._whiten(features), ops.transpose(self._whiten(recent)))
+        return {
+            "adversary": self._divergence(self._logits(features, class_name), class_name),
+            "mmd": self._discrepancy(_gaussian_kernels(features, recent), batch, class_name),
+            "linear_mmd": self._discrepancy(linear, batch, class_name),
+        }
+
+    def update(self, features, batch, class_name):
+        """Remember these cells, forget the oldest, and learn from all that are remembered.
+
+        Parameters
+        ----------
+        features : tensor (n, n_features)
+            Without gradient.
+        batch, class_name : int tensor (n,)
+
+        Returns
+        -------
+        dict of scalar tensors
+            `"loss"` in nats and `"accuracy"` of the MLP on what it remembers.
+        """
+        self._remember(features, batch, class_name)
+        self.whitening.assign(self._find_whitening())
+        for _ in range(self.steps):
+            seen = minimise(self._guessing_losses, self.mlp.trainable_variables, self.optimizer)
+        return seen
+
+    def _guessing_losses(self):
+        logits = self._logits(self.recent.value, self.recent_class.value, training=True)
+        truth, filled = self.recent_batch.value, self.recent_filled.value
+        entropy = keras.losses.sparse_categorical_crossentropy(truth, logits, from_logits=True)
+        right = ops.cast(ops.equal(ops.cast(ops.argmax(logits, -1), "int32"), truth), "float32")
+        cells = ops.sum(filled)
+        return {
+            "loss": ops.sum(entropy * filled) / cells,
+            "accuracy": ops.sum(right * filled) / cells,
+        }
+
+    def _logits(self, features, class_name, training=False):
+        """Return what the network says, batches that the class was never seen in ruled out."""
+        known = ops.one_hot(class_name, self.shares.shape[0], dtype=features.dtype)
+        allowed = np.where(self.shares > 0, 0.0, IMPOSSIBLE).astype("float32")
+        seen = ops.concatenate([self._whiten(features), known], axis=-1)
+        return self.mlp(seen, training=training) + ops.matmul(known, allowed)
+
+    def _divergence(self, logits, class_name):
+        share = ops.take(ops.convert_to_tensor(self.shares), class_name, axis=0)
+        log_ratio = ops.log(ops.maximum(share, 1e-9)) - ops.log_softmax(logits)
+        return ops.mean(ops.sum(ops.where(share > 0, share * log_ratio, 0.0), axis=-1))
+
+    def _discrepancy(self, kernel, batch, class_name):
+        """Twice the squared MMD of the batches from their class, from a kernel (n, remembered).
+
+        A cell is too close to its own batch, if that is closer than the batches on average.
+        """
+        same_class = ops.cast(class_name[:, None] == self.recent_class.value[None], kernel.dtype)
+        n_batches = self.shares.shape[1]
+        member = ops.one_hot(self.recent_batch.value, n_batches, dtype=kernel.dtype)
+        member = member * self.recent_filled.value[:, None]
+        cells = ops.matmul(same_class, member)
+        to_batch = ops.matmul(kernel * same_class, member) / ops.maximum(cells, 1.0)
+        own = ops.one_hot(batch, n_batches, dtype=kernel.dtype)
+        share = ops.take(ops.convert_to_tensor(self.shares), class_name, axis=0)
+        return 2.0 * ops.mean(ops.sum(to_batch * (own - share), axis=-1))
+
+    def _whiten(self, features):
+        return ops.matmul(features, self.whitening.value)
+
+    def _find_whitening(self):
+        """Return the matrix that gives the spread inside the groups the same size everywhere."""
+        features, filled = self.recent.value, self.recent_filled.value[:, None]
+        n_classes, n_batches = self.shares.shape
+        group = self.recent_class.value * n_batches + self.recent_batch.value
+        member = ops.one_hot(group, n_classes * n_batches, dtype=features.dtype) * filled
+        cells = ops.maximum(ops.sum(member, axis=0), 1.0)[:, None]
+        means = ops.matmul(ops.transpose(member), features) / cells
+        spread = (features - ops.matmul(member, means)) * filled
+        identity = ops.eye(features.shape[1])
+        covariance = ops.matmul(ops.transpose(spread), spread) / ops.sum(filled)
+        # The floor keeps directions without any spread (silent features) from blowing up.
+        root = ops.cholesky(covariance + self.floor * identity)
+        return ops.transpose(ops.solve_triangular(root, identity, lower=True))
+
+    def _remember(self, features, batch, class_name):
+        new = {
+            "recent": features,
+            "recent_batch": ops.cast(batch, "int32"),
+            "recent_class": ops.cast(class_name, "int32"),
+            "recent_filled": ops.ones_like(features[:, 0]),
+        }
+        for name, values in new.items():
+            memory = getattr(self, name)
+            memory.assign(ops.concatenate([memory.value[ops.shape(values)[0] :], values]))
+
+
+def _gaussian_kernels(features, others):
+    squared = (
+        ops.sum(features**2, axis=1)[:, None]
+        + ops.sum(others**2, axis=1)[None]
+        - 2.0 * ops.matmul(features, ops.transpose(others))
+    )
+    squared = ops.maximum(squared, 0.0) / features.shape[1]
+    return sum(ops.exp(-squared / (2.0 * width)) for width in KERNEL_WIDTHS) / len(KERNEL_WIDTHS)
+
+
+def _build_mlp(n_features, n_classes, n_batches, seed):
+    """Build the guessing network; dropout, as it sees the remembered cells again and again."""
+    seeds = iter(np.random.default_rng(seed).integers(2**31, size=5).tolist())
+    inputs = x = keras.Input((n_features + n_classes,))
+    for units in MLP_WIDTHS:
+        x = layers.LeakyReLU(negative_slope=LEAKY_SLOPE)(_dense(units, next(seeds))(x))
+        x = layers.Dropout(DROPOUT, seed=next(seeds))(x)
+    return keras.Model(inputs, _dense(n_batches, next(seeds))(x), name="adversary_mlp")
+
+
+def _dense(units, seed):
+    return layers.Dense(units, kernel_initializer=keras.initializers.GlorotUniform(seed=seed))

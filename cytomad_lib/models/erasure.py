@@ -1,0 +1,126 @@
+"""Closed-form erasure of what a linear probe could find (LEACE).
+
+The conditional recipe ends with it: whatever linear trace of the batch is left inside the classes
+after the training is projected out, by a map that is fitted on the training cells and needs to
+know neither the batch nor the class of the cells that it is used on.
+
+Example
+-------
+>>> concept = within_class_concept(batch_codes, class_codes)
+>>> erase = fit_leace(training_features, concept)
+>>> clean = erase(any_features)
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+def within_class_concept(batch_codes, class_codes):
+    """Return the batch as indicator columns, less their mean inside each class.
+
+    What is left of the batch when the class is known. To erase it removes what a batch does to
+    all of its classes alike. What it does to each class in a way of its own stays, and so do the
+    differences between classes, but for those in the very directions of the batches.
+
+    Parameters
+    ----------
+    batch_codes, class_codes : int array (cells,)
+
+    Returns
+    -------
+    array (cells, batches)
+    """
+    concept = np.eye(int(np.max(batch_codes)) + 1)[batch_codes]
+    class_codes = np.asarray(class_codes)
+    for code in np.unique(class_codes):
+        own = class_codes == code
+        concept[own] -= concept[own].mean(axis=0)
+    return concept
+
+
+@dataclass(frozen=True)
+class Leace:
+    """An affine map that erases a concept; made by `fit_leace`.
+
+    Attributes
+    ----------
+    mean : array, (features,)
+        Of the training cells; stays where it is.
+    reads, writes : array, (features, erased directions)
+        What is taken from a cell x is ``(x - mean) @ reads @ writes.T``.
+    """
+
+    mean: np.ndarray = field(repr=False)
+    reads: np.ndarray = field(repr=False)
+    writes: np.ndarray = field(repr=False)
+
+    def __call__(self, features):
+        """Return the features (cells, features), float32, without the concept."""
+        features = np.asarray(features, dtype=float)
+        return (features - (features - self.mean) @ self.reads @ self.writes.T).astype(np.float32)
+
+    def as_affine(self):
+        """Return the same map as `matrix` (features, features) and `offset` (features,).
+
+        `features @ matrix + offset` is what calling it gives, so that a network can hold it.
+        """
+        taken = self.reads @ self.writes.T
+        return np.eye(len(self.mean)) - taken, self.mean @ taken
+
+
+def fit_leace(features, concept, rank_tolerance=1e-6):
+    """Fit least-squares concept erasure (LEACE) in closed form.
+
+    Of all affine maps after which the features have no covariance with the concept, this is the one
+    that changes the features least, whatever inner product measures the change. When the concept is
+    a label as indicator columns, no linear classifier can then do better than a constant, on these
+    cells. Whatever is not linear stays, and with fewer cells than a few times the features the map
+    fits these cells and helps little on others.
+
+    Parameters
+    ----------
+    features : array, (cells, features)
+        Of the training cells.
+    concept : array, (cells, columns)
+        For example the batch as indicator columns. If the mean of each class is subtracted from
+        those, batches become alike *inside* the classes, and the difference between classes that
+        comes with their different batches is left alone (`peer_features` calls this "within
+        class").
+    rank_tolerance : float
+        Directions with less than this fraction of the largest spread count as constant.
+
+    Returns
+    -------
+    Leace
+        Call it with the features of any cells. Features constant in training are not changed.
+
+    Source
+    ------
+    Belrose et al. 2023, LEACE: perfect linear concept erasure in closed form, NeurIPS
+    (theorem 4.3).
+    """
+    features = np.asarray(features, dtype=float)
+    concept = np.asarray(concept, dtype=float)
+    mean = features.mean(axis=0)
+    spread = spread_of(features)
+    # The map does not depend on the units of the features; standardised ones are safer to invert.
+    scale = np.where(spread > 0, spread, 1)
+    scaled = np.where(spread > 0, (features - mean) / scale, 0) / np.sqrt(len(features))
+    white, singular, axes = np.linalg.svd(scaled, full_matrices=False)
+    kept = singular > rank_tolerance * singular[0]
+    white, singular, axes = white[:, kept], singular[kept], axes[kept]
+    # Whitened features have covariance 1: there, the least change is an orthogonal projection.
+    covariance = white.T @ (concept - concept.mean(axis=0)) / np.sqrt(len(features))
+    directions, strength, _ = np.linalg.svd(covariance, full_matrices=False)
+    directions = directions[:, strength > rank_tolerance]
+    reads = (axes.T / singular) @ directions / scale[:, None]
+    writes = (axes.T * singular) @ directions * scale[:, None]
+    # A constant feature has no part in any direction, but for rounding.
+    reads[spread == 0] = writes[spread == 0] = 0
+    return Leace(mean, reads, writes)
+
+
+def spread_of(values):
+    """Return the standard deviation per column, 0 (not 1e-17) where nothing varies."""
+    return np.where(np.ptp(values, axis=0) > 0, values.std(axis=0), 0)

@@ -1,0 +1,81 @@
+"""What of a batch can be seen in a phase image, as one vector per cell.
+
+An adversary of whole images is slow to train, and sees few cells per step. Most of what batches do
+to an image is in a few hundred numbers, which can be kept for thousands of cells:
+
+* a coarse copy of the image: scale, background, and on which side of the cell the rim is brighter;
+* the energy of the fine detail, place by place: blur, noise;
+* the power in bands of spatial frequency: sharpness, fringes, the grid of transposed convolutions;
+* the mean squared slope along either axis: stripes, and light from one side.
+
+Example
+-------
+>>> summary = ImageSummary(64)
+>>> summary(images, training=True).shape, summary.length
+((42, 346), 346)
+"""
+
+import numpy as np
+from keras import layers, ops
+
+from cytomad_lib.models.losses import gaussian_kernel
+
+BANDS = 24
+COARSE = 16  # pixels a side of the coarse copy, at most
+PLACES = 8  # places a side where the energy of fine detail is taken, at most
+DETAIL_SIGMA = 2.0  # pixels; finer than this is detail
+FLOOR = 1e-5  # rad^2, below the noise of any measured phase: the logarithm ends there
+
+
+class ImageSummary(layers.Layer):
+    """Summarise images, each number standardised over the cells by running statistics.
+
+    Parameters
+    ----------
+    image_size : int
+        Height and width in pixels, a power of two.
+    """
+
+    def __init__(self, image_size, **options):
+        super().__init__(**options)
+        self.image_size = image_size
+        self.coarse_side, self.places_side = min(COARSE, image_size), min(PLACES, image_size)
+        self.length = self.coarse_side**2 + self.places_side**2 + BANDS + 2
+        self.standardise = layers.BatchNormalization(
+            momentum=0.9, epsilon=1e-4, center=False, scale=False
+        )
+        self.standardise.build((None, self.length))
+        self._blur = gaussian_kernel(DETAIL_SIGMA)
+        self._bands = _frequency_bands(image_size)
+        self.built = True
+
+    def call(self, images, training=False):
+        """Return `(n, length)` for images `(n, size, size, 1)`."""
+        detail = images - ops.conv(images, self._blur, padding="same")
+        numbers = [
+            self._places(images, self.coarse_side),
+            ops.log(self._places(detail**2, self.places_side) + FLOOR),
+            ops.log(self._power(images) + FLOOR),
+            ops.log(ops.mean((images[:, 1:] - images[:, :-1]) ** 2, axis=(1, 2)) + FLOOR),
+            ops.log(ops.mean((images[:, :, 1:] - images[:, :, :-1]) ** 2, axis=(1, 2)) + FLOOR),
+        ]
+        return self.standardise(ops.concatenate(numbers, axis=-1), training=training)
+
+    def _places(self, images, side):
+        pooled = ops.average_pool(images, self.image_size // side)
+        return ops.reshape(pooled, (-1, side * side))
+
+    def _power(self, images):
+        n = self.image_size
+        real, imaginary = ops.fft2((images[..., 0], ops.zeros_like(images[..., 0])))
+        power = ops.reshape(real**2 + imaginary**2, (-1, n * n)) / n**2
+        return ops.matmul(power, self._bands)
+
+
+def _frequency_bands(n):
+    """Return (n * n, bands): the mean over the frequencies of each ring."""
+    frequency = np.fft.fftfreq(n)
+    radius = np.hypot(frequency[:, None], frequency[None]).ravel()
+    band = np.minimum((radius / 0.5 * BANDS).astype(int), BANDS - 1)
+    member = np.eye(BANDS, dtype="float32")[band]
+    return member / np.maximum(member.sum(axis=0), 1)
