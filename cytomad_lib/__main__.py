@@ -23,7 +23,12 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Split = Annotated[str, typer.Option(help="Train, Valid or Test.")]
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a training run.")]
-Preset = Annotated[str, typer.Option(help="published, demo or workshop.")]
+Preset = Annotated[str, typer.Option(help="published, demo, study or workshop.")]
+Recipe = Annotated[str, typer.Option(help="Of batch removal: published, conditional or both.")]
+Cells = Annotated[int | None, typer.Option(help="Training cells per group; all by default.", min=1)]
+ImageProbe = Annotated[
+    bool, typer.Option(help="Ask a fresh CNN for the batch of the images: half a minute each.")
+]
 
 
 @app.command()
@@ -84,16 +89,16 @@ def train(
     data: Data,
     out: Out,
     preset: Preset = "demo",
-    cells: Annotated[
-        int | None, typer.Option(help="Training cells per group; all by default.", min=1)
-    ] = None,
+    cells: Cells = None,
+    recipe: Recipe = "both",
     seed: Seed = 0,
 ):
     """Train on a dataset; an interrupted training goes on when called again."""
     from cytomad_lib import workflow
     from cytomad_lib.models.networks import find_preset
 
-    run = workflow.train(data, out, find_preset(preset), seed, cells, _verbosity())
+    settings = find_preset(preset), seed, cells, _verbosity(), _recipes(recipe)
+    run = workflow.train(data, out, *settings)
     print(f"\nTrained: {', '.join(run.stages())}. The run is in {run.folder}")
 
 
@@ -103,7 +108,9 @@ def predict(
     data: Data,
     out: Out,
     split: Split = "Test",
-    stage: Annotated[str, typer.Option(help="pretraining or published.")] = "published",
+    stage: Annotated[
+        str, typer.Option(help="pretraining, published or conditional.")
+    ] = "published",
 ):
     """Predict phase images and bottleneck features of a split, and write them."""
     from cytomad_lib import workflow
@@ -116,12 +123,61 @@ def predict(
 
 
 @app.command()
-def evaluate(run: RunFolder, data: Data, out: Out, split: Split = "Test", seed: Seed = 0):
+def evaluate(
+    run: RunFolder,
+    data: Data,
+    out: Out,
+    split: Split = "Test",
+    image_probe: ImageProbe = True,
+    seed: Seed = 0,
+):
     """Score a run on a split, by probes that the generator never met."""
-    from cytomad_lib import workflow
+    from cytomad_lib import evaluation
     from cytomad_lib.runs import Run
 
-    _show(workflow.evaluate(Run.open(run), data, split, out, seed, progress=True), out)
+    _show(evaluation.evaluate(Run.open(run), data, split, out, seed, True, image_probe), out)
+
+
+@app.command()
+def compare(
+    data: Data,
+    out: Out,
+    seeds: Annotated[str, typer.Option(help="Whole numbers, with commas between.")] = "0,1,2",
+    preset: Preset = "study",
+    cells: Cells = None,
+    recipe: Recipe = "both",
+    image_probe: ImageProbe = True,
+):
+    """Train and evaluate from several seeds; goes on where it stopped when called again."""
+    from cytomad_lib import comparison
+    from cytomad_lib.models.networks import find_preset
+
+    settings = find_preset(preset), _seeds(seeds), _recipes(recipe), cells, _verbosity()
+    found = comparison.compare(data, out, *settings, image_probe)
+    print(f"\n{found.summary()}\n\nTable: {out / comparison.TABLE}\nReport: {found.page}")
+
+
+@app.command()
+def leave_batch_out(
+    data: Data,
+    out: Out,
+    batch: Annotated[str, typer.Option(help="The batch left out, such as Batch3.")],
+    preset: Preset = "study",
+    cells: Cells = None,
+    recipe: Recipe = "both",
+    seed: Seed = 0,
+):
+    """Train without one batch, then tell the classes apart in it."""
+    from cytomad_lib import comparison
+    from cytomad_lib.evaluation import as_text
+    from cytomad_lib.models.networks import find_preset
+
+    settings = find_preset(preset), _recipes(recipe), seed, cells, _verbosity()
+    table = comparison.leave_batch_out(data, out, batch, *settings)
+    shown = table[["method", "accuracy", "chance", "null_95", "n_cells", "n_not_counted"]]
+    print(f"\nClass accuracy in {batch}, which neither generator nor probe ever saw")
+    print(as_text(shown.set_index("method")))
+    print(f"\nTable: {out / comparison.LEFT_OUT}")
 
 
 def main():
@@ -136,7 +192,25 @@ def _show(evaluation, out):
     print(f"\n{evaluation.summary()}\n\nFigures:")
     for path in evaluation.figures:
         print(f"  {path}")
-    print(f"Tables: {out / 'scores.csv'}, {out / 'image_scores.csv'}")
+    print(f"Tables: {out / 'scores.csv'}, {out / 'image_scores.csv'} and beside them")
+    print(f"Report: {out / 'report.html'}")
+
+
+def _recipes(name):
+    """Return the recipes meant by `--recipe`; unknown names are answered by the library."""
+    from cytomad_lib.runs import RECIPES
+
+    return RECIPES if name == "both" else (name,)
+
+
+def _seeds(text):
+    """Return the numbers of `--seeds`."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise CytomadError(
+            f"The seeds are {text!r}. Expected whole numbers with commas between, such as 0,1,2."
+        )
+    return tuple(int(part) for part in parts)
 
 
 def _verbosity():

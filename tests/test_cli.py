@@ -185,10 +185,30 @@ def test_simulate_then_check_then_refuse_to_overwrite(tmp_path, capsys):
 
 def test_unknown_names_are_answered_with_the_known_ones(data, tmp_path, capsys):
     assert run("train", data, "--out", tmp_path / "out", "--preset", "fast") == 1
-    assert "'fast'. Expected one of published, demo, workshop" in capsys.readouterr().err
+    assert "'fast'. Expected one of published, demo, study, workshop" in capsys.readouterr().err
     assert run("evaluate", tmp_path, data, "--out", tmp_path / "out") == 1
     assert "run.json does not exist" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_wrong_options_are_answered_with_what_is_expected(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    tiny = ("--out", out, "--preset", "tiny")
+    for words, says in (
+        (("train", data, *tiny, "--recipe", "best"), ("'best'", "published, conditional")),
+        (("compare", data, *tiny, "--recipe", "best"), ("'best'", "published, conditional")),
+        (("compare", data, *tiny, "--seeds", "0,one"), ("'0,one'", "such as 0,1,2")),
+        (("compare", data, *tiny, "--seeds", "1,1"), ("[1, 1]", "each once")),
+        (
+            ("leave-batch-out", data, *tiny, "--batch", "Batch5"),
+            ("'Batch5'", "Expected one of Batch1, Batch2"),
+        ),
+    ):
+        assert run(*words) == 1
+        said = capsys.readouterr().err
+        for part in says:
+            assert part in said
+        assert not out.exists()
 
 
 def test_the_program_itself_ends_with_a_message_and_exit_code_1(tmp_path):
@@ -207,5 +227,8 @@ def test_help_lists_the_commands():
         [sys.executable, "-m", "cytomad_lib", "--help"], capture_output=True, text=True
     )
     assert result.returncode == 0
-    for command in ("demo", "simulate", "check", "train", "predict", "evaluate"):
+    for command in (
+        *("demo", "simulate", "check", "train", "predict", "evaluate"),
+        *("compare", "leave-batch-out"),
+    ):
         assert command in result.stdout

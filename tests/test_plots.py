@@ -183,6 +183,27 @@ def test_score_bars_show_mean_chance_and_null():
     assert "accuracy" in batch.get_ylabel()
 
 
+def test_score_rows_show_the_same_as_bars_lying_down():
+    batch, class_ = plots.score_rows(score_rows(), faded=["removed"]).axes
+    bars = [patch.get_width() for patch in batch.patches if patch.get_x() == 0]
+    assert bars == pytest.approx([0.85, 0.5])
+    boxes = [p for p in batch.patches if p.get_x() > 0]
+    assert [(box.get_x(), box.get_x() + box.get_width()) for box in boxes] == [
+        pytest.approx((1 / 3, 0.37))
+    ] * 2
+    assert 1 / 7 in [line.get_xdata()[0] for line in class_.get_lines()]
+    assert batch.get_ylim()[0] > batch.get_ylim()[1]  # the first method is on top
+    first, second = (patch.get_facecolor() for patch in batch.patches if patch.get_x() == 0)
+    assert first != second
+
+
+def test_many_measures_of_scores_are_put_into_two_rows():
+    rows = pd.concat([score_rows(), score_rows().assign(measure=lambda t: t["measure"] + " again")])
+    axes = plots.score_bars(rows).axes
+    assert len(axes) == 4
+    assert len({round(panel.get_subplotspec().rowspan.start) for panel in axes}) == 2
+
+
 def test_figures_do_not_belong_to_pyplot():
     from matplotlib import pyplot
 

@@ -162,6 +162,20 @@ def test_class_of_a_single_batch_cannot_be_predicted_when_unseen():
     assert list(within.by_group.index) == ["A", "B"]
 
 
+def test_one_batch_alone_can_be_left_out():
+    labels = make_labels({"A": (1, 2), "B": (1, 2), "C": (1,)})
+    features = 5 * np.eye(3)[labels["class_name"].cat.codes]
+    features[labels["batch"] == "Batch1"] = 0  # only Batch2 can be read
+    readable = probes.unseen_batch_class_accuracy(features, labels, n_permutations=0, only="Batch2")
+    assert readable.accuracy < 1  # the probe is fitted on Batch1, where nothing is to be learned
+    blank = probes.unseen_batch_class_accuracy(features, labels, n_permutations=2, only="Batch1")
+    assert blank.accuracy == blank.chance == 0.5  # C is unknown: two classes, and no cell of it
+    assert blank.n_cells == 2 * PER_GROUP
+    assert np.isnan(blank.by_group["Batch2"]) and blank.confusion.to_numpy().sum() == blank.n_cells
+    with pytest.raises(probes.ProbeError, match="no cells of 'Batch9'"):
+        probes.unseen_batch_class_accuracy(features, labels, only="Batch9")
+
+
 def test_images_are_taken_as_pixels():
     images = np.random.default_rng(0).normal(size=(len(LABELS), 6, 6, 1))
     images[:, :, 0, 0] += 4 * LABELS["class_name"].cat.codes.to_numpy()[:, None]

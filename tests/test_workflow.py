@@ -12,11 +12,18 @@ from cytomad_lib import workflow
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.matfiles import write_mat
+from cytomad_lib.models.networks import Conditional
 from cytomad_lib.runs import Run
 from cytomad_lib.simulation.write import simulate_dataset
 
 GROUPS = ("Batch1/H69", "Batch3/H69", "Batch3/H520", "Batch6/H520")
-PRESET = replace(TINY, pretraining_epochs=1, classifier_epochs=1, removal_epochs=1)
+PRESET = replace(
+    TINY,
+    pretraining_epochs=1,
+    classifier_epochs=1,
+    removal_epochs=1,
+    conditional=Conditional(epochs=1, image_cells=6, feature_cells=6, feature_steps=1),
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +46,11 @@ def evaluation(data, results):
 
 def test_every_method_and_measure_is_scored_beside_its_chance(evaluation, results):
     scores = pd.read_csv(results / "scores.csv")
-    methods = {"pretrained", "published recipe", "measured QPI (pixels)", "truth (pixels)"}
-    assert set(scores["method"]) == methods
-    assert len(scores) == 3 * len(methods)
+    stages = {"pretrained", "published recipe", "conditional recipe"}
+    references = {"measured QPI (pixels)", "truth (pixels)"}
+    for kind, methods in (("stage", stages), ("reference", references)):
+        assert set(scores.loc[scores["kind"] == kind, "method"]) == methods
+    assert (scores.groupby("method").size() == 3).all()  # the demo leaves out the image probe
     chance = scores.drop_duplicates("measure").set_index("measure")["chance"]
     assert chance["batch within class"] == pytest.approx(1 / 2)  # each line here in two batches
     assert chance["class"] == pytest.approx(1 / 2)
@@ -52,7 +61,7 @@ def test_every_method_and_measure_is_scored_beside_its_chance(evaluation, result
 def test_the_summary_shows_the_methods_side_by_side(evaluation):
     text = evaluation.summary()
     header = next(line for line in text.splitlines() if "null 95 %" in line)
-    for name in ("chance", "pretrained", "published recipe", "measured QPI", "truth"):
+    for name in ("chance", "pretrained", "published recipe", "conditional recipe", "truth"):
         assert name in header
     for name in ("batch within class", "class", "class, unseen batch", "in bits"):
         assert any(line.startswith(name) or name in line for line in text.splitlines())
@@ -85,48 +94,28 @@ def test_every_figure_is_there(evaluation, results):
     assert names == {
         "losses_pretraining.png",
         "losses_published.png",
+        "losses_conditional.png",
         "cells.png",
         "scores.png",
+        "peers.png",
         "umap_pretrained.png",
         "umap_published_recipe.png",
+        "umap_conditional_recipe.png",
         "confusion_pretrained.png",
         "confusion_published_recipe.png",
+        "confusion_conditional_recipe.png",
         "encoding_pretrained.png",
         "encoding_published_recipe.png",
+        "encoding_conditional_recipe.png",
     }
     assert all(path.stat().st_size > 5000 for path in evaluation.figures)
     assert not list(results.rglob("*partial*"))
 
 
 def test_the_same_demo_again_gives_the_same_scores(evaluation, results, data):
-    again = workflow.evaluate(Run.open(results), data, "Test", results / "again", seed=3)
+    run = Run.open(results)
+    again = workflow.evaluate(run, data, "Test", results / "again", seed=3, image_probe=False)
     pd.testing.assert_frame_equal(again.scores, evaluation.scores)
-
-
-def test_the_cells_shown_are_of_different_lines_and_batches():
-    labels = pd.DataFrame(
-        {
-            "class_name": ["A", "A", "B", "B", "C"],
-            "batch": ["1", "2", "1", "2", "2"],
-        }
-    )
-    # C was seen in batch 2 only, which is taken: better shown twice than not at all.
-    assert list(workflow._one_cell_of_each_class(labels)) == [0, 3, 4]
-
-
-def test_without_truth_files_only_the_measured_phase_is_compared(data, results, tmp_path):
-    root = tmp_path / "7LungCancerDataset"
-    test = load_cells(data, "Test")
-    for (batch, name), rows in test.labels.groupby(
-        ["batch", "class_name"], observed=True
-    ).indices.items():
-        for kind, images in (("BF", test.brightfield), ("QPI", test.qpi)):
-            stack = np.moveaxis(images[rows, ..., 0], 0, -1)
-            write_mat(root / batch / name / "Test" / f"{name}_{kind}.mat", {kind: stack})
-    row = workflow._image_row(test.qpi, test)
-    assert "MAE, truth (rad)" not in row
-    assert row["MAE, measured (rad)"] == 0
-    assert workflow._load_with_truth_if_there(root, "Test", 16).truth is None
 
 
 def test_a_run_is_not_applied_to_another_kind_of_dataset(evaluation, results, tmp_path):
@@ -136,3 +125,21 @@ def test_a_run_is_not_applied_to_another_kind_of_dataset(evaluation, results, tm
     with pytest.raises(CytomadError, match="drug dataset.*trained on lung"):
         workflow.evaluate(Run.open(results), tmp_path, "Test", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_only_the_recipes_asked_for_are_trained(data, tmp_path):
+    run = workflow.train(data, tmp_path, PRESET, recipes=("conditional",))
+    assert run.stages() == ["pretraining", "conditional"]
+    assert not (tmp_path / "classifiers").exists()  # they serve the published recipe only
+    assert np.isfinite(run.training_seconds("conditional"))
+    with pytest.raises(CytomadError, match="no recipe 'best'.*published, conditional, or both"):
+        workflow.train(data, tmp_path / "other", PRESET, recipes=("best",))
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_conditional_stage_can_be_predicted(evaluation, results, data, tmp_path):
+    run = Run.open(results)
+    prediction = workflow.predict_split(run, data, "Test", "conditional", tmp_path)
+    expected = evaluation.predictions["conditional"].features
+    np.testing.assert_allclose(prediction.features, expected, atol=1e-5)
+    assert (tmp_path / "CytoMAD_test_conditional_Batch1_H69.mat").exists()

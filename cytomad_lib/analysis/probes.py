@@ -179,7 +179,9 @@ def class_accuracy(features, labels, seed=0, n_permutations=20, probes=PROBES, n
     return _score("class", features, [task], probes, n_permutations, seed)
 
 
-def unseen_batch_class_accuracy(features, labels, seed=0, n_permutations=20, probes=PROBES):
+def unseen_batch_class_accuracy(
+    features, labels, seed=0, n_permutations=20, probes=PROBES, only=None
+):
     """Tell the classes apart in a batch that the probe never saw: leave one batch out, in turn.
 
     The left-out cells of all turns are pooled and each class counts the same; `by_group` gives the
@@ -187,7 +189,8 @@ def unseen_batch_class_accuracy(features, labels, seed=0, n_permutations=20, pro
     batch cannot be predicted and is left out of the score (`n_cells` counts those that are in).
 
     Parameters and errors are those of `within_class_batch_accuracy`; at least two batches and two
-    classes.
+    classes. With `only`, the name of a batch, that batch alone is left out and scored: for a
+    generator that never saw it either.
 
     Returns
     -------
@@ -197,6 +200,8 @@ def unseen_batch_class_accuracy(features, labels, seed=0, n_permutations=20, pro
     features, batch, class_name = _checked(features, labels, probes)
     _need_two("classes", class_name)
     _need_two("batches", batch)
+    if only is not None and only not in batch.categories:
+        raise ProbeError(f"There are no cells of {only!r}; choose from {list(batch.categories)}.")
     task = _Task(
         "all",
         np.arange(len(batch)),
@@ -204,11 +209,13 @@ def unseen_batch_class_accuracy(features, labels, seed=0, n_permutations=20, pro
         tuple(class_name.categories),
         batch.codes,
         tuple(batch.categories),
+        None if only is None else batch.categories.get_loc(only),
     )
     if not _known(task)[task.folds, task.codes].any():
+        where = "an unseen batch" if only is None else only
         raise ProbeError(
-            "Every class was seen in one batch only, so no class can be predicted in an unseen "
-            "batch. Give cells of a class from at least two batches."
+            f"Every class of {where} was seen in one batch only, so none can be predicted there. "
+            "Give cells of a class from at least two batches."
         )
     return _score("class, unseen batch", features, [task], probes, n_permutations, seed)
 
@@ -292,7 +299,10 @@ def score_table(methods, labels, seed=0, n_permutations=20, probes=PROBES):
 
 @dataclass(frozen=True)
 class _Task:
-    """One cross-validation: the cells, the label of each, and the fold that each is tested in."""
+    """One cross-validation: the cells, the label of each, and the fold that each is tested in.
+
+    With `only`, that fold alone is tested.
+    """
 
     name: str
     cells: np.ndarray
@@ -300,6 +310,10 @@ class _Task:
     names: tuple
     folds: np.ndarray
     fold_names: tuple = ()
+    only: int | None = None
+
+    def tested_folds(self):
+        return np.unique(self.folds) if self.only is None else np.array([self.only])
 
 
 def _checked(features, labels, probes):
@@ -373,10 +387,15 @@ def _batch_tasks(batch, class_name, n_folds, seed):
 
 
 def _known(task):
-    """Return (folds, labels): whether the label is among the training cells of that fold."""
+    """Return (folds, labels): whether the label is among the training cells of that fold.
+
+    In a fold that is not tested, no label is.
+    """
     counts = np.zeros((task.folds.max() + 1, len(task.names)), dtype=int)
     np.add.at(counts, (task.folds, task.codes), 1)
-    return counts.sum(axis=0) - counts > 0
+    known = counts.sum(axis=0) - counts > 0
+    tested = np.isin(np.arange(len(known)), task.tested_folds())
+    return known & tested[:, None]
 
 
 def _with_shuffles(codes, folds, n_permutations, rng):
@@ -472,8 +491,8 @@ def _compress(train, test, seed):
 def _cross_validate(features, task, probes, n_permutations, rng, seed):
     """Return {probe: probabilities (sets, cells, labels)}; each cell from its own test fold."""
     shape = (1 + n_permutations, len(task.cells), len(task.names))
-    found = {probe: np.empty(shape, dtype=np.float32) for probe in probes}
-    for fold in np.unique(task.folds):
+    found = {probe: np.zeros(shape, dtype=np.float32) for probe in probes}
+    for fold in task.tested_folds():
         test = task.folds == fold
         train = _balanced(np.flatnonzero(~test), task.codes, rng)
         codes = _with_shuffles(task.codes[train], task.folds[train], n_permutations, rng)
@@ -510,7 +529,7 @@ def _score(measure, features, tasks, probes, n_permutations, seed, bits=False):
             for probe in probes:
                 right = found[probe].argmax(axis=2) == codes
                 accuracies[probe].append(_mean_recall(right, kept, len(task.names)))
-            guess = (1 / known.sum(axis=1))[task.folds]
+            guess = (1 / np.maximum(known.sum(axis=1), 1))[task.folds]
             chances.append(_mean_recall(guess[None], kept[:1], len(task.names))[0])
             outcomes.append((task, {p: q[0] for p, q in found.items()}, counts[0]))
     scores = {probe: np.mean(values, axis=0) for probe, values in accuracies.items()}

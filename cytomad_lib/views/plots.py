@@ -4,7 +4,7 @@
 - `loss_curves`: training and validation losses by epoch.
 - `embedding`: one map of cells, coloured by batch and by class.
 - `confusion_matrix`, `confusion_matrices`: what is taken for what.
-- `score_bars`: methods side by side, with chance and null.
+- `score_bars`: methods side by side, with chance and null; `score_rows`: many, with long names.
 - `correlation_map`: which feature follows which measure of the cell.
 - `save_figure`: to a file, complete or not at all.
 
@@ -148,11 +148,11 @@ def loss_curves(history, names=None, best_by="val_loss", title=""):
     ----------
     history : dict or pandas.DataFrame
         Name to one value per epoch, as Keras writes it: `loss`, `val_loss`, … Epochs are numbered
-        from 1.
+        from 1. `seconds`, which runs add, is not drawn.
     names : sequence of str, optional
         What to show, without "val_", one panel each. By default everything.
     best_by : str
-        The epoch where this is lowest is marked, if it is there.
+        The epoch where this is lowest is marked, if it is there; None marks no epoch.
     title : str
 
     Returns
@@ -165,7 +165,7 @@ def loss_curves(history, names=None, best_by="val_loss", title=""):
     ValueError
         If nothing in `history` can be shown.
     """
-    table = pd.DataFrame(history).drop(columns="epoch", errors="ignore")
+    table = pd.DataFrame(history).drop(columns=["epoch", "seconds"], errors="ignore")
     if names is None:
         names = list(dict.fromkeys(str(c).removeprefix("val_") for c in table.columns))
     unknown = [n for n in names if n not in table and f"val_{n}" not in table]
@@ -348,6 +348,7 @@ def confusion_matrices(confusions):
 # How to read each measure of `probes`, as a line under its name.
 _READING = {
     "batch within class": "lower is better",
+    "batch within class, images": "lower is better",
     "class": "higher is better",
     "class, unseen batch": "higher is better",
 }
@@ -373,9 +374,14 @@ def score_bars(table):
     # Methods are named below the bars, so a palette that starts again misleads nobody.
     colours = dict(zip(methods, itertools.cycle(METHOD_COLOURS), strict=False))
     width = 1.2 + 0.55 * len(methods)
-    figure = Figure(figsize=(width * len(measures) + 0.6, 4.2), layout="constrained")
-    axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
-    for panel, measure in zip(axes, measures, strict=True):
+    # Four panels beside each other would be shrunk on a page until nobody can read them.
+    n_columns = len(measures) if len(measures) <= 3 else 2
+    n_rows = -(-len(measures) // n_columns)
+    figure = Figure(figsize=(width * n_columns + 0.6, 4.2 * n_rows), layout="constrained")
+    axes = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False)
+    for panel in axes.ravel()[len(measures) :]:
+        panel.remove()
+    for panel, measure in zip(axes.ravel(), measures, strict=False):
         rows = table[table["measure"] == measure]
         chance = rows["chance"].iloc[0]
         for x, method in enumerate(methods):
@@ -385,9 +391,9 @@ def score_bars(table):
             mean = own["accuracy"].mean()
             spread = own["accuracy"].std() if len(own) > 1 else None
             panel.bar(x, mean, 0.7, color=colours[method], yerr=spread, capsize=3)
-            top = mean + (spread or 0)
-            panel.text(x, top + 0.015, f"{mean:.2f}", ha="center", va="bottom", fontsize=9)
             null = own["null_95"].mean()
+            top = max(mean + (spread or 0), null)
+            panel.text(x, top + 0.015, f"{mean:.2f}", ha="center", va="bottom", fontsize=9)
             panel.add_patch(
                 Rectangle(
                     (x - 0.45, chance),
@@ -407,13 +413,76 @@ def score_bars(table):
         )
         panel.set(xlim=(-0.6, len(methods) - 0.4), ylim=(0, 1.12))
         panel.spines[["top", "right"]].set_visible(False)
-    axes[0].set(ylabel="accuracy of the strongest probe", yticks=np.arange(0, 1.01, 0.2))
-    handles = [
+    for panel in axes[:, 0]:
+        panel.set(ylabel="accuracy of the strongest probe", yticks=np.arange(0, 1.01, 0.2))
+    figure.legend(
+        handles=_null_handles(), loc="outside lower center", ncols=2, frameon=False, fontsize=9
+    )
+    return figure
+
+
+def score_rows(table, faded=()):
+    """Compare many methods: a row per method, a panel per measure, with chance and null.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        As for `score_bars`.
+    faded : sequence of str
+        Methods that are no competitors; their bars are pale.
+
+    Returns
+    -------
+    Figure
+        The grey box reaches from chance to the 95 % quantile of the null, as in `score_bars`.
+    """
+    methods = list(dict.fromkeys(table["method"]))
+    measures = list(dict.fromkeys(table["measure"]))
+    figure = Figure(
+        figsize=(2.6 + 2.5 * len(measures), 0.36 * len(methods) + 1.5), layout="constrained"
+    )
+    axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    for panel, measure in zip(axes, measures, strict=True):
+        rows = table[table["measure"] == measure]
+        chance = rows["chance"].iloc[0]
+        for y, method in enumerate(methods):
+            own = rows[rows["method"] == method]
+            if own.empty:
+                continue
+            mean = own["accuracy"].mean()
+            spread = own["accuracy"].std() if len(own) > 1 else None
+            colour = "#A9C0DC" if method in faded else METHOD_COLOURS[0]
+            panel.barh(y, mean, 0.7, color=colour, xerr=spread, capsize=2)
+            end = max(mean + (spread or 0), own["null_95"].mean())
+            panel.text(end + 0.02, y, f"{mean:.2f}", va="center", fontsize=9)
+            panel.add_patch(
+                Rectangle(
+                    (chance, y - 0.45),
+                    own["null_95"].mean() - chance,
+                    0.9,
+                    facecolor="0.5",
+                    alpha=0.55,
+                    edgecolor="none",
+                    zorder=3,
+                )
+            )
+        panel.axvline(chance, color="black", linestyle="--", linewidth=1, zorder=4)
+        heading = "\n".join(filter(None, (measure, _READING.get(measure))))
+        panel.set_title(heading, fontsize=10)
+        panel.set(xlim=(0, 1.15), xticks=np.arange(0, 1.01, 0.2))
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(methods)), methods)
+    axes[0].set_ylim(len(methods) - 0.4, -0.6)
+    axes[len(axes) // 2].set_xlabel("accuracy of the strongest probe")
+    figure.legend(handles=_null_handles(), loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _null_handles():
+    return [
         Line2D([], [], color="black", linestyle="--", linewidth=1, label="chance"),
         Rectangle((0, 0), 1, 1, facecolor="0.5", alpha=0.55, label="null, up to its 95 % quantile"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    return figure
 
 
 def correlation_map(table, title=""):

@@ -1,0 +1,324 @@
+"""Claims that one training cannot carry: several seeds, and a batch that the generator never saw.
+
+- `compare`: the same training from several seeds, every recipe, all scores with their spread.
+- `leave_batch_out`: train without one batch, then tell the classes apart in it.
+
+Example
+-------
+>>> comparison = compare("Dataset", "results/compare", PRESETS["study"], seeds=(0, 1, 2))
+>>> print(comparison.summary())
+>>> table = leave_batch_out("Dataset", "results/without_3", "Batch3", PRESETS["study"])
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from cytomad_lib.analysis import probes
+from cytomad_lib.data.cells import CellFiles
+from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.data.files import write_table
+from cytomad_lib.data.layouts import find_layout
+from cytomad_lib.evaluation import (
+    FEATURE_MEASURES,
+    IMAGE_MEASURE,
+    IMAGE_SCORES,
+    METHOD_NAMES,
+    PEER,
+    PEERS,
+    SCORES,
+    announce,
+    as_text,
+    evaluate,
+    load_with_truth_if_there,
+    reference_images,
+)
+from cytomad_lib.models.networks import STUDY
+from cytomad_lib.pages import run_facts, write_comparison_page
+from cytomad_lib.prediction import predict
+from cytomad_lib.runs import RECIPES
+from cytomad_lib.simulation.write import NOTES_FILE
+from cytomad_lib.views import plots, report
+from cytomad_lib.workflow import check_recipes, train
+
+TABLE, PAGE, LEFT_OUT = "compare.csv", "compare.html", "left_out.csv"
+TIME = "training time (min)"
+MEAN = "mean ± s.d."
+FIRST_MEASURES = (FEATURE_MEASURES[0], IMAGE_MEASURE, *FEATURE_MEASURES[1:])
+
+
+@dataclass(eq=False)
+class Comparison:
+    """Scores of several trainings that differ in nothing but the seed.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Tidy: `seed`, `method`, `kind` (stage, reference or peer), `measure`, `value`, `chance`,
+        `null_95`.
+    missing : list of str
+        A sentence for each peer that could not be had.
+    page : Path
+    """
+
+    table: pd.DataFrame
+    missing: list
+    page: Path
+
+    def methods_table(self):
+        """Return mean ± s.d. over seeds: measures in rows, stages and references in columns."""
+        rows = self.table[self.table["kind"] != PEER]
+        wide = _wide(rows, "measure", "method")
+        first = rows.groupby("measure", observed=True)[["chance", "null_95"]].max()
+        wide.insert(0, "chance", first["chance"])
+        wide.insert(1, "null 95 %", first["null_95"])
+        return wide
+
+    def peers_table(self):
+        """Return mean ± s.d. over seeds: peers in rows (pretrained first), measures in columns."""
+        rows = self.table
+        if not (rows["kind"] == PEER).any():
+            return pd.DataFrame()
+        pretrained = rows["method"] == METHOD_NAMES["pretraining"]
+        kept = ((rows["kind"] == PEER) | pretrained) & rows["measure"].isin(FEATURE_MEASURES)
+        return _wide(rows[kept], "method", "measure").rename_axis(index="peer")
+
+    def summary(self):
+        """Return both tables as text."""
+        seeds = self.table["seed"].unique()
+        parts = [
+            f"Mean ± s.d. over {len(seeds)} seeds ({', '.join(map(str, seeds))}), Test split",
+            as_text(self.methods_table()),
+        ]
+        if len(self.peers_table()):
+            parts += ["", "Peers: corrections of the pretrained features"]
+            parts += [as_text(self.peers_table()), *self.missing]
+        return "\n".join(parts)
+
+
+def compare(
+    data,
+    out,
+    preset=STUDY,
+    seeds=(0, 1, 2),
+    recipes=RECIPES,
+    cells_per_group=None,
+    verbose=0,
+    image_probe=True,
+):
+    """Train and evaluate from several seeds, and put all scores together.
+
+    What is finished in `out` already is taken as it is: trainings, and evaluations that cover all
+    that was trained. So an interrupted comparison goes on when called again, and seeds can be
+    added to one.
+
+    Parameters
+    ----------
+    data : path
+        A dataset's folder, or the one above it.
+    out : path
+        Gets a folder `seed_N` per seed (a run, its scores and figures), `compare.csv` and
+        `compare.html`.
+    preset : Preset
+    seeds : sequence of int
+    recipes : sequence of {"published", "conditional"}
+    cells_per_group : int, optional
+        Training cells of each group; all by default.
+    verbose : int
+        As in `workflow.train`.
+    image_probe : bool
+        As in `evaluation.evaluate`.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    CytomadError
+        If no seed is given or one twice, or a recipe is unknown.
+    """
+    check_recipes(recipes)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise CytomadError(f"The seeds are {list(seeds)}. Expected one or more, each once.")
+    out = Path(out)
+    tables, runs = [], {}
+    for seed in seeds:
+        folder = out / f"seed_{seed}"
+        announce(verbose, f"Seed {seed}")
+        run = train(data, folder, preset, seed, cells_per_group, verbose, recipes)
+        if _is_evaluated(run, folder, image_probe):
+            announce(verbose, f"Taking the scores that are in {folder}")
+        else:
+            evaluate(run, data, "Test", folder, seed, verbose > 0, image_probe)
+        tables.append(_seed_table(run, folder))
+        runs[seed] = run
+    table = pd.concat(tables, ignore_index=True)
+    write_table(table, out / TABLE, index=False)
+    missing = _missing_peers(out / f"seed_{seeds[0]}")
+    comparison = Comparison(table, missing, out / PAGE)
+    _write_page(comparison, data, out, runs)
+    return comparison
+
+
+def leave_batch_out(
+    data,
+    out,
+    batch,
+    preset=STUDY,
+    recipes=RECIPES,
+    seed=0,
+    cells_per_group=None,
+    verbose=0,
+):
+    """Train a generator without one batch, then tell the classes apart in that batch.
+
+    The probe is fitted on the features of the other batches' Test cells, and asked about the Test
+    cells of the batch left out: neither the generator nor the probe ever saw it. Cells of a class
+    that no other batch holds cannot be predicted and do not count.
+
+    Parameters
+    ----------
+    data : path
+        A dataset's folder, or the one above it. Of the batch left out, only the Test split is read.
+    out : path
+        The run's folder; gets `left_out.csv`, too.
+    batch : str
+        Such as `"Batch3"`.
+    preset, recipes, seed, cells_per_group, verbose
+        As in `workflow.train`.
+
+    Returns
+    -------
+    DataFrame
+        One row per stage and reference (the measured phase and the truth, as pixels): `method`,
+        `batch`, `accuracy` (each class counts the same), `chance`, `null_95`, the probes, `n_cells`
+        that counted and `n_not_counted`, cells of classes that are in no other batch.
+
+    Raises
+    ------
+    CytomadError
+        If the dataset has no Test cells of this batch, or a recipe is unknown.
+    """
+    check_recipes(recipes)
+    test = CellFiles(data, "Test")  # opens no file of another split
+    there = list(test.labels["batch"].cat.remove_unused_categories().cat.categories)
+    if batch not in there:
+        raise CytomadError(
+            f"There is no batch {batch!r} in the Test split of {test.root}. "
+            f"Expected one of {', '.join(there)}."
+        )
+    others = [name for name in there if name != batch]
+    announce(verbose, f"Training without {batch}")
+    if batch == test.layout.batches[0] and "published" in recipes:
+        announce(
+            verbose,
+            f"Note: the published recipe calls every cell {batch}, the 'first batch', which its "
+            "classifiers then never see. Leave out another batch to judge that recipe.",
+        )
+    run = train(data, out, preset, seed, cells_per_group, verbose, recipes, others)
+    cells = load_with_truth_if_there(data, "Test", preset.image_size)
+    methods = {
+        METHOD_NAMES[stage]: predict(run.generator(stage), cells, verbose == 1).features
+        for stage in run.stages()
+    }
+    total = int((cells.labels["batch"] == batch).sum())
+    rows = []
+    for name, features in (methods | reference_images(cells)).items():
+        announce(verbose, f"Probing {batch}: {name}")
+        result = probes.unseen_batch_class_accuracy(features, cells.labels, seed, only=batch)
+        row = {"method": name, "batch": batch} | result.as_row()
+        rows.append(row | {"n_not_counted": total - result.n_cells})
+    table = pd.DataFrame(rows).drop(columns="bits")
+    write_table(table, Path(out) / LEFT_OUT, index=False)
+    return table
+
+
+# --- one seed --------------------------------------------------------------------------------
+
+
+def _is_evaluated(run, folder, image_probe):
+    """Say whether the folder's scores cover all that was trained."""
+    if not all((folder / name).exists() for name in (SCORES, IMAGE_SCORES, PEERS)):
+        return False
+    scores = pd.read_csv(folder / SCORES)
+    images = pd.read_csv(folder / IMAGE_SCORES, index_col="method")
+    if image_probe:
+        scores = scores[scores["measure"] == IMAGE_MEASURE]
+    names = {METHOD_NAMES[stage] for stage in run.stages()}
+    return names <= set(scores["method"]) and names <= set(images.index)
+
+
+def _seed_table(run, folder):
+    """Return all numbers of one seed, tidy."""
+    scores = pd.read_csv(folder / SCORES).rename(columns={"accuracy": "value"})
+    images = pd.read_csv(folder / IMAGE_SCORES, index_col="method")
+    images = images.rename_axis(columns="measure").stack().rename("value").reset_index()
+    times = pd.DataFrame(
+        [
+            {"method": METHOD_NAMES[stage], "measure": TIME, "value": seconds / 60}
+            for stage in run.stages()
+            for seconds in [run.training_seconds(stage)]
+        ]
+    )
+    order = {name: place for place, name in enumerate(FIRST_MEASURES)}
+    scores = scores.sort_values("measure", key=lambda names: names.map(order), kind="stable")
+    table = pd.concat([scores, images, times], ignore_index=True)
+    kinds = scores.drop_duplicates("method").set_index("method")["kind"]
+    table["kind"] = table["method"].map(kinds)
+    table["seed"] = run.seed  # of the training; the probes are seeded by it, too
+    return table[["seed", "method", "kind", "measure", "value", "chance", "null_95"]]
+
+
+def _missing_peers(folder):
+    peers = pd.read_csv(folder / PEERS)
+    return [f"{row.peer} is missing: {row.note}" for row in peers.itertuples() if not row.available]
+
+
+# --- all seeds -------------------------------------------------------------------------------
+
+
+def _wide(rows, index, columns):
+    """Return mean ± s.d. over seeds as text, in the order of first appearance."""
+    summary = report.seed_summary(rows, [index, columns], "value")
+    table = summary.pivot(index=index, columns=columns, values=MEAN)
+    return table.loc[rows[index].unique(), rows[columns].unique()].rename_axis(columns=None)
+
+
+def _write_page(comparison, data, out, runs):
+    _, root = find_layout(data)
+    dataset = root.name + (" (SIMULATED cells)" if (root / NOTES_FILE).exists() else "")
+    first = next(iter(runs.values()))
+    facts = run_facts(first, {})
+    del facts["Seed of the training"], facts["Training time"]
+    facts = {"Dataset": f"{dataset}, Test split", "Seeds": ", ".join(map(str, runs))} | facts
+    rows = comparison.table.rename(columns={"value": "accuracy"})
+    probed = rows[rows["measure"].isin(FIRST_MEASURES)]
+    figures = {
+        "cells": first.folder / "figures" / "cells.png",
+        "scores": _drawn(out, "scores.png", plots.score_bars(probed[probed["kind"] != PEER])),
+    }
+    if len(comparison.peers_table()):
+        features = probed[probed["measure"].isin(FEATURE_MEASURES)]
+        figures["peers"] = _drawn(
+            out,
+            "peers.png",
+            plots.score_rows(
+                features[features["kind"] != "reference"],
+                faded=[name for name in features["method"].unique() if name.endswith("(oracle)")],
+            ),
+        )
+    write_comparison_page(
+        comparison.page,
+        f"{dataset}: {len(runs)} seeds, Test split",
+        facts,
+        comparison.methods_table(),
+        comparison.peers_table(),
+        "\n\n".join(comparison.missing),
+        figures,
+    )
+
+
+def _drawn(out, name, figure):
+    return plots.save_figure(figure, out / "figures" / name)

@@ -1,0 +1,533 @@
+"""Score a training run on a split, by probes that the generator never met, and draw the figures.
+
+`evaluate` scores side by side
+
+* every trained stage: its features, its images (a fresh CNN), its images beside the measured phase
+  and, for simulated cells, beside the batch-free truth;
+* the references: the measured phase and the truth themselves, pixel by pixel;
+* the peers: well-known corrections of the pretrained features (`analysis.baselines`).
+
+It writes
+
+* `scores.csv`: probes, one row per method and measure;
+* `image_scores.csv`: means over the cells, one row per method;
+* `cell_measures.csv`: errors of area, dry mass and mean phase;
+* `mixing.csv`: how well batches are mixed inside the classes;
+* `peers.csv`: what each peer sees, or why it is missing;
+* `figures/` and `report.html`.
+
+Example
+-------
+>>> evaluation = evaluate(run, "Dataset", "Test", "results/run", progress=True)
+>>> print(evaluation.summary())
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from cytomad_lib.analysis import baselines, biophysics, image_quality, mixing, probes
+from cytomad_lib.analysis.embedding import umap_coordinates
+from cytomad_lib.analysis.image_probe import image_batch_accuracy
+from cytomad_lib.data.cells import CellFiles, load_cells
+from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.data.files import write_table
+from cytomad_lib.data.layouts import find_layout
+from cytomad_lib.pages import write_evaluation_page
+from cytomad_lib.prediction import predict
+from cytomad_lib.runs import LAST
+from cytomad_lib.simulation.write import NOTES_FILE
+from cytomad_lib.views import plots, report
+
+METHOD_NAMES = {
+    "pretraining": "pretrained",
+    "published": "published recipe",
+    "conditional": "conditional recipe",
+}
+MEASURED, TRUTH = "measured QPI (pixels)", "truth (pixels)"
+SCORES, IMAGE_SCORES, CELL_MEASURES = "scores.csv", "image_scores.csv", "cell_measures.csv"
+MIXING, PEERS, REPORT = "mixing.csv", "peers.csv", "report.html"
+FEATURE_MEASURES = ("batch within class", "class", "class, unseen batch")
+IMAGE_MEASURE = "batch within class, images"
+PEER = "peer"  # in the column `kind`, beside "stage" and "reference"
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """Scores of a run on one split, and where its figures are.
+
+    Parameters
+    ----------
+    split : str
+    seed : int
+        Of the probes.
+    dataset : str
+        Name of the dataset's folder; whether its cells are simulated is in `simulated`.
+    simulated : bool
+    n_cells : int
+        Cells of the split.
+    scores : DataFrame
+        One row per method and measure; see `probes.results_table`. Column `kind` tells stages,
+        references and peers apart.
+    images : DataFrame
+        One row per method: image quality against measured phase and, if known, the truth.
+    cell_measures : DataFrame
+        One row per method, reference and measure of the cell; see `cell_measure_errors`.
+    mixing : DataFrame
+        See `mixing.mixing_table`.
+    peers : DataFrame
+        Columns `peer`, `available` and `note`.
+    own_verdict : Series or None
+        Share of cells that the published recipe's own classifiers call "first batch".
+    first_batch : float
+        Share of cells that are of the first batch.
+    predictions : dict of Prediction
+        Of each stage.
+    figures : list of Path
+    """
+
+    split: str
+    seed: int
+    dataset: str
+    simulated: bool
+    n_cells: int
+    scores: pd.DataFrame
+    images: pd.DataFrame
+    cell_measures: pd.DataFrame
+    mixing: pd.DataFrame
+    peers: pd.DataFrame
+    own_verdict: pd.Series | None
+    first_batch: float
+    predictions: dict
+    figures: list
+
+    @property
+    def main_scores(self):
+        """The scores without those of the peers."""
+        return self.scores[self.scores["kind"] != PEER]
+
+    def peer_table(self):
+        """Return the peers' accuracies: peers in rows, the pretrained features first."""
+        names = self.scores.loc[self.scores["kind"] == PEER, "method"]
+        rows = self.scores[self.scores["method"].isin([METHOD_NAMES["pretraining"], *names])]
+        rows = rows[rows["measure"].isin(FEATURE_MEASURES)]
+        table = rows.pivot(index="method", columns="measure", values="accuracy")
+        return table.loc[rows["method"].unique(), rows["measure"].unique()].rename_axis(
+            index="peer", columns=None
+        )
+
+    def missing_peers(self):
+        """Return a sentence for each peer that could not be had."""
+        missing = self.peers[~self.peers["available"]]
+        return [f"{row.peer} is missing: {row.note}" for row in missing.itertuples()]
+
+    def verdict(self):
+        """Return what the published recipe's own classifiers say, and what to make of it."""
+        if self.own_verdict is None:
+            return ""
+        least, most = 100 * self.own_verdict.min(), 100 * self.own_verdict.max()
+        return (
+            f"The published recipe's own batch classifiers call {least:.1f} to {most:.1f} % of "
+            f"these cells 'first batch' ({100 * self.first_batch:.1f} % are).\n"
+            "So far they are fooled; whether the batch is gone, the probes say."
+        )
+
+    def summary(self):
+        """Return the scores as text: measures in rows, methods in columns, chance beside them."""
+        table = as_text(report.format_scores(self.main_scores))
+        parts = [
+            f"Accuracy of independent probes on {self.n_cells} cells of the {self.split} split "
+            f"(strongest of {', '.join(probes.PROBES)}; probe seed {self.seed})\n"
+            "Batch should be at chance, class high.\n" + table,
+            "Images (mean over cells)\n" + as_text(self.images),
+            self.verdict(),
+        ]
+        if len(self.peers):
+            parts.append(
+                "Peers: corrections of the pretrained features "
+                "(oracle: one that sees the class)\n" + as_text(self.peer_table())
+            )
+            parts.append("\n".join(self.missing_peers()))
+        return "\n\n".join(part for part in parts if part)
+
+
+def evaluate(run, data, split, out, seed=0, progress=False, image_probe=True, peers=True):
+    """Score every trained stage of a run on a split, and draw the figures.
+
+    Parameters
+    ----------
+    run : Run
+    data : path
+        A dataset's folder, or the one above it.
+    split : {"Train", "Valid", "Test"}
+        Only Test was used for nothing else.
+    out : path
+        Folder that gets the tables, `figures/` and `report.html`.
+    seed : int
+        Of the probes.
+    progress : bool
+        Print what is being done.
+    image_probe : bool
+        Ask a fresh CNN for the batch of the images, too; about half a minute per method.
+    peers : bool
+        Score the peers, too.
+
+    Returns
+    -------
+    Evaluation
+    """
+    check_same_layout(run, data)
+    stages = run.stages()
+    if not stages:
+        raise CytomadError(f"{run.folder} has no trained stage. Train it first.")
+    cells = load_with_truth_if_there(data, split, run.preset.image_size)
+    predictions = {}
+    for stage in stages:
+        announce(progress, f"Predicting the {split} split with the generator: {stage}")
+        predictions[stage] = predict(run.generator(stage), cells, progress)
+    features = {METHOD_NAMES[stage]: made.features for stage, made in predictions.items()}
+    images = {METHOD_NAMES[stage]: made.images for stage, made in predictions.items()}
+    references = reference_images(cells)
+    found_peers, peer_notes = {}, _peer_notes([])
+    if peers:
+        announce(progress, "Correcting the pretrained features by the peers")
+        found_peers, peer_notes = _peers(run, data, predictions["pretraining"], seed, progress)
+
+    probed = features | references
+    announce(progress, "Probing in the background: " + ", ".join(probed))
+    probing = probes.score_side_by_side(probed, cells.labels, seed)
+    kinds = dict.fromkeys(features, "stage") | dict.fromkeys(references, "reference")
+    image_results = {}
+    if image_probe:
+        image_results = _probe_images(images | references, cells.labels, seed, progress)
+    quality = _image_table(images | references, cells)
+    measures = cell_measure_errors(images | references, cells)
+    mixed = mixing.mixing_table(features | found_peers, cells.labels, shuffled=True, seed=seed)
+    announce(progress, "Placing the features on a map")
+    maps = {name: umap_coordinates(values, seed) for name, values in features.items()}
+    results = dict(tqdm(probing, "probing", len(probed), disable=not progress, unit="method"))
+    announce(progress and found_peers, "Probing the peers: " + ", ".join(found_peers))
+    results |= _score_peers(found_peers, results[METHOD_NAMES["pretraining"]], cells.labels, seed)
+    scores = _score_table(results, image_results, kinds)
+
+    announce(progress, "Drawing figures")
+    out = Path(out)
+    figures = save_loss_figures(run)
+    figures += _draw(out / "figures", cells, images, references, maps, results, scores)
+    figures += _draw_encoding(out / "figures", cells, features)
+    _, root = find_layout(data)
+    evaluation = Evaluation(
+        split=split,
+        seed=seed,
+        dataset=root.name,
+        simulated=(root / NOTES_FILE).exists(),
+        n_cells=len(cells),
+        scores=scores,
+        images=quality,
+        cell_measures=measures,
+        mixing=mixed,
+        peers=peer_notes,
+        own_verdict=run.own_verdict(cells) if "published" in stages else None,
+        first_batch=float(np.mean(cells.batch_codes == 0)),
+        predictions=predictions,
+        figures=figures,
+    )
+    _write(evaluation, run, out)
+    return evaluation
+
+
+def save_loss_figures(run):
+    """Plot the losses of each trained stage into the run's `figures/`; return the paths."""
+    paths = []
+    for stage in run.stages():
+        figure = plots.loss_curves(
+            run.history(stage),
+            # Where the last epoch is kept, the lowest loss is nothing to point at.
+            best_by=None if stage in LAST else "val_loss",
+            title=f"Losses, {METHOD_NAMES[stage]}",
+        )
+        paths.append(plots.save_figure(figure, run.folder / "figures" / f"losses_{stage}.png"))
+    return paths
+
+
+def cell_measure_errors(images, cells):
+    """Compare what a biologist would measure on images, with the measured phase and the truth.
+
+    Parameters
+    ----------
+    images : dict
+        Method to phase images of the cells, rad.
+    cells : CellImages
+
+    Returns
+    -------
+    DataFrame
+        One row per method, `reference` ("measured" or "truth") and `measure`; columns
+        `reference_mean`, `mean_error` and `sd_error` in the unit of the measure, `mean_abs_error`,
+        and `r`, the correlation over the cells. A method is not compared with itself.
+    """
+    rows = []
+    for name, stack in images.items():
+        for kind, reference in _references(cells).items():
+            if stack is reference:
+                continue
+            table = image_quality.per_cell_errors(stack, reference, cells.pixel_size_um)
+            for measure in ("area_um2", "dry_mass_pg", "mean_phase_rad"):
+                found, true, error = (
+                    table[f"{measure}_{part}"] for part in ("predicted", "reference", "error")
+                )
+                rows.append(
+                    {
+                        "method": name,
+                        "reference": kind,
+                        "measure": measure,
+                        "reference_mean": true.mean(),
+                        "mean_error": error.mean(),
+                        "sd_error": error.std(),
+                        "mean_abs_error": error.abs().mean(),
+                        "r": found.corr(true),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def reference_images(cells):
+    """Return {name: images} of the measured phase and, if known, the batch-free truth."""
+    references = {MEASURED: cells.qpi}
+    if cells.truth is not None:
+        references[TRUTH] = cells.truth
+    return references
+
+
+def check_same_layout(run, data):
+    """Refuse a dataset of another kind than the run was trained on."""
+    layout, root = find_layout(data)
+    if layout.name != run.settings["dataset"]:
+        raise CytomadError(
+            f"{root} is a {layout.name} dataset, the run in {run.folder} was trained on "
+            f"{run.settings['dataset']}. Give a dataset of the same kind."
+        )
+
+
+def as_text(table):
+    """Return a table as text for the terminal: three decimals, a dash where nothing is."""
+    table = table.rename_axis(index=None, columns=None)
+    return table.to_string(float_format="{:.3f}".format, na_rep="-")
+
+
+def announce(verbose, text):
+    """Print a line about what comes next, after an empty one."""
+    if verbose:
+        print(f"\n{text}", flush=True)
+
+
+# --- peers -----------------------------------------------------------------------------------
+
+
+def _peers(run, data, prediction, seed, progress):
+    """Return {name: features of the cells} of the peers, and the table of notes."""
+    generator = run.generator("pretraining")
+    train = _training_cells(run, data)
+    known = None if train is None else predict(generator, train, progress)
+    found = baselines.peer_features(
+        prediction.features,
+        prediction.labels,
+        *((None, None) if known is None else (known.features, known.labels)),
+        seed=seed,
+    )
+    del found["untouched"]  # that is the pretrained stage itself
+    features = {
+        _peer_name(peer): peer.features for peer in found.values() if peer.features is not None
+    }
+    return features, _peer_notes(found.values())
+
+
+def _peer_name(peer):
+    return f"{peer.name} (oracle)" if peer.oracle else peer.name
+
+
+def _peer_notes(peers):
+    rows = [(_peer_name(peer), peer.features is not None, peer.note) for peer in peers]
+    table = pd.DataFrame(rows, columns=["peer", "available", "note"])
+    return table.astype({"available": bool})
+
+
+def _training_cells(run, data):
+    """Find the cells that a run was trained on, as files; None if this dataset lacks them."""
+    counts = run.settings["training_cells"]
+    wanted = {
+        "image_size": run.preset.image_size,
+        "batches": sorted({name.split("/")[0] for name in counts}),
+    }
+    try:
+        files = CellFiles(data, "Train", **wanted)
+        if run.was_trained_on(files.labels):
+            return files
+        # Else so many of each group; a class in several doses has several groups per batch.
+        groups = files.labels.drop(columns="cell").drop_duplicates()
+        per_name = groups.groupby(["batch", "class_name"], observed=True).size()
+        first = per_name.index[0]
+        per_group = counts.get("/".join(first), 0) // per_name[first]
+        files = CellFiles(data, "Train", per_group or None, **wanted)
+    except CytomadError:  # no Train split here, or another one
+        return None
+    return files if run.was_trained_on(files.labels) else None
+
+
+# --- scores ----------------------------------------------------------------------------------
+
+
+def _probe_images(images, labels, seed, progress):
+    """Return {method: ProbeResult} of a fresh CNN per method."""
+    results = {}
+    for name, stack in images.items():
+        announce(progress, f"Asking a fresh CNN for the batch of the images: {name}")
+        results[name] = image_batch_accuracy(stack, labels, seed, progress=progress)
+    return results
+
+
+def _score_peers(peers, pretrained, labels, seed):
+    """Return {name: list of ProbeResult} of the peers, with the null of the pretrained features.
+
+    Nine tenths of the probes' time go into the null, which depends on the labels and hardly on the
+    features: for cells and folds that are the same, once is enough.
+    """
+    if not peers:
+        return {}
+    found = dict(probes.score_side_by_side(peers, labels, seed, n_permutations=0))
+    return {
+        name: [
+            replace(result, null_mean=same.null_mean, null_95=same.null_95)
+            for result, same in zip(own, pretrained, strict=True)
+        ]
+        for name, own in found.items()
+    }
+
+
+def _score_table(results, image_results, kinds):
+    """Put features' and images' results into one table: the images' below the features' batch."""
+    merged = {
+        name: [own[0], *filter(None, [image_results.get(name)]), *own[1:]]
+        for name, own in results.items()
+    }
+    table = probes.results_table(merged)
+    table.insert(1, "kind", table["method"].map(kinds).fillna(PEER))
+    if "cnn" in table:
+        # Beside the other probes.
+        table.insert(table.columns.get_loc("mlp") + 1, "cnn", table.pop("cnn"))
+    return table
+
+
+def _references(cells):
+    references = {"measured": cells.qpi}
+    if cells.truth is not None:
+        references["truth"] = cells.truth
+    return references
+
+
+def _image_table(images, cells):
+    table = pd.DataFrame({name: _image_row(stack, cells) for name, stack in images.items()}).T
+    return table.rename_axis(index="method")
+
+
+def _image_row(images, cells):
+    """Return the mean scores of one method's images."""
+    row = {}
+    for name, reference in _references(cells).items():
+        means = image_quality.image_scores(images, reference).mean()
+        row[f"r, {name}"] = means["pearson_r"]
+        row[f"MAE, {name} (rad)"] = means["mae_rad"]
+        row[f"SSIM, {name}"] = means["ssim"]
+        fine = image_quality.structure_r(images, reference, pixel_size_um=cells.pixel_size_um)
+        row[f"structure r, {name}"] = pd.Series(fine).mean()  # of the cells that have one
+    return row
+
+
+def _write(evaluation, run, out):
+    write_table(evaluation.scores, out / SCORES, index=False)
+    write_table(evaluation.images, out / IMAGE_SCORES, index_label="method")
+    write_table(evaluation.cell_measures, out / CELL_MEASURES, index=False)
+    write_table(evaluation.mixing, out / MIXING, index=False)
+    write_table(evaluation.peers, out / PEERS, index=False)
+    stages = {stage: METHOD_NAMES[stage] for stage in run.stages()}
+    write_evaluation_page(out / REPORT, evaluation, run, stages)
+
+
+# --- figures ---------------------------------------------------------------------------------
+
+
+def _draw(folder, cells, images, references, maps, results, scores):
+    """Draw and save the figures of an evaluation; return their paths."""
+    shown = _one_cell_of_each_class(cells.labels)
+    some = cells.labels.iloc[shown]
+    # Under the names that pictures go by: they are not probed here, so no "(pixels)".
+    pictured = {name.removesuffix(" (pixels)"): stack for name, stack in references.items()}
+    columns = {"Brightfield": cells.brightfield} | images | pictured
+    figures = {
+        "cells.png": plots.image_grid(
+            {name: stack[shown] for name, stack in columns.items()},
+            cells.pixel_size_um,
+            row_labels=[
+                f"{name}, {batch}"
+                for name, batch in zip(some["class_name"], some["batch"], strict=True)
+            ],
+            error_of=(list(images)[-1], list(pictured)[-1]),
+        ),
+        "scores.png": plots.score_bars(scores[scores["kind"] != PEER]),
+    }
+    if (scores["kind"] == PEER).any():
+        features_only = scores["measure"].isin(FEATURE_MEASURES)
+        figures["peers.png"] = plots.score_rows(
+            scores[features_only & (scores["kind"] != "reference")],
+            faded=[name for name in scores["method"].unique() if name.endswith("(oracle)")],
+        )
+    for name, coordinates in maps.items():
+        slug = name.replace(" ", "_")
+        figures[f"umap_{slug}.png"] = plots.embedding(
+            coordinates, cells.labels, title=f"Bottleneck features, {name}"
+        )
+        figures[f"confusion_{slug}.png"] = plots.confusion_matrices(
+            {f"{result.measure}\n({name})": result.confusion for result in results[name]}
+        )
+    return [plots.save_figure(figure, folder / name) for name, figure in figures.items()]
+
+
+def _draw_encoding(folder, cells, features):
+    """Draw which property of the cell each feature follows; return the paths."""
+    # From the truth where it is known: the measured phase carries the batch's scale, and a feature
+    # that knows nothing but the batch would seem to know the dry mass.
+    phase = cells.qpi if cells.truth is None else cells.truth
+    measures = biophysics.measure_cells(phase, cells.pixel_size_um)
+    paths = []
+    for name, values in features.items():
+        # ReLU features that are zero for every cell follow nothing; they would fill half the map.
+        alive = np.flatnonzero(np.ptp(values, axis=0) > 0)
+        figure = plots.correlation_map(
+            biophysics.correlate_features(values[:, alive], measures).set_axis(alive, axis=0),
+            title=f"What the features encode, {name}\n"
+            f"({len(alive)} of {values.shape[1]} features; the others never vary)",
+        )
+        paths.append(plots.save_figure(figure, folder / f"encoding_{name.replace(' ', '_')}.png"))
+    return paths
+
+
+def _one_cell_of_each_class(labels):
+    """Return a row per class, each from another batch where that can be."""
+    rows, batches = [], set()
+    for _, own in labels.groupby("class_name", observed=True):
+        fresh = own[~own["batch"].isin(batches)]
+        row = (fresh if len(fresh) else own).index[0]
+        rows.append(row)
+        batches.add(labels["batch"][row])
+    return np.array(rows)
+
+
+def load_with_truth_if_there(data, split, image_size):
+    """Load a split, with the batch-free truth if the dataset has it."""
+    layout, root = find_layout(data)
+    truths = [root / group.file(split, "QPI_TRUE") for group in layout.groups]
+    with_truth = any(path.exists() for path in truths)
+    return load_cells(data, split, image_size=image_size, with_truth=with_truth)

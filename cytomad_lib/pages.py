@@ -1,0 +1,215 @@
+"""What the HTML pages of an evaluation and of a comparison say; `views.report` lays them out.
+
+- `write_evaluation_page`: one run on one split.
+- `write_comparison_page`: several seeds of the same training.
+"""
+
+import pandas as pd
+
+from cytomad_lib.views import report
+from cytomad_lib.views.report import Section
+
+CAPTIONS = {
+    "losses": "Losses by epoch. Training and validation should fall together; where validation "
+    "rises again, the training cells are being learned by heart.",
+    "cells": "The same cells under every method, one phase scale for all; the last column is the "
+    "last method minus the reference. Look for texture that the reference does not have: it lowers "
+    "batch scores without any batch being removed.",
+    "scores": "Accuracy of the strongest probe. Dashed: chance. Grey box: what shuffled labels "
+    "reach; a bar that ends inside it knows nothing. Batch should end there, class far above.",
+    "peers": "Corrections of the pretrained features, beside the trained stages. Pale bars are "
+    "oracles: they see the class of the cells they correct, so their class accuracy means nothing.",
+    "umap": "A map of the cells by their features, coloured by batch and by class. Islands of one "
+    "colour on the left are batches; on the right, islands should be classes.",
+    "confusion": "What the strongest probe takes for what, in percent of the true label. A "
+    "diagonal in the first matrix is batch that can be read.",
+    "encoding": "Which property of the cell each feature follows, as a correlation over the cells.",
+}
+READING = """\
+Batch within class: a probe tells apart the batches of one class; it should be at chance. \
+Class, unseen batch: a probe that never saw a batch tells the classes apart there; this is what \
+removal is for. All probes were trained after the generator, by cross-validation inside this split.
+
+The null is the same procedure on shuffled labels: an accuracy at or below it shows nothing."""
+IMAGE_NOTE = """\
+Against the measured phase, keeping the batch effect raises the scores; against the batch-free \
+truth it lowers them. Structure r compares the fine structure inside the cell only: texture that \
+was invented cannot hide there."""
+PEER_NOTE = """\
+All peers but LEACE need the batch of all cells at once; a network needs the one cell only. \
+Oracles see the class, too, and are no competitors. Batch accuracy below chance is an artefact of \
+making means equal over training and test folds together; read it as "nothing linear left"."""
+MIXING_NOTE = """\
+0: batches apart, 1: mixed. The last row, with the batches shuffled, shows how much so few cells \
+can reach. Features that say nothing are perfectly mixed: read this beside the class accuracy."""
+
+
+def write_evaluation_page(path, evaluation, run, stages):
+    """Write the page of one run on one split.
+
+    Parameters
+    ----------
+    path : path
+        Ends in `.html`.
+    evaluation : Evaluation
+    run : Run
+    stages : dict
+        Trained stage to the name that it goes by.
+
+    Returns
+    -------
+    pathlib.Path
+    """
+    scores = Section(
+        "Is the batch gone, and is the class still there?",
+        READING,
+        report.format_scores(evaluation.main_scores),
+        _figures(evaluation, "scores"),
+        "Accuracy of the strongest probe",
+        evaluation.verdict(),
+    )
+    images = Section(
+        "Are the images right?",
+        table=evaluation.images,
+        figures=_figures(evaluation, "cells"),
+        table_caption="Image quality, mean over cells",
+        note=IMAGE_NOTE,
+    )
+    cells = Section(
+        "Would a biologist measure the same?",
+        "Area, dry mass and mean phase of each cell, measured on its image inside its own outline. "
+        "The mean error is that of the method minus the reference.",
+        evaluation.cell_measures,
+        table_caption="Errors of what is measured on a cell",
+    )
+    mixing = Section(
+        "Are the batches mixed?",
+        "kBET, iLISI and BRAS inside each class, averaged over the classes.",
+        evaluation.mixing.set_index("method"),
+        table_caption="Mixing of the batches",
+        note=MIXING_NOTE,
+    )
+    more = Section("A closer look", figures=_figures(evaluation, "umap", "confusion", "encoding"))
+    losses = Section("How the training went", figures=_figures(evaluation, "losses"))
+    sections = [scores, images, *_peer_section(evaluation), cells, mixing, more, losses]
+    return report.write_report(
+        path,
+        "CytoMAD: evaluation of a run",
+        f"{_origin(evaluation)}, {evaluation.split} split",
+        run_facts(run, stages) | split_facts(evaluation),
+        sections,
+    )
+
+
+def write_comparison_page(path, subtitle, facts, table, peers, notes, figures):
+    """Write the page of a comparison over seeds.
+
+    Parameters
+    ----------
+    path : path
+        Ends in `.html`.
+    subtitle : str
+    facts : dict
+        See `report.write_report`.
+    table, peers : DataFrame
+        Measures in rows and methods in columns; peers in rows and measures in columns.
+    notes : str
+        What is missing, and why.
+    figures : dict
+        `cells`: the image grid of the first seed; `scores` and, if there are any, `peers`.
+
+    Returns
+    -------
+    pathlib.Path
+    """
+    sections = [
+        Section(
+            "Is the batch gone, and is the class still there?",
+            READING,
+            table,
+            [(figures["scores"], CAPTIONS["scores"])],
+            "Mean ± standard deviation over the seeds",
+            IMAGE_NOTE + "\n\nTraining times are those of each stage alone; both recipes begin "
+            "with the pretrained generator.",
+        ),
+        Section(
+            "The same cells under every method",
+            "First seed.",
+            figures=[(figures["cells"], CAPTIONS["cells"])],
+        ),
+    ]
+    if len(peers):
+        sections.append(
+            Section(
+                "Peers: what can be had without retraining",
+                table=peers,
+                figures=[(figures["peers"], CAPTIONS["peers"])],
+                table_caption="Corrections of the pretrained features, mean ± s.d. over the seeds",
+                note="\n\n".join(filter(None, [PEER_NOTE, notes])),
+            )
+        )
+    return report.write_report(path, "CytoMAD: comparison of recipes", subtitle, facts, sections)
+
+
+def run_facts(run, stages):
+    """Return what was trained, for the head of a page."""
+    per_group = pd.Series(run.settings["training_cells"])
+    low, high = per_group.min(), per_group.max()
+    spread = f"{low}" if low == high else f"{low} to {high}"
+    return {
+        "Preset": f"{run.preset.name} ({run.preset.image_size} x {run.preset.image_size} pixels, "
+        f"{run.preset.base_filters} base filters)",
+        "Seed of the training": run.seed,
+        "Training cells": f"{per_group.sum()} in {len(per_group)} groups ({spread} per group)",
+        "Training time": {
+            name: duration(run.training_seconds(stage)) for stage, name in stages.items()
+        },
+        "Versions": run.settings["versions"],
+    }
+
+
+def split_facts(evaluation):
+    """Return what was evaluated, for the head of a page."""
+    return {
+        "Dataset": _origin(evaluation),
+        "Evaluated on": f"{evaluation.n_cells} cells of the {evaluation.split} split",
+        "Seed of the probes": evaluation.seed,
+    }
+
+
+def duration(seconds):
+    """Return seconds as text that can be compared: minutes, one decimal.
+
+    >>> duration(90)
+    '1.5 min'
+    """
+    return "not kept" if pd.isna(seconds) else f"{seconds / 60:.1f} min"
+
+
+def _origin(evaluation):
+    return evaluation.dataset + (" (SIMULATED cells)" if evaluation.simulated else "")
+
+
+def _figures(evaluation, *kinds):
+    """Return (path, caption) of the figures whose name begins with one of the kinds."""
+    return [
+        (path, CAPTIONS[kind])
+        for kind in kinds
+        for path in evaluation.figures
+        if path.stem.split("_")[0] == kind
+    ]
+
+
+def _peer_section(evaluation):
+    if not len(evaluation.peers):
+        return []
+    return [
+        Section(
+            "Peers: what can be had without retraining",
+            "Well-known corrections of the features of the pretrained generator.",
+            evaluation.peer_table(),
+            _figures(evaluation, "peers"),
+            "Accuracy of the strongest probe on the corrected features",
+            "\n\n".join([PEER_NOTE, *evaluation.missing_peers()]),
+        )
+    ]

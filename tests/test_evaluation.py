@@ -1,0 +1,167 @@
+"""Evaluations: all tables and figures, a page that needs nothing else, peers beside the stages."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from training_cells import TINY
+
+from cytomad_lib import evaluation, pages
+from cytomad_lib.analysis import image_probe
+from cytomad_lib.data.cells import load_cells
+from cytomad_lib.data.matfiles import write_mat
+from cytomad_lib.evaluation import MEASURED, TRUTH, evaluate
+from cytomad_lib.simulation.write import simulate_dataset
+from cytomad_lib.workflow import train
+
+GROUPS = ("Batch1/H69", "Batch3/H69", "Batch3/H520", "Batch6/H520")
+PRESET = replace(TINY, pretraining_epochs=1, classifier_epochs=1, removal_epochs=1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    counts = {"Train": 6, "Valid": 3, "Test": 8}
+    simulate_dataset(folder, "lung", 16, counts, seed=1, groups=GROUPS, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    # Five of the six training cells of each group, so that finding them again is a task.
+    return train(data, tmp_path_factory.mktemp("run"), PRESET, 3, 5)
+
+
+@pytest.fixture(scope="module")
+def found(run, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_probe, "MIN_EPOCHS", 1)
+        patch.setattr(image_probe, "MIN_STEPS", 2)
+        return out, evaluate(run, data, "Test", out, seed=1)
+
+
+def test_all_that_was_promised_is_written(found):
+    out, made = found
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        "scores.csv",
+        "image_scores.csv",
+        "cell_measures.csv",
+        "mixing.csv",
+        "peers.csv",
+        "figures",
+        "report.html",
+    }
+    assert all(path.exists() for path in made.figures)
+
+
+def test_images_are_probed_beside_the_features(found):
+    out, _ = found
+    scores = pd.read_csv(out / "scores.csv")
+    rows = scores[scores["measure"] == "batch within class, images"]
+    assert set(rows["method"]) == {"pretrained", "published recipe", MEASURED, TRUTH}
+    assert (rows["probe"] == "cnn").all() and (rows["cnn"] == rows["accuracy"]).all()
+    assert rows[["logistic", "knn", "mlp"]].isna().all(axis=None)
+    assert scores.loc[scores["measure"] == "class", "cnn"].isna().all()
+
+
+def test_peers_are_named_marked_and_apart(found):
+    _, made = found
+    peers = set(made.scores.loc[made.scores["kind"] == "peer", "method"])
+    assert {"LEACE", "ComBat with class (oracle)"} <= peers and "untouched" not in peers
+    assert not peers & set(made.main_scores["method"])
+    table = made.peer_table()
+    assert table.index[0] == "pretrained" and set(table.index[1:]) == peers
+    # All there is, is in the table; all that is missing, in a sentence.
+    assert peers == set(made.peers.loc[made.peers["available"], "peer"])
+    assert set(made.mixing["method"]) == peers | {
+        "pretrained",
+        "published recipe",
+        "batches shuffled",
+    }
+
+
+def test_a_missing_peer_is_said_in_summary_and_report(run, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "_training_cells", lambda run, data: None)
+    made = evaluate(run, data, "Test", tmp_path, image_probe=False)
+    assert "LEACE" not in set(made.scores["method"])
+    for text in (made.summary(), (tmp_path / "report.html").read_text(encoding="utf-8")):
+        assert "LEACE is missing: LEACE is fitted on training cells" in text
+
+
+def test_the_training_cells_are_found_again(run, data):
+    labels = evaluation._training_cells(run, data).labels
+    assert (labels.groupby(["batch", "class_name"], observed=True).size() == 5).all()
+    assert labels["cell"].max() == 4  # the first five of each file, as in training
+
+
+def test_other_training_cells_are_not_taken_for_those_of_the_run(run, tmp_path):
+    counts = {"Train": 4, "Test": 8}
+    simulate_dataset(tmp_path, "lung", 16, counts, seed=1, groups=GROUPS, progress=False)
+    assert evaluation._training_cells(run, tmp_path) is None
+
+
+def test_the_report_is_complete_in_itself(found):
+    out, made = found
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == page.count("data:image/png;base64,") == len(made.figures)
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert str(out) not in page
+    for words in (
+        "SIMULATED",
+        "7LungCancerDataset",
+        "tiny (16 x 16 pixels",
+        "20 in 4 groups (5 per group)",
+        "32 cells of the Test split",
+        "own batch classifiers call",
+        "batches shuffled",
+        "dry_mass_pg",
+    ):
+        assert words in page, words
+    assert "not kept" not in page  # the training times
+
+
+def test_a_report_of_other_data_does_not_say_simulated(found):
+    _, made = found
+    assert pages._origin(replace(made, simulated=False)) == "7LungCancerDataset"
+
+
+def test_measures_of_cells_against_known_errors(data):
+    cells = load_cells(data, "Test", with_truth=True)
+    table = evaluation.cell_measure_errors({"scaled": 1.1 * cells.truth, TRUTH: cells.truth}, cells)
+    against = table[(table["method"] == "scaled") & (table["reference"] == "truth")]
+    mass = against.set_index("measure").loc["dry_mass_pg"]
+    # Ten percent more phase is ten percent more dry mass, give or take the outline.
+    assert mass["mean_error"] / mass["reference_mean"] == pytest.approx(0.1, abs=0.02)
+    assert mass["r"] > 0.99
+    # The truth is not compared with itself, but with what was measured.
+    assert set(table.loc[table["method"] == TRUTH, "reference"]) == {"measured"}
+
+
+def test_the_cells_shown_are_of_different_lines_and_batches():
+    labels = pd.DataFrame(
+        {
+            "class_name": ["A", "A", "B", "B", "C"],
+            "batch": ["1", "2", "1", "2", "2"],
+        }
+    )
+    # C was seen in batch 2 only, which is taken: better shown twice than not at all.
+    assert list(evaluation._one_cell_of_each_class(labels)) == [0, 3, 4]
+
+
+def test_without_truth_files_only_the_measured_phase_is_compared(data, tmp_path):
+    root = tmp_path / "7LungCancerDataset"
+    test = load_cells(data, "Test")
+    for (batch, name), rows in test.labels.groupby(
+        ["batch", "class_name"], observed=True
+    ).indices.items():
+        for kind, images in (("BF", test.brightfield), ("QPI", test.qpi)):
+            stack = np.moveaxis(images[rows, ..., 0], 0, -1)
+            write_mat(root / batch / name / "Test" / f"{name}_{kind}.mat", {kind: stack})
+    row = evaluation._image_row(test.qpi, test)
+    assert "MAE, truth (rad)" not in row
+    assert row["MAE, measured (rad)"] == 0
+    assert evaluation.load_with_truth_if_there(root, "Test", 16).truth is None
