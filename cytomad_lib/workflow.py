@@ -175,8 +175,8 @@ def demo(out, data=None, preset=DEMO, seed=0, verbose=0):
     cells_per_group = DEMO_CELLS if data is None else None
     data = demo_dataset(out) if data is None else data
     run = train(data, out, preset, seed, cells_per_group, verbose, RECIPES)
-    # The image probe trains networks of its own: half a minute each, too long for a demo.
-    evaluation = evaluate(run, data, "Test", out, seed, verbose > 0, image_probe=False)
+    # The image probe trains networks of its own, and each peer is probed: too long for a demo.
+    evaluation = evaluate(run, data, "Test", out, seed, verbose > 0, image_probe=False, peers=False)
     for stage, prediction in evaluation.predictions.items():
         write_prediction(prediction, Path(out) / "TestData" / stage, stage, overwrite=True)
     return evaluation

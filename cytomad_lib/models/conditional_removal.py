@@ -308,8 +308,7 @@ def erase_linear_trace(generator, made):
         What `generate` returns for the training cells.
     """
     concept = within_class_concept(made["batch_codes"], made["class_codes"])
-    # Directions below a thousandth of the largest are the rounding of float32, not a trace.
-    matrix, offset = fit_leace(made["features"], concept, rank_tolerance=1e-3).as_affine()
+    matrix, offset = fit_leace(made["features"], concept).as_affine()
     generator.get_layer("features").set_weights([matrix, offset])
 
 

@@ -202,7 +202,7 @@ DEMO = Preset(
     refit_epochs=25,
     generator_rate=5e-4,
     norm_momentum=0.9,
-    conditional=Conditional(epochs=30),
+    conditional=Conditional(epochs=24),
 )
 STUDY = Preset(
     name="study",
