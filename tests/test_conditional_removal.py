@@ -150,7 +150,11 @@ def test_the_batch_terms_grow_from_nothing_to_their_full_weight():
         model.optimizer_of_all.iterations.assign(steps)
         found[steps] = all_losses(model)
     terms = found[0]
-    without = recipe.weight_mae * terms["mae"] + recipe.weight_class * terms["class_head"]
+    without = (
+        recipe.weight_mae * terms["mae"]
+        + recipe.weight_structure * terms["structure"]
+        + recipe.weight_class * terms["class_head"]
+    )
     batch_terms = (
         recipe.weight_adversary * terms["adversary"]
         + recipe.weight_mmd * terms["mmd"]
