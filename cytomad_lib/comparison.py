@@ -37,10 +37,10 @@ from cytomad_lib.evaluation import (
 from cytomad_lib.models.networks import STUDY
 from cytomad_lib.pages import run_facts, write_comparison_page
 from cytomad_lib.prediction import predict
-from cytomad_lib.runs import RECIPES
+from cytomad_lib.runs import RECIPES, check_recipes
 from cytomad_lib.simulation.write import NOTES_FILE
 from cytomad_lib.views import plots, report
-from cytomad_lib.workflow import check_recipes, train
+from cytomad_lib.workflow import train
 
 TABLE, PAGE, LEFT_OUT = "compare.csv", "compare.html", "left_out.csv"
 TIME = "training time (min)"

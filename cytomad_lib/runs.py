@@ -235,8 +235,7 @@ class Run:
             See `models.batch_removal` and `models.conditional_removal`. Both begin with the
             pretrained generator; only the published one needs `fit_classifiers`.
         """
-        if recipe not in RECIPES:
-            raise RunError(f"There is no recipe {recipe!r}. Expected one of {', '.join(RECIPES)}.")
+        check_recipes([recipe])
         self._check_cells(train)
         self._check_pretrained()
         remove = self._remove_as_published if recipe == "published" else self._remove_conditional
@@ -461,6 +460,19 @@ class Run:
                 f"The training cells differ in number from those that the run in {self.folder} "
                 "was started with. Load the same cells, or start a run in another folder."
             )
+
+
+def check_recipes(recipes):
+    """Refuse recipes of batch removal that there are not.
+
+    Raises
+    ------
+    RunError
+        Names those there are.
+    """
+    for recipe in recipes:
+        if recipe not in RECIPES:
+            raise RunError(f"There is no recipe {recipe!r}. Expected one of {', '.join(RECIPES)}.")
 
 
 def check_enough_cells(recipe, preset, n):

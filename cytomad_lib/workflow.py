@@ -16,7 +16,6 @@ Example
 from pathlib import Path
 
 from cytomad_lib.data.cells import CellFiles, load_cells
-from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import find_layout
 from cytomad_lib.evaluation import (
     METHOD_NAMES,
@@ -27,7 +26,7 @@ from cytomad_lib.evaluation import (
 )
 from cytomad_lib.models.networks import DEMO
 from cytomad_lib.prediction import predict, write_prediction
-from cytomad_lib.runs import RECIPES, Run, check_enough_cells
+from cytomad_lib.runs import RECIPES, Run, check_enough_cells, check_recipes
 from cytomad_lib.simulation.write import DEMO_DATASET, simulate_dataset
 
 DEMO_CELLS = 36  # training cells per group: enough for minutes; the others wait for `train`
@@ -108,21 +107,6 @@ def train(
         run.remove_batches(cells, valid, verbose, recipe)
     save_loss_figures(run)
     return run
-
-
-def check_recipes(recipes):
-    """Refuse recipes of batch removal that there are not.
-
-    Raises
-    ------
-    CytomadError
-        Names those there are.
-    """
-    for recipe in recipes:
-        if recipe not in RECIPES:
-            raise CytomadError(
-                f"There is no recipe {recipe!r}. Expected one of {', '.join(RECIPES)}, or both."
-            )
 
 
 def predict_split(run, data, split, stage, out, progress=False):

@@ -59,7 +59,8 @@ def test_thicker_cells_are_not_taken_for_a_larger_scale():
 def test_cells_read_in_slices_give_the_same_scales(monkeypatch):
     cells = scaled_cells(PLANTED, {"H69": 1.0, "H520": 1.5}, per_group=5)
     whole = batch_scales(cells)
-    monkeypatch.setattr("cytomad_lib.models.calibration.AT_ONCE", 7)
+    in_slices = type(cells).in_slices
+    monkeypatch.setattr(type(cells), "in_slices", lambda cells: in_slices(cells, 7))
     np.testing.assert_allclose(batch_scales(cells), whole, atol=1e-12)
 
 

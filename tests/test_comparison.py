@@ -1,34 +1,27 @@
 """Claims over seeds and over a batch that was left out."""
 
 import shutil
-from dataclasses import replace
 
 import pandas as pd
 import pytest
-from training_cells import TINY
+from training_cells import GROUPS, ONE_EPOCH, write_dataset
 
 from cytomad_lib import comparison
 from cytomad_lib.comparison import compare, leave_batch_out
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.runs import Run
-from cytomad_lib.simulation.write import simulate_dataset
 
-GROUPS = ("Batch1/H69", "Batch3/H69", "Batch3/H520", "Batch6/H520", "Batch1/HCC827")
-PRESET = replace(TINY, pretraining_epochs=1, classifier_epochs=1, removal_epochs=1)
 ONE_RECIPE = ("published",)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    counts = {"Train": 6, "Valid": 3, "Test": 6}
-    simulate_dataset(folder, "lung", 16, counts, seed=1, groups=GROUPS, progress=False)
-    return folder
+    return write_dataset(tmp_path_factory.mktemp("data"), 6, (*GROUPS, "Batch1/HCC827"))
 
 
 def compared(data, out):
-    return compare(data, out, PRESET, (4, 7), ONE_RECIPE, image_probe=False)
+    return compare(data, out, ONE_EPOCH, (4, 7), ONE_RECIPE, image_probe=False)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +89,7 @@ def test_scores_that_do_not_cover_what_is_asked_are_not_taken(made):
 def test_seeds_that_make_no_sense(data, tmp_path):
     for seeds in ((), (1, 1)):
         with pytest.raises(CytomadError, match="Expected one or more, each once"):
-            compare(data, tmp_path / "out", PRESET, seeds, ONE_RECIPE)
+            compare(data, tmp_path / "out", ONE_EPOCH, seeds, ONE_RECIPE)
     assert not (tmp_path / "out").exists()
 
 
@@ -107,7 +100,7 @@ def test_the_batch_left_out_is_never_opened_in_training(data, tmp_path):
     for path in root.glob("Batch1/*/*/*.mat"):
         if path.parent.name != "Test":
             path.write_bytes(b"not a file of images")
-    table = leave_batch_out(spoiled, tmp_path / "out", "Batch1", PRESET, ONE_RECIPE)
+    table = leave_batch_out(spoiled, tmp_path / "out", "Batch1", ONE_EPOCH, ONE_RECIPE)
     run = Run.open(tmp_path / "out")
     assert set(run.settings["training_cells"]) == {"Batch3/H69", "Batch3/H520", "Batch6/H520"}
     stored = pd.read_csv(tmp_path / "out" / "left_out.csv")
@@ -121,5 +114,5 @@ def test_the_batch_left_out_is_never_opened_in_training(data, tmp_path):
 
 def test_an_unknown_batch_is_answered_with_those_there(data, tmp_path):
     with pytest.raises(CytomadError, match="no batch 'Batch2'.*Batch1, Batch3, Batch6"):
-        leave_batch_out(data, tmp_path / "out", "Batch2", PRESET)
+        leave_batch_out(data, tmp_path / "out", "Batch2", ONE_EPOCH)
     assert not (tmp_path / "out").exists()

@@ -239,7 +239,8 @@ def test_image_statistics_are_means_over_the_cells(monkeypatch):
     mean, spread = image_statistics(CELLS)
     assert mean == pytest.approx(CELLS.brightfield.mean(), rel=1e-5)
     assert spread == pytest.approx(np.mean([image.std() for image in CELLS.brightfield]), rel=1e-5)
-    monkeypatch.setattr("cytomad_lib.models.conditional_removal.AT_ONCE", 5)
+    in_slices = type(CELLS).in_slices
+    monkeypatch.setattr(type(CELLS), "in_slices", lambda cells: in_slices(cells, 5))
     assert image_statistics(CELLS) == pytest.approx((mean, spread))
 
 

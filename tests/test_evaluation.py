@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from training_cells import TINY
+from training_cells import GROUPS, ONE_EPOCH, write_dataset
 
 from cytomad_lib import evaluation, pages
 from cytomad_lib.analysis import image_probe
@@ -16,22 +16,16 @@ from cytomad_lib.evaluation import MEASURED, TRUTH, evaluate
 from cytomad_lib.simulation.write import simulate_dataset
 from cytomad_lib.workflow import train
 
-GROUPS = ("Batch1/H69", "Batch3/H69", "Batch3/H520", "Batch6/H520")
-PRESET = replace(TINY, pretraining_epochs=1, classifier_epochs=1, removal_epochs=1)
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    counts = {"Train": 6, "Valid": 3, "Test": 8}
-    simulate_dataset(folder, "lung", 16, counts, seed=1, groups=GROUPS, progress=False)
-    return folder
+    return write_dataset(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
     # Five of the six training cells of each group, so that finding them again is a task.
-    return train(data, tmp_path_factory.mktemp("run"), PRESET, 3, 5)
+    return train(data, tmp_path_factory.mktemp("run"), ONE_EPOCH, 3, 5)
 
 
 @pytest.fixture(scope="module")

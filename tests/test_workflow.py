@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.io import loadmat
-from training_cells import TINY
+from training_cells import GROUPS, ONE_EPOCH, write_dataset
 
 from cytomad_lib import workflow
 from cytomad_lib.data.cells import load_cells
@@ -14,24 +14,16 @@ from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.matfiles import write_mat
 from cytomad_lib.models.networks import Conditional
 from cytomad_lib.runs import Run
-from cytomad_lib.simulation.write import simulate_dataset
 
-GROUPS = ("Batch1/H69", "Batch3/H69", "Batch3/H520", "Batch6/H520")
 PRESET = replace(
-    TINY,
-    pretraining_epochs=1,
-    classifier_epochs=1,
-    removal_epochs=1,
+    ONE_EPOCH,
     conditional=Conditional(epochs=1, image_cells=6, feature_cells=6, feature_steps=1),
 )
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    counts = {"Train": 6, "Valid": 3, "Test": 8}
-    simulate_dataset(folder, "lung", 16, counts, seed=1, groups=GROUPS, progress=False)
-    return folder
+    return write_dataset(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +125,7 @@ def test_only_the_recipes_asked_for_are_trained(data, tmp_path):
     assert run.stages() == ["pretraining", "conditional"]
     assert not (tmp_path / "classifiers").exists()  # they serve the published recipe only
     assert np.isfinite(run.training_seconds("conditional"))
-    with pytest.raises(CytomadError, match="no recipe 'best'.*published, conditional, or both"):
+    with pytest.raises(CytomadError, match="no recipe 'best'.*published, conditional"):
         workflow.train(data, tmp_path / "other", PRESET, recipes=("best",))
     assert not (tmp_path / "other").exists()
 

@@ -1,11 +1,14 @@
 """Tiny cells for tests of training: discs whose phase can be read off the brightfield image."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
 from cytomad_lib.data.cells import CellImages
 from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.models.networks import Conditional, Preset
+from cytomad_lib.simulation.write import simulate_dataset
 
 TINY = Preset(
     name="tiny",
@@ -28,6 +31,15 @@ TINY = Preset(
         recent_cells=24,
     ),
 )
+ONE_EPOCH = replace(TINY, pretraining_epochs=1, classifier_epochs=1, removal_epochs=1)
+GROUPS = ("Batch1/H69", "Batch3/H69", "Batch3/H520", "Batch6/H520")
+
+
+def write_dataset(folder, test=8, groups=GROUPS):
+    """Simulate a few cells of 16 x 16 pixels below `folder` and return it."""
+    counts = {"Train": 6, "Valid": 3, "Test": test}
+    simulate_dataset(folder, "lung", 16, counts, seed=1, groups=groups, progress=False)
+    return folder
 
 
 def make_cells(per_group=4, seed=0):

@@ -59,6 +59,14 @@ class _Labelled:
         """Class of each cell as its place in `classes`: int32 array (cells,)."""
         return self.labels["class_name"].cat.codes.to_numpy(np.int32)
 
+    def in_slices(self, at_once=500):
+        """Give the cells in their order, `at_once` at a time, each slice as `CellImages`.
+
+        For what needs all cells, but not together: of files, only one slice is in memory.
+        """
+        for start in range(0, len(self), at_once):
+            yield self.read(np.arange(start, min(start + at_once, len(self))))
+
 
 @dataclass(eq=False)
 class CellImages(_Labelled):

@@ -34,10 +34,10 @@ import numpy as np
 from keras import layers, ops
 
 from cytomad_lib.models.autodiff import minimise
-from cytomad_lib.models.networks import LEAKY_SLOPE
+from cytomad_lib.models.networks import build_leaky_mlp
 
 MLP_WIDTHS = (128, 64)
-DROPOUT = 0.2
+DROPOUT = 0.2  # it sees the remembered cells again and again
 KERNEL_WIDTHS = (0.1, 0.25, 0.5, 1.0, 2.0)  # squared, per standardised feature
 IMPOSSIBLE = -1e9  # added to the logit of a batch that the class was never seen in
 
@@ -97,7 +97,9 @@ class ConditionalAdversary(layers.Layer):
         self.whitening = self.add_weight(
             shape=(n_features, n_features), initializer="identity", trainable=False
         )
-        self.mlp = _build_mlp(n_features, n_classes, n_batches, seed)
+        self.mlp = build_leaky_mlp(
+            n_features + n_classes, MLP_WIDTHS, n_batches, DROPOUT, seed, name="adversary_mlp"
+        )
         self.built = True
 
     def _memory(self, shape, name, dtype="float32"):
@@ -231,17 +233,3 @@ def _gaussian_kernels(features, others):
     )
     squared = ops.maximum(squared, 0.0) / features.shape[1]
     return sum(ops.exp(-squared / (2.0 * width)) for width in KERNEL_WIDTHS) / len(KERNEL_WIDTHS)
-
-
-def _build_mlp(n_features, n_classes, n_batches, seed):
-    """Build the guessing network; dropout, as it sees the remembered cells again and again."""
-    seeds = iter(np.random.default_rng(seed).integers(2**31, size=5).tolist())
-    inputs = x = keras.Input((n_features + n_classes,))
-    for units in MLP_WIDTHS:
-        x = layers.LeakyReLU(negative_slope=LEAKY_SLOPE)(_dense(units, next(seeds))(x))
-        x = layers.Dropout(DROPOUT, seed=next(seeds))(x)
-    return keras.Model(inputs, _dense(n_batches, next(seeds))(x), name="adversary_mlp")
-
-
-def _dense(units, seed):
-    return layers.Dense(units, kernel_initializer=keras.initializers.GlorotUniform(seed=seed))

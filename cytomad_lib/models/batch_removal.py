@@ -152,8 +152,7 @@ class BatchRemoval(Pix2Pix):
             name="feature_subsets",
         )
         self.draw_subsets(np.random.default_rng(0))
-        for name in ("class_mlp", "class_cnn", "batch_mlps", "batch_cnn"):
-            self.trackers[name] = keras.metrics.Mean(name=name)
+        self.add_trackers("class_mlp", "class_cnn", "batch_mlps", "batch_cnn")
 
     @property
     def generator_rate(self):
@@ -324,9 +323,8 @@ def generate(generator, cells, at_once=100, progress=False):
         `"class_codes"` (n,).
     """
     made = {"images": [], "features": [], "batch_codes": [], "class_codes": []}
-    starts = range(0, len(cells), at_once)
-    for start in tqdm(starts, desc="predicting", unit="slice", disable=not progress):
-        part = cells.read(np.arange(start, min(start + at_once, len(cells))))
+    slices, total = cells.in_slices(at_once), -(-len(cells) // at_once)
+    for part in tqdm(slices, "predicting", total, unit="slice", disable=not progress):
         images, features = generator(part.brightfield, training=False)
         made["images"].append(ops.convert_to_numpy(images))
         made["features"].append(ops.convert_to_numpy(features))

@@ -24,7 +24,6 @@ import numpy as np
 from keras import ops
 
 KERNEL = 5  # pixels: 3.5 um at 64 x 64, wider than the blur of any batch
-AT_ONCE = 500
 
 
 class BatchView(keras.layers.Layer):
@@ -101,8 +100,7 @@ def batch_scales(cells):
         batches without cells.
     """
     peaks, batch, class_name = [], [], []
-    for start in range(0, len(cells), AT_ONCE):
-        part = cells.read(np.arange(start, min(start + AT_ONCE, len(cells))))
+    for part in cells.in_slices():
         peaks.append(np.percentile(part.qpi.reshape(len(part.qpi), -1), 98, axis=1))
         batch.append(part.batch_codes)
         class_name.append(part.class_codes)

@@ -26,7 +26,7 @@ Example
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import ops
 
 from cytomad_lib.models import losses
 from cytomad_lib.models.adversaries import ConditionalAdversary
@@ -34,9 +34,9 @@ from cytomad_lib.models.autodiff import minimise
 from cytomad_lib.models.calibration import BatchView
 from cytomad_lib.models.erasure import fit_leace, within_class_concept
 from cytomad_lib.models.image_summary import ImageSummary
-from cytomad_lib.models.networks import LEAKY_SLOPE
+from cytomad_lib.models.networks import build_leaky_mlp
+from cytomad_lib.models.pretraining import TrackedLosses
 
-AT_ONCE = 500
 STRUCTURE = 2 / 45  # of the image's side, 2 um of the published field: finer counts as structure
 _TERMS = (
     *("loss", "mae", "structure", "class_head", "adversary", "mmd", "linear_mmd"),
@@ -45,7 +45,7 @@ _TERMS = (
 _LEARNED = ("adversary_accuracy", "image_adversary_accuracy")
 
 
-class ConditionalRemoval(keras.Model):
+class ConditionalRemoval(TrackedLosses):
     """Train a generator that forgets the batch, against adversaries that know the class.
 
     Parameters
@@ -64,8 +64,7 @@ class ConditionalRemoval(keras.Model):
     """
 
     def __init__(self, generator, shares, preset, steps, seed=None):
-        super().__init__(name="conditional_removal")
-        self.generator = generator
+        super().__init__(generator, (*_TERMS, *_LEARNED), name="conditional_removal")
         self.encoder = keras.Model(generator.input, generator.outputs[1], name="encoder")
         self.recipe = recipe = preset.conditional
         if recipe.recent_cells < max(recipe.image_cells, recipe.feature_cells):
@@ -77,7 +76,9 @@ class ConditionalRemoval(keras.Model):
         n_classes, n_batches = shares.shape
         seeds = np.random.default_rng(seed).integers(2**31, size=4).tolist()
         self.view = BatchView(n_batches)
-        self.class_head = _build_class_head(preset.n_features, n_classes, seeds[0])
+        self.class_head = build_leaky_mlp(
+            preset.n_features, (64,), n_classes, 0.3, seeds[0], "softmax", name="class_head"
+        )
         self.feature_adversary = ConditionalAdversary(
             preset.n_features,
             shares,
@@ -97,7 +98,6 @@ class ConditionalRemoval(keras.Model):
         )
         self.coarse = STRUCTURE * preset.image_size
         self.turn_seed = keras.random.SeedGenerator(seeds[3])
-        self.trackers = {name: keras.metrics.Mean(name=name) for name in (*_TERMS, *_LEARNED)}
         self.built = True
 
     def compile(self, **options):
@@ -132,15 +132,6 @@ class ConditionalRemoval(keras.Model):
             self.turn_seed,
         ]
 
-    @property
-    def metrics(self):
-        """Running means of the losses, reset by Keras at every epoch."""
-        return list(self.trackers.values())
-
-    def call(self, brightfield, training=False):
-        """Generate phase images and features; see `build_generator`."""
-        return self.generator(brightfield, training=training)
-
     def train_step(self, data):
         """Take one step on images and features, then some on features of other cells."""
         brightfield, targets = data
@@ -150,7 +141,7 @@ class ConditionalRemoval(keras.Model):
             seen |= self.step_on_features(
                 *_part(brightfield, targets, start, self.recipe.feature_cells)
             )
-        return self._track(seen, 1)
+        return self.track(seen, 1)
 
     def step_on_images(self, brightfield, targets):
         """Update everything on one part of the minibatch; return the loss terms."""
@@ -246,7 +237,7 @@ class ConditionalRemoval(keras.Model):
         image, features = self.generator(brightfield, training=False)
         numbers = self.summary(image, training=False)
         terms = self.losses_of(image, features, numbers, targets, training=False)
-        return self._track(terms, ops.shape(brightfield)[0])
+        return self.track(terms, ops.shape(brightfield)[0])
 
     @property
     def _looks_at_images(self):
@@ -269,12 +260,6 @@ class ConditionalRemoval(keras.Model):
         shape = (3, ops.shape(images)[0], 1, 1, 1)
         return keras.random.uniform(shape, seed=self.turn_seed) < 0.5
 
-    def _track(self, values, cells):
-        for name, value in values.items():
-            self.trackers[name].update_state(value, sample_weight=cells)
-        # Only what was seen here: validation asks no adversary for its accuracy.
-        return {name: self.trackers[name].result() for name in values}
-
 
 def image_statistics(cells):
     """Return the mean brightness of the training cells' images, and their mean contrast.
@@ -290,10 +275,9 @@ def image_statistics(cells):
         Means over the cells of each brightfield image's mean and standard deviation.
     """
     means, spreads = [], []
-    for start in range(0, len(cells), AT_ONCE):
-        images = cells.read(np.arange(start, min(start + AT_ONCE, len(cells)))).brightfield
-        means.append(images.mean(axis=(1, 2, 3)))
-        spreads.append(images.std(axis=(1, 2, 3)))
+    for part in cells.in_slices():
+        means.append(part.brightfield.mean(axis=(1, 2, 3)))
+        spreads.append(part.brightfield.std(axis=(1, 2, 3)))
     return float(np.concatenate(means).mean()), float(np.concatenate(spreads).mean())
 
 
@@ -343,18 +327,3 @@ def _turned_back(images, turn):
 def _part(brightfield, targets, start, n):
     some = {name: values[start : start + n] for name, values in targets.items()}
     return brightfield[start : start + n], some
-
-
-def _build_class_head(n_features, n_classes, seed):
-    """Build a small network on the features; dropout, as it has few cells to learn from."""
-    draw = np.random.default_rng(seed)
-    seeds = draw.integers(2**31, size=3).tolist()
-    inputs = keras.Input((n_features,))
-    x = layers.Dense(64, kernel_initializer=keras.initializers.GlorotUniform(seed=seeds[0]))(inputs)
-    x = layers.Dropout(0.3, seed=seeds[1])(layers.LeakyReLU(negative_slope=LEAKY_SLOPE)(x))
-    x = layers.Dense(
-        n_classes,
-        activation="softmax",
-        kernel_initializer=keras.initializers.GlorotUniform(seed=seeds[2]),
-    )(x)
-    return keras.Model(inputs, x, name="class_head")

@@ -25,7 +25,7 @@ Example
 """
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from keras import Input, Model, initializers, layers, ops, saving
@@ -204,19 +204,14 @@ DEMO = Preset(
     norm_momentum=0.9,
     conditional=Conditional(epochs=24),
 )
-STUDY = Preset(
+STUDY = replace(
+    DEMO,
     name="study",
-    image_size=64,
-    base_filters=8,
     batch_size=20,
     classifier_batch_size=100,
-    pretraining_epochs=8,
     classifier_epochs=6,
     removal_epochs=8,
-    refit_every=2,
     refit_epochs=20,
-    generator_rate=5e-4,
-    norm_momentum=0.9,
     conditional=Conditional(epochs=18),
 )
 WORKSHOP = Preset(
@@ -482,6 +477,35 @@ def build_batch_mlp(n_classes, n_features=128, seed=None, name="batch_mlp"):
     Parameters, returns and errors as in `build_cell_type_mlp`.
     """
     return _mlp(n_classes, n_features, (75, 50, 25), seed, name)
+
+
+def build_leaky_mlp(n_inputs, widths, n_outputs, dropout, seed=None, activation=None, name=None):
+    """Build one of the conditional recipe's small networks of features: leaky ReLU and dropout.
+
+    Parameters
+    ----------
+    n_inputs, n_outputs : int
+    widths : sequence of int
+        Units of the hidden layers.
+    dropout : float
+        Part of the hidden units that is dropped in training.
+    seed : int, optional
+        Of the initial weights and of dropout.
+    activation : str, optional
+        Of the outputs; by default none, so that they are logits.
+    name : str, optional
+
+    Returns
+    -------
+    keras.Model
+        `(n, n_inputs)` -> `(n, n_outputs)`.
+    """
+    seeds = _Seeds(seed)
+    inputs = x = Input((n_inputs,))
+    for units in widths:
+        x = layers.LeakyReLU(negative_slope=LEAKY_SLOPE)(_dense(units, seeds, None)(x))
+        x = layers.Dropout(dropout, seed=seeds.next())(x)
+    return Model(inputs, _dense(n_outputs, seeds, activation)(x), name=name)
 
 
 class _Seeds:

@@ -14,7 +14,49 @@ from cytomad_lib.models import losses
 from cytomad_lib.models.autodiff import minimise
 
 
-class Pix2Pix(keras.Model):
+class TrackedLosses(keras.Model):
+    """A model around a generator that reports the epoch's mean of each of its loss terms.
+
+    Parameters
+    ----------
+    generator : keras.Model
+        From `build_generator`.
+    terms : sequence of str
+        Names of the loss terms.
+    name : str
+        Of the model.
+    """
+
+    def __init__(self, generator, terms, name):
+        super().__init__(name=name)
+        self.generator = generator
+        self.trackers = {}
+        self.add_trackers(*terms)
+
+    def add_trackers(self, *terms):
+        """Report these loss terms, too."""
+        for term in terms:
+            self.trackers[term] = keras.metrics.Mean(name=term)
+
+    @property
+    def metrics(self):
+        """Running means of the losses, reset by Keras at every epoch."""
+        return list(self.trackers.values())
+
+    def call(self, brightfield, training=False):
+        """Generate phase images and features; see `build_generator`."""
+        return self.generator(brightfield, training=training)
+
+    def track(self, values, cells):
+        """Add the terms of one minibatch of so many cells; return the means of these terms."""
+        # Weighted by the cells of the minibatch: the last one of a validation set is smaller.
+        for name, value in values.items():
+            self.trackers[name].update_state(value, sample_weight=cells)
+        # Only what was seen here: validation asks no adversary for its accuracy.
+        return {name: self.trackers[name].result() for name in values}
+
+
+class Pix2Pix(TrackedLosses):
     """Generator against discriminator, with a pixel-wise error to hold the two together.
 
     One step updates the discriminator on measured pairs, then on generated pairs (each at half
@@ -31,14 +73,11 @@ class Pix2Pix(keras.Model):
     """
 
     def __init__(self, generator, discriminator, preset):
-        super().__init__(name="pix2pix")
-        self.generator = generator
+        super().__init__(
+            generator, ("loss", "adversarial", "mae", "discriminator_loss"), name="pix2pix"
+        )
         self.discriminator = discriminator
         self.preset = preset
-        self.trackers = {
-            name: keras.metrics.Mean(name=name)
-            for name in ("loss", "adversarial", "mae", "discriminator_loss")
-        }
         self.built = True  # both networks are, so weights can be saved and loaded at once
 
     def compile(self, **options):
@@ -58,15 +97,6 @@ class Pix2Pix(keras.Model):
         """Learning rate of the generator in this stage."""
         return self.preset.generator_rate
 
-    @property
-    def metrics(self):
-        """Running means of the losses, reset by Keras at every epoch."""
-        return list(self.trackers.values())
-
-    def call(self, brightfield, training=False):
-        """Generate phase images and features; see `build_generator`."""
-        return self.generator(brightfield, training=training)
-
     def train_step(self, data):
         """Update both networks on one minibatch `(brightfield, {"qpi": ...})`."""
         brightfield, targets = data
@@ -84,7 +114,7 @@ class Pix2Pix(keras.Model):
         terms = minimise(
             generator_losses, self.generator.trainable_variables, self.generator_optimizer
         )
-        return self._track(terms | seen, ops.shape(brightfield)[0])
+        return self.track(terms | seen, ops.shape(brightfield)[0])
 
     def test_step(self, data):
         """Losses on validation cells, with running statistics and without dropout."""
@@ -95,7 +125,7 @@ class Pix2Pix(keras.Model):
             self._judge(brightfield, targets["qpi"], real=True, training=False)
             + self._judge(brightfield, generated, real=False, training=False)
         )
-        return self._track(terms, ops.shape(brightfield)[0])
+        return self.track(terms, ops.shape(brightfield)[0])
 
     def update_discriminator(self, brightfield, measured, generated):
         """Take one step on measured pairs and one on generated pairs; return their mean loss."""
@@ -137,12 +167,6 @@ class Pix2Pix(keras.Model):
     def _judge(self, brightfield, phase, real, training):
         patches = self.discriminator([brightfield, phase], training=training)
         return losses.real_or_fake(patches, real)
-
-    def _track(self, values, cells):
-        # Weighted by the cells of the minibatch: the last one of a validation set is smaller.
-        for name, value in values.items():
-            self.trackers[name].update_state(value, sample_weight=cells)
-        return {name: tracker.result() for name, tracker in self.trackers.items()}
 
 
 def _adam(rate, beta_1, network):

@@ -394,20 +394,9 @@ def score_bars(table):
             null = own["null_95"].mean()
             top = max(mean + (spread or 0), null)
             panel.text(x, top + 0.015, f"{mean:.2f}", ha="center", va="bottom", fontsize=9)
-            panel.add_patch(
-                Rectangle(
-                    (x - 0.45, chance),
-                    0.9,
-                    null - chance,
-                    facecolor="0.5",
-                    alpha=0.55,
-                    edgecolor="none",
-                    zorder=3,
-                )
-            )
-        panel.axhline(chance, color="black", linestyle="--", linewidth=1, zorder=4)
-        heading = "\n".join(filter(None, (measure, _READING.get(measure))))
-        panel.set_title(heading, fontsize=10)
+            panel.add_patch(_null_box((x - 0.45, chance), 0.9, null - chance))
+        panel.axhline(chance, **_CHANCE_LINE)
+        _set_heading(panel, measure)
         panel.set_xticks(
             range(len(methods)), methods, rotation=35, ha="right", rotation_mode="anchor"
         )
@@ -455,20 +444,10 @@ def score_rows(table, faded=()):
             panel.barh(y, mean, 0.7, color=colour, xerr=spread, capsize=2)
             end = max(mean + (spread or 0), own["null_95"].mean())
             panel.text(end + 0.02, y, f"{mean:.2f}", va="center", fontsize=9)
-            panel.add_patch(
-                Rectangle(
-                    (chance, y - 0.45),
-                    own["null_95"].mean() - chance,
-                    0.9,
-                    facecolor="0.5",
-                    alpha=0.55,
-                    edgecolor="none",
-                    zorder=3,
-                )
-            )
-        panel.axvline(chance, color="black", linestyle="--", linewidth=1, zorder=4)
-        heading = "\n".join(filter(None, (measure, _READING.get(measure))))
-        panel.set_title(heading, fontsize=10)
+            width = own["null_95"].mean() - chance
+            panel.add_patch(_null_box((chance, y - 0.45), width, 0.9))
+        panel.axvline(chance, **_CHANCE_LINE)
+        _set_heading(panel, measure)
         panel.set(xlim=(0, 1.15), xticks=np.arange(0, 1.01, 0.2))
         panel.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(methods)), methods)
@@ -478,10 +457,22 @@ def score_rows(table, faded=()):
     return figure
 
 
+_CHANCE_LINE = {"color": "black", "linestyle": "--", "linewidth": 1, "zorder": 4}
+
+
+def _null_box(corner, width, height, label=None):
+    colours = {"facecolor": "0.5", "alpha": 0.55, "edgecolor": "none"}
+    return Rectangle(corner, width, height, **colours, zorder=3, label=label)
+
+
+def _set_heading(panel, measure):
+    panel.set_title("\n".join(filter(None, (measure, _READING.get(measure)))), fontsize=10)
+
+
 def _null_handles():
     return [
-        Line2D([], [], color="black", linestyle="--", linewidth=1, label="chance"),
-        Rectangle((0, 0), 1, 1, facecolor="0.5", alpha=0.55, label="null, up to its 95 % quantile"),
+        Line2D([], [], **_CHANCE_LINE, label="chance"),
+        _null_box((0, 0), 1, 1, "null, up to its 95 % quantile"),
     ]
 
 
