@@ -1,28 +1,47 @@
 """Inference: phase images and bottleneck features of cells, and files of both.
 
-Running statistics are used and no dropout, so the result for a cell depends neither on chance
-nor on the other cells that are predicted with it.
+There are three modes, which differ in what batch normalisation and dropout do:
+
+| mode | normalised by | dropout | the result for a cell depends on |
+|---|---|---|---|
+| `"running"` | running statistics | off | the cell alone |
+| `"batch"` | the cells of its group | off | the other cells of its group |
+| `"published"` | the cells of its group | on | the other cells of its group, and chance |
+
+A group is one (batch, class, dose). The published test program predicts one group at a time, with
+a generator that normalises by what it is given and drops units also then. So every group is moved
+to one mean and spread: what sets a batch apart is hidden, and since a group is of one class, the
+class decides how a cell is normalised. At the microscope nobody knows the class beforehand, so
+such results cannot be had from new cells. Use `"running"`; the others are there to reproduce
+published results and to show the difference (`cytomad_lib.analysis.inference_leak`).
 
 Example
 -------
 >>> prediction = predict(run.generator("published"), test_cells)
 >>> prediction.images.shape, prediction.features.shape
 ((630, 64, 64, 1), (630, 128))
+>>> as_published = predict(run.generator("published"), test_cells, mode="published", seed=0)
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import write_table
 from cytomad_lib.data.matfiles import write_mat
+from cytomad_lib.models import keras  # imported there without TensorFlow's remarks
 from cytomad_lib.models.batch_removal import generate
 
 FEATURE_TABLE = "features.csv"
+INFERENCE_MODES = ("running", "batch", "published")
 AT_ONCE = 100  # cells per slice; bounds the memory, does not change the result
+PUBLISHED_MINIBATCH = 32  # the published test programs leave it to Keras, which takes so many
+LARGEST_GROUP = 500  # cells normalised together: those of a published file, and a bound on memory
 
 
 class PredictionError(CytomadError):
@@ -52,16 +71,26 @@ class Prediction:
         return len(self.labels)
 
 
-def predict(generator, cells, progress=False):
+def predict(
+    generator, cells, progress=False, mode="running", seed=0, minibatch=PUBLISHED_MINIBATCH
+):
     """Predict phase images and features of cells.
 
     Parameters
     ----------
     generator : keras.Model
-        From `Run.generator` or `build_generator`.
+        From `Run.generator`, `build_generator` or `load_legacy_generator`. It is left as it was.
     cells : CellImages or CellFiles
     progress : bool
         Show a progress bar.
+    mode : {"running", "batch", "published"}
+        What batch normalisation and dropout do; see the module.
+    seed : int
+        Of the dropout in mode "published".
+    minibatch : int, optional
+        In modes "batch" and "published": so many cells of a group, in their order, are normalised
+        together, 32 by default, as in the published test programs. None takes all of them, and
+        groups of more than 500 in equal parts; at the published size and width a cell takes 31 MB.
 
     Returns
     -------
@@ -70,14 +99,137 @@ def predict(generator, cells, progress=False):
     Raises
     ------
     PredictionError
-        If the images are not of the size that the generator takes.
+        If the images are not of the size that the generator takes, the mode is unknown, or a
+        minibatch is below 2 cells.
     """
+    if mode not in INFERENCE_MODES:
+        raise PredictionError(
+            f"There is no mode {mode!r}. Expected one of {', '.join(INFERENCE_MODES)}."
+        )
+    if mode != "running":
+        together = group_minibatches(cells.labels, minibatch)
+        return predict_together(generator, cells, together, mode == "published", seed, progress)
     _check_size(generator, cells)
     made = generate(generator, cells, AT_ONCE, progress)
     return Prediction(made["images"], made["features"], cells.labels.reset_index(drop=True))
 
 
-def write_prediction(prediction, folder, model_name, overwrite=False):
+def group_minibatches(labels, minibatch=None):
+    """Say which cells are normalised together: those of a group, or so many of them at a time.
+
+    Parameters
+    ----------
+    labels : DataFrame
+        Of the cells, with `batch`, `class_name` and, where there is one, `dose`.
+    minibatch : int, optional
+        As in `predict`.
+
+    Returns
+    -------
+    list of int arrays
+        Row numbers; each row is in one of them.
+
+    Raises
+    ------
+    PredictionError
+        If `minibatch` is below 2.
+    """
+    if minibatch is not None and minibatch < 2:
+        raise PredictionError(
+            f"minibatch is {minibatch}. Expected at least 2 cells, which can have a mean and a "
+            "spread; the published programs take 32."
+        )
+    columns = [name for name in ("batch", "class_name", "dose") if name in labels]
+    groups = labels.groupby(columns, observed=True, sort=False).indices.values()
+    if minibatch is None:
+        return [
+            part
+            for rows in groups
+            for part in np.array_split(rows, np.ceil(len(rows) / LARGEST_GROUP).astype(int))
+        ]
+    return [
+        rows[start : start + minibatch]
+        for rows in groups
+        for start in range(0, len(rows), minibatch)
+    ]
+
+
+def predict_together(generator, cells, minibatches, dropout=True, seed=0, progress=False):
+    """Predict cells in minibatches, each normalised by its own mean and spread.
+
+    The generator's running statistics are neither used nor changed.
+
+    Parameters
+    ----------
+    generator, cells, progress
+        As in `predict`.
+    minibatches : list of int arrays
+        Row numbers of cells that are predicted together; each cell is in one of them.
+    dropout : bool
+        Whether units are dropped.
+    seed : int
+        Of the dropout.
+
+    Returns
+    -------
+    Prediction
+        The cells in the order of `cells`, whatever the minibatches.
+
+    Raises
+    ------
+    PredictionError
+        If the images are not of the size that the generator takes, a cell is in no minibatch or
+        in several, or the generator's batch normalisation is frozen.
+    """
+    _check_size(generator, cells)
+    _check_minibatches(minibatches, len(cells))
+    _check_not_frozen(generator)
+    images = np.empty((len(cells), *generator.output_shape[0][1:]), np.float32)
+    features = np.empty((len(cells), *generator.output_shape[1][1:]), np.float32)
+    random = np.random.default_rng(seed)
+    bar = tqdm(minibatches, desc="predicting", unit="minibatch", disable=not progress)
+    with _dropout_kept(generator, dropout):
+        for rows in bar:
+            made = _normalised_together(generator, cells.read(rows).brightfield, random)
+            images[rows], features[rows] = made
+    return Prediction(images, features, cells.labels.reset_index(drop=True))
+
+
+def _normalised_together(generator, brightfield, random):
+    """Return images and features; without state, so that nothing of the generator changes."""
+    seeds = {
+        id(layer.seed_generator.state): random.integers(2**31, size=2)
+        for layer in _all_layers(generator)
+        if hasattr(layer, "seed_generator")
+    }
+    state = [
+        keras.ops.convert_to_tensor(seeds[id(variable)], variable.dtype)
+        if id(variable) in seeds
+        else variable.value
+        for variable in generator.non_trainable_variables
+    ]
+    weights = [variable.value for variable in generator.trainable_variables]
+    outputs, _ = generator.stateless_call(weights, state, brightfield, training=True)
+    return [keras.ops.convert_to_numpy(output) for output in outputs]
+
+
+@contextmanager
+def _dropout_kept(generator, kept):
+    """Switch dropout off for a while, unless it is to be kept."""
+    dropouts = [
+        layer for layer in _all_layers(generator) if isinstance(layer, keras.layers.Dropout)
+    ]
+    rates = [layer.rate for layer in dropouts]
+    try:
+        for layer in dropouts:
+            layer.rate = layer.rate if kept else 0
+        yield
+    finally:
+        for layer, rate in zip(dropouts, rates, strict=True):
+            layer.rate = rate
+
+
+def write_prediction(prediction, folder, model_name, overwrite=False, cells=None):
     """Write a prediction as the published test programs do: one `.mat` file per group.
 
     Files are called `CytoMAD_test_<model>_<batch>_<class>.mat` (with the dose, where there is
@@ -94,6 +246,9 @@ def write_prediction(prediction, folder, model_name, overwrite=False):
         Becomes part of the file names, such as `"published"`.
     overwrite : bool
         Replace files of an earlier prediction.
+    cells : CellImages or CellFiles, optional
+        Those that were predicted. Their images are then written beside, as the published programs
+        do: `..._BF.mat` with `BF` and `..._QPI.mat` with `QPI`, height x width x cells.
 
     Returns
     -------
@@ -112,7 +267,9 @@ def write_prediction(prediction, folder, model_name, overwrite=False):
         for names, rows in prediction.labels.groupby(columns, observed=True).indices.items()
     }
     table = folder / FEATURE_TABLE
-    existing = [path for path in (*groups, table) if path.exists()]
+    kinds = {"BF": "brightfield", "QPI": "qpi"} if cells is not None else {}
+    beside = [_beside(path, kind) for path in groups for kind in kinds]
+    existing = [path for path in (*groups, *beside, table) if path.exists()]
     if existing and not overwrite:
         raise PredictionError(
             f"{existing[0]} exists already. Expected a folder without an earlier prediction; "
@@ -124,8 +281,15 @@ def write_prediction(prediction, folder, model_name, overwrite=False):
             "CytoMAD_features": prediction.features[rows],
         }
         write_mat(path, arrays, version="5")
+        for kind, name in kinds.items():
+            images = getattr(cells.read(rows), name)[..., 0]
+            write_mat(_beside(path, kind), {kind: np.moveaxis(images, 0, -1)}, version="5")
     write_table(feature_table(prediction), table, index=False)
-    return [*groups, table]
+    return [*groups, *beside, table]
+
+
+def _beside(path, kind):
+    return path.with_name(f"{path.stem}_{kind}.mat")
 
 
 def feature_table(prediction):
@@ -142,4 +306,36 @@ def _check_size(generator, cells):
         raise PredictionError(
             f"The images are {found[0]} x {found[1]} pixels, the generator takes "
             f"{expected[0]} x {expected[1]}. Load the cells with image_size={expected[0]}."
+        )
+
+
+def _all_layers(network):
+    """List the layers of a network, and of the networks inside it."""
+    nested = [
+        _all_layers(layer) if isinstance(layer, keras.Model) else [layer]
+        for layer in network.layers
+    ]
+    return [layer for layers in nested for layer in layers]
+
+
+def _check_minibatches(minibatches, n_cells):
+    rows = np.concatenate([np.asarray(part) for part in minibatches])
+    if not np.array_equal(np.sort(rows), np.arange(n_cells)):
+        raise PredictionError(
+            f"The minibatches hold {len(rows)} rows for {n_cells} cells. Expected each cell's row "
+            f"once, from 0 to {n_cells - 1}; see `group_minibatches`."
+        )
+
+
+def _check_not_frozen(generator):
+    frozen = [
+        layer.name
+        for layer in _all_layers(generator)
+        if isinstance(layer, keras.layers.BatchNormalization) and not layer.trainable
+    ]
+    if frozen:  # Keras then goes on using the running statistics, without a word
+        raise PredictionError(
+            f"{len(frozen)} batch normalisations of the generator are frozen (first: "
+            f"{frozen[0]!r}), so they would not follow the cells. Expected a trainable generator; "
+            "load it anew, or set generator.trainable = True."
         )
