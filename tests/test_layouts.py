@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cytomad_lib.data.errors import DatasetError
-from cytomad_lib.data.layouts import DRUG, LAYOUTS, LUNG, SPLITS, find_layout
+from cytomad_lib.data.layouts import DRUG, LAYOUTS, LUNG, SPLITS, dose_level, find_layout
 
 PUBLISHED = Path(__file__).parent / "data" / "real_dataset_files.csv"
 
@@ -55,6 +55,12 @@ def test_names_and_counts():
     assert LUNG.groups[0].name == "Batch1/H69"
     assert (LUNG.published_counts["Train"], LUNG.published_counts["Valid"]) == (1000, 200)
     assert (DRUG.published_counts["Train"], DRUG.published_counts["Valid"]) == (1000, 500)
+
+
+def test_dose_levels():
+    assert [dose_level(dose) for dose in DRUG.doses] == [0] + 3 * [1, 2, 3, 4, 5]
+    with pytest.raises(DatasetError, match="'D6'.*Control, D1"):
+        dose_level("D6")
 
 
 def test_file_refuses_unknown_split_and_kind():

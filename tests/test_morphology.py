@@ -94,11 +94,9 @@ def test_bad_seed(seed):
         cell_generators(seed, "shape", "x", [0])
 
 
-def test_unknown_line_and_dose():
+def test_unknown_line():
     with pytest.raises(ValueError, match="'A549'.*H358"):
         find_line("A549")
-    with pytest.raises(ValueError, match="Docetaxel at dose D3"):
-        find_line("Docetaxel", "D3")
 
 
 def test_ellipse_has_the_asked_aspect_direction_and_area():

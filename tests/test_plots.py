@@ -286,3 +286,56 @@ def test_correlation_map_of_anything_else_is_an_error():
         plots.correlation_map(3 * correlations())
     with pytest.raises(ValueError, match="0 features"):
         plots.correlation_map(correlations().iloc[:0])
+
+
+def distances():
+    rows = [
+        (drug, batch, dose, level, level * slope, level * slope - 0.5, level * slope + 0.5, 0.7)
+        for drug, batch, slope in (
+            ("Docetaxel", "B1", 1.0),
+            ("Docetaxel", "B2", 0.5),
+            ("Afatinib", "B3", 0.8),
+        )
+        for level, dose in enumerate(["DMSO", *(f"{drug[0]}{k}" for k in range(1, 6))])
+    ]
+    names = ["class_name", "batch", "dose", "level", "distance", "low", "high", "null_95"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def test_dose_response_has_a_panel_per_drug_and_a_line_with_band_and_null_per_batch():
+    figure = plots.dose_response(distances(), "Bottleneck")
+    assert [panel.get_title() for panel in figure.axes] == ["Docetaxel", "Afatinib"]
+    first, second = figure.axes
+    assert [tick.get_text() for tick in second.get_xticklabels()] == ["DMSO"] + [
+        f"A{k}" for k in range(1, 6)
+    ]
+    lines = {line.get_label(): line for line in first.lines}
+    np.testing.assert_allclose(lines["B1"].get_ydata(), range(6))
+    np.testing.assert_allclose(lines["B2"].get_ydata(), 0.5 * np.arange(6))
+    assert len(first.collections) == 2 and len(second.collections) == 1
+    band = first.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (-0.5, 5.5)
+    nulls = [line for line in first.lines if line.get_linestyle() == ":"]
+    assert [set(line.get_ydata()) for line in nulls] == [{0.7}, {0.7}]
+    assert first.get_ylim() == second.get_ylim()
+    assert figure.get_suptitle() == "Bottleneck"
+
+
+def test_dose_response_gives_each_batch_its_own_colour_and_marker():
+    looks = {
+        line.get_label(): (line.get_color(), line.get_marker())
+        for panel in plots.dose_response(distances()).axes
+        for line in panel.lines
+        if line.get_label().startswith("B")
+    }
+    assert list(looks) == ["B1", "B2", "B3"]
+    colours, markers = zip(*looks.values(), strict=True)
+    assert colours == plots.BATCH_COLOURS[:3]
+    assert len(set(markers)) == 3
+
+
+def test_dose_response_of_anything_else_is_an_error():
+    with pytest.raises(ValueError, match="null_95"):
+        plots.dose_response(distances().drop(columns="null_95"))
+    with pytest.raises(ValueError, match="0 rows"):
+        plots.dose_response(distances().iloc[:0])

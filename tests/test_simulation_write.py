@@ -7,10 +7,15 @@ import h5py
 import numpy as np
 import pytest
 
-from cytomad_lib.data.layouts import KINDS, LUNG, SPLITS, VARIABLE
+from cytomad_lib.data.layouts import DRUG, KINDS, LUNG, SPLITS, VARIABLE
 from cytomad_lib.data.matfiles import inspect_mat, read_mat
 from cytomad_lib.simulation.acquisition import simulate_cells
-from cytomad_lib.simulation.write import DEMO_DATASET, STEP, simulate_dataset
+from cytomad_lib.simulation.write import (
+    DEMO_DATASET,
+    DEMO_DRUG_DATASET,
+    STEP,
+    simulate_dataset,
+)
 
 COMMITTED = Path(__file__).parents[1] / "Dataset"
 GROUPS = ["Batch1/H69", "Batch3/H520"]
@@ -127,8 +132,8 @@ def test_measurements_are_never_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"layout": "drug"}, "'lung' only"),
-        ({"layout": "liver"}, "'lung' only"),
+        ({"layout": "liver"}, "'lung' and 'drug'"),
+        ({"layout": "drug", "groups": ["Batch1/H69"]}, "Batch1/H69.*B1/Docetaxel/D1"),
         ({"groups": ["Batch9/H69"]}, "Batch9/H69.*Batch1/H69"),
         ({"groups": []}, "nothing"),
         ({"cells_per_group": {"train": 3}}, "'train'.*Train"),
@@ -146,14 +151,67 @@ def test_wrong_arguments_write_nothing(tmp_path, wrong, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_committed_dataset_is_small_and_complete():
-    root = COMMITTED / LUNG.root_folder
-    assert sum(p.stat().st_size for p in COMMITTED.rglob("*") if p.is_file()) < 25e6
-    counts = DEMO_DATASET["cells_per_group"]
-    size = DEMO_DATASET["image_size"]
-    for group in LUNG.groups:
+DRUG_GROUPS = ["B1/DMSO/Control", "B1/Docetaxel/D1", "B4/Afatinib/A5"]
+
+
+@pytest.fixture(scope="module")
+def drugs(tmp_path_factory):
+    out = tmp_path_factory.mktemp("drugs")
+    return simulate_dataset(out, "drug", groups=DRUG_GROUPS, with_truth=("Test",), **SMALL)
+
+
+def test_drug_files_are_laid_out_as_published(drugs):
+    assert drugs.name == "H2170DrugTreatmentDataset"
+    folders = {"DMSO/B1/Control": "Control", "Docetaxel/B1/D1": "D1", "Afatinib/B4/A5": "A5"}
+    expected = {"simulation.json"} | {
+        f"{folder}/{split}/{stem}_{kind}.mat"
+        for folder, stem in folders.items()
+        for split, kinds in (("Train", ("BF", "QPI")), ("Test", KINDS))
+        for kind in kinds
+    }
+    assert set(files_of(drugs)) == expected
+
+
+def test_drug_files_hold_the_treated_cells(drugs):
+    cells = simulate_cells("Afatinib", 2, "B4", seed=5, image_size=32, split="Test", dose="A5")
+    stored = read_mat(drugs / "Afatinib/B4/A5/Test/A5_QPI_TRUE.mat", "QPI")
+    assert np.abs(stored - cells.truth).max() <= 0.5 * STEP["QPI_TRUE"] + 1e-6
+    control = read_mat(drugs / "DMSO/B1/Control/Test/Control_QPI_TRUE.mat", "QPI")
+    assert not np.array_equal(stored, control)
+
+
+def test_drug_files_are_the_same_every_time(drugs, tmp_path):
+    again = simulate_dataset(tmp_path, "drug", groups=DRUG_GROUPS, with_truth=("Test",), **SMALL)
+    assert files_of(again) == files_of(drugs)
+
+
+def test_drug_notes_name_the_line_and_the_drugs(drugs):
+    notes = json.loads((drugs / "simulation.json").read_text())
+    assert set(notes["batches"]) == {"nominal", *DRUG.batches}
+    assert list(notes["cell_lines"]) == ["H2170"]
+    assert ("DMSO", *notes["drugs"]) == DRUG.classes
+    assert len(notes["drugs"]["Docetaxel"]["responders"]) == 5
+
+
+def test_both_datasets_can_lie_side_by_side(drugs):
+    lung = simulate_dataset(drugs.parent, groups=GROUPS[:1], **SMALL)
+    assert lung.parent == drugs.parent
+    assert (drugs / "simulation.json").exists()
+
+
+DEMOS = pytest.mark.parametrize(
+    ("layout", "demo"), [(LUNG, DEMO_DATASET), (DRUG, DEMO_DRUG_DATASET)], ids=["lung", "drug"]
+)
+
+
+@DEMOS
+def test_committed_dataset_is_small_and_complete(layout, demo):
+    root = COMMITTED / layout.root_folder
+    assert sum(len(content) for content in files_of(root).values()) < 20e6
+    counts, size = demo["cells_per_group"], demo["image_size"]
+    for group in layout.groups:
         for split in SPLITS:
-            kinds = KINDS if split in DEMO_DATASET["with_truth"] else KINDS[:2]
+            kinds = KINDS if split in demo["with_truth"] else KINDS[:2]
             for kind in kinds:
                 info = inspect_mat(root / group.file(split, kind), VARIABLE[kind])
                 assert info.shape == (size, size, counts[split])
@@ -161,23 +219,29 @@ def test_committed_dataset_is_small_and_complete():
 
 @pytest.fixture(scope="module")
 def remade(tmp_path_factory):
-    """A third of the committed groups, made anew: each batch once, each line once."""
-    pairs = zip((1, 2, 7, 5, 4, 3, 6), LUNG.classes, strict=True)
-    names = [f"Batch{day}/{line}" for day, line in pairs]
+    """Some of the committed groups, made anew: each batch and each class at least once."""
     out = tmp_path_factory.mktemp("remade")
-    return simulate_dataset(out, groups=names, progress=False, **DEMO_DATASET)
+    pairs = zip((1, 2, 7, 5, 4, 3, 6), LUNG.classes, strict=True)
+    lines = [f"Batch{day}/{line}" for day, line in pairs]
+    drugs = ["B1/Docetaxel/D5", "B2/Docetaxel/D2", "B3/Afatinib/A1", "B4/Afatinib/A4"]
+    drugs += ["B5/DMSO/Control", "B6/Gemcitabine/G3"]
+    return {
+        "lung": simulate_dataset(out, groups=lines, progress=False, **DEMO_DATASET),
+        "drug": simulate_dataset(out, groups=drugs, progress=False, **DEMO_DRUG_DATASET),
+    }
 
 
-def test_committed_dataset_can_be_made_again(remade):
-    for path in remade.rglob("*.mat"):
-        committed = COMMITTED / LUNG.root_folder / path.relative_to(remade)
+@DEMOS
+def test_committed_dataset_can_be_made_again(remade, layout, demo):
+    made, committed = remade[layout.name], COMMITTED / layout.root_folder
+    paths = list(made.rglob("*.mat"))
+    assert len(paths) >= 6 * 8
+    for path in paths:
         variable = VARIABLE[path.stem.split("_", 1)[1]]
-        assert np.array_equal(read_mat(path, variable), read_mat(committed, variable)), path.name
-    new, old = (
-        json.loads((root / "simulation.json").read_text())
-        for root in (remade, COMMITTED / LUNG.root_folder)
-    )
-    assert old["arguments"].pop("groups") == [group.name for group in LUNG.groups]
+        old = read_mat(committed / path.relative_to(made), variable)
+        assert np.array_equal(read_mat(path, variable), old), path.name
+    new, old = (json.loads((root / "simulation.json").read_text()) for root in (made, committed))
+    assert old["arguments"].pop("groups") == [group.name for group in layout.groups]
     new["arguments"].pop("groups")
     assert new == old
 
@@ -186,8 +250,9 @@ def test_committed_dataset_can_be_made_again(remade):
     h5py.version.hdf5_version_tuple[:2] != (1, 14),
     reason="another HDF5 version may pack the same values into other bytes",
 )
-def test_committed_files_are_the_same_bytes(remade):
-    committed = files_of(COMMITTED / LUNG.root_folder)
-    for name, content in files_of(remade).items():
+@DEMOS
+def test_committed_files_are_the_same_bytes(remade, layout, demo):
+    committed = files_of(COMMITTED / layout.root_folder)
+    for name, content in files_of(remade[layout.name]).items():
         if name.endswith(".mat"):
             assert content == committed[name], name

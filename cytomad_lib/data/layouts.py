@@ -142,6 +142,19 @@ DRUG = _drug_layout()
 LAYOUTS = {"lung": LUNG, "drug": DRUG}
 
 
+def dose_level(dose):
+    """Return the level of a dose: 0 for the untreated ``"Control"``, 1 to 5 for D1 … G5.
+
+    Raises
+    ------
+    DatasetError
+        For a name that is no dose of the drug dataset.
+    """
+    if dose not in DRUG.doses:
+        raise DatasetError(f"{dose!r} is no dose. Expected one of {', '.join(DRUG.doses)}.")
+    return 0 if dose == "Control" else int(dose[-1])
+
+
 def find_layout(folder):
     """Say which dataset a folder holds.
 

@@ -25,7 +25,6 @@ from cytomad_lib.simulation.morphology import (
     FIELD_OF_VIEW_UM,
     cell_generators,
     draw_cells,
-    find_line,
     optical_path,
 )
 from cytomad_lib.simulation.optics import (
@@ -35,6 +34,7 @@ from cytomad_lib.simulation.optics import (
     oversampling,
     phase_of_path,
 )
+from cytomad_lib.simulation.treatment import find_treatment, treat_cells
 
 # 16 cells at 128 x 128 fit a processor's cache; larger chunks are slower, not faster.
 CHUNK = 16
@@ -258,19 +258,20 @@ def simulate_cells(
     seen_in: str | None = None,
     batch_strength: float = 1.0,
     dose: str | None = None,
+    twins: bool = False,
 ) -> SimulatedCells:
     """Simulate cells of one group: what they are, and what the microscope of the day makes of them.
 
     Parameters
     ----------
     class_name : str
-        Cell line.
+        Cell line; with `dose`: drug, or ``"DMSO"``.
     cells : int or sequence of int
         How many cells, or their indices in the group's file.
     batch : str, optional
         The batch that measures them. None = the nominal acquisition, without batch effect.
-    seed, split, dose
-        With class and batch, the address of the cells.
+    seed, split
+        With batch, class and dose, the address of the cells.
     image_size : int
         Pixels along each side of the 45 um field.
     seen_in : str, optional
@@ -278,6 +279,12 @@ def simulate_cells(
         microscope of another day. None = the cells of ``batch`` itself.
     batch_strength : float
         0 = all batches alike, 1 = the usual spread.
+    dose : str, optional
+        Of the drug dataset: ``"Control"`` (DMSO), ``"D1"`` to ``"G5"``.
+    twins : bool
+        Leave class and dose out of the cells' address: cell i of every drug and dose is then one
+        and the same cell, untreated or treated, measured alike. For figures and tests; a dataset
+        holds other cells in every group.
 
     Returns
     -------
@@ -289,14 +296,22 @@ def simulate_cells(
         For a class or dose that the simulator does not know, or an image size below 16.
     """
     check_image_size(image_size)
-    line = find_line(class_name, dose)
+    treatment = find_treatment(class_name, dose)
     indices = range(cells) if isinstance(cells, int | np.integer) else list(cells)
     if len(indices) == 0:
         raise SimulationError("No cells were asked for; expected at least one.")
-    group = "/".join(part for part in (seen_in or batch or "nominal", class_name, dose) if part)
+    kind = ("twins",) if twins else (class_name, dose)
+    group = "/".join(part for part in (seen_in or batch or "nominal", *kind) if part)
     chunks = [
         _simulate_chunk(
-            line, group, split, indices[at : at + CHUNK], batch, seed, image_size, batch_strength
+            treatment,
+            group,
+            split,
+            indices[at : at + CHUNK],
+            batch,
+            seed,
+            image_size,
+            batch_strength,
         )
         for at in range(0, len(indices), CHUNK)
     ]
@@ -313,7 +328,7 @@ def check_image_size(image_size: int) -> None:
         )
 
 
-def _simulate_chunk(line, group, split, indices, batch, seed, image_size, batch_strength):
+def _simulate_chunk(treatment, group, split, indices, batch, seed, image_size, batch_strength):
     """Simulate a few cells; returns brightfield, measured phase, true phase, settings."""
     address = f"{group}/{split}"
 
@@ -321,8 +336,10 @@ def _simulate_chunk(line, group, split, indices, batch, seed, image_size, batch_
         return cell_generators(seed, purpose, address, indices)
 
     factor = oversampling(image_size, FIELD_OF_VIEW_UM)
-    path = optical_path(draw_cells(line, streams("shape")), image_size * factor)
-    phase = phase_of_path(path)
+    cells = draw_cells(treatment.line, streams("shape"))
+    if treatment.drug is not None:
+        cells = treat_cells(cells, treatment.drug, treatment.level, streams("response"))
+    phase = phase_of_path(optical_path(cells, image_size * factor))
     # The jitter belongs to the group on the day that measures, the noise to the single cell.
     settings = cell_settings(seed, batch, group, streams("settings"), batch_strength)
     return (

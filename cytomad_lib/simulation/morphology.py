@@ -31,6 +31,7 @@ OUTLINE_MODES = np.arange(2, 10)
 # Texture: no detail finer than about 1.6 um, which a lens of NA 0.4 to 0.5 still half resolves.
 TEXTURE_CUTOFF_PER_UM = 0.6
 TEXTURE_MODES = int(TEXTURE_CUTOFF_PER_UM * FIELD_OF_VIEW_UM)
+BALLS = ("lobe_x", "lobe_y", "lobe_diameter", "bleb_x", "bleb_y", "bleb_diameter")
 MAX_GRANULES = 48
 MAX_NUCLEOLI = 3
 
@@ -83,19 +84,18 @@ LUNG_LINES = {
 }
 
 
-def find_line(class_name: str, dose: str | None = None) -> CellLine:
-    """Return the look of a class; a drug's look would also depend on the dose.
+def find_line(class_name: str) -> CellLine:
+    """Return the look of a cell line.
 
     Raises
     ------
     SimulationError
-        For a class or a dose that the simulator does not know.
+        For a line that the simulator does not know.
     """
-    if dose is not None or class_name not in LUNG_LINES:
-        what = class_name if dose is None else f"{class_name} at dose {dose}"
+    if class_name not in LUNG_LINES:
         raise SimulationError(
-            f"The simulator has no cells for {what!r}. It makes the lung cell lines "
-            f"{', '.join(LUNG_LINES)}, without dose. Choose one of these."
+            f"The simulator has no cells for {class_name!r}. It makes the lung cell lines "
+            f"{', '.join(LUNG_LINES)}. Choose one of these."
         )
     return LUNG_LINES[class_name]
 
@@ -145,6 +145,8 @@ class Cells:
     ``x``, ``y`` are the cell's place relative to the centre of the image; nucleus, nucleoli and
     granules are placed relative to the cell. ``outline`` and ``nucleus_outline`` are complex
     Fourier coefficients of the relative radius. ``*_opl`` is the optical path at a blob's peak.
+    ``lobe_*`` and ``bleb_*`` are balls ``(n, balls)`` that belong to the nucleus and to the body of
+    treated cells, placed relative to the cell; a diameter of 0 is no ball.
     """
 
     x: np.ndarray
@@ -168,6 +170,12 @@ class Cells:
     blob_opl: np.ndarray
     texture_strength: np.ndarray
     texture: np.ndarray
+    lobe_x: np.ndarray
+    lobe_y: np.ndarray
+    lobe_diameter: np.ndarray
+    bleb_x: np.ndarray
+    bleb_y: np.ndarray
+    bleb_diameter: np.ndarray
 
     def __len__(self) -> int:
         """Return the number of cells."""
@@ -243,6 +251,7 @@ def draw_cells(line: CellLine, generators: Sequence[np.random.Generator]) -> Cel
         texture_strength=texture_strength,
         texture=(spectrum[:, 0] + 1j * spectrum[:, 1]) * _texture_envelope(),
         **blob,
+        **dict.fromkeys(BALLS, np.zeros((len(x), 0))),  # untreated cells have none
     )
 
 
@@ -308,6 +317,7 @@ def optical_path(
     body = spheroid_thickness(
         x, y, cells.diameter, cells.aspect, cells.angle, cells.outline, cells.flattening
     )
+    body = _with_balls(body, x, y, cells.bleb_x, cells.bleb_y, cells.bleb_diameter)
     nucleus = spheroid_thickness(
         x - cells.nucleus_x[:, None, None],
         y - cells.nucleus_y[:, None, None],
@@ -317,6 +327,7 @@ def optical_path(
         cells.nucleus_outline,
         cells.flattening,
     )
+    nucleus = _with_balls(nucleus, x, y, cells.lobe_x, cells.lobe_y, cells.lobe_diameter)
     # The nucleus takes room from the cytoplasm; it cannot stick out of the cell.
     nucleus = np.minimum(nucleus, body)
     path = cells.delta_n[:, None, None] * body
@@ -338,7 +349,9 @@ def _reach_um(cells: Cells) -> float:
     stretch = np.maximum(np.sqrt(cells.aspect), 1.0)
     waviness = 1 + np.abs(cells.outline).sum(axis=1)
     away = np.maximum(np.abs(cells.x), np.abs(cells.y))
-    return float(np.max(0.5 * cells.diameter * stretch * waviness + away))
+    reach = 0.5 * cells.diameter * stretch * waviness
+    blebs = np.hypot(cells.bleb_x, cells.bleb_y) + 0.5 * cells.bleb_diameter
+    return float(np.max(np.maximum(reach, blebs.max(axis=1, initial=0.0)) + away))
 
 
 def spheroid_thickness(x, y, diameter, aspect, angle, outline, flattening) -> np.ndarray:
@@ -373,6 +386,15 @@ def spheroid_thickness(x, y, diameter, aspect, angle, outline, flattening) -> np
     relative = distance / (0.5 * diameter[:, None, None] * radius)
     height = np.sqrt(np.maximum(1 - relative**2, 0.0))
     return (flattening * diameter)[:, None, None] * height
+
+
+def _with_balls(thickness, x, y, ball_x, ball_y, diameter) -> np.ndarray:
+    """Join balls to bodies: the thickness is that of the thicker one, as all share one midplane."""
+    for place_x, place_y, width in zip(ball_x.T, ball_y.T, diameter.T, strict=True):
+        place_x, place_y, width = (v[:, None, None] for v in (place_x, place_y, width))
+        square = width**2 - 4 * ((x - place_x) ** 2 + (y - place_y) ** 2)
+        thickness = np.maximum(thickness, np.sqrt(np.maximum(square, 0.0)))
+    return thickness
 
 
 def _texture_envelope() -> np.ndarray:

@@ -1,11 +1,12 @@
 """Write simulated cells in the published folder layout.
 
-Contents: :func:`simulate_dataset`, and ``DEMO_DATASET``: the arguments that made the committed
-``Dataset/``.
+Contents: :func:`simulate_dataset`, and the arguments that made the two datasets committed in
+``Dataset/``: ``DEMO_DATASET`` (lung) and ``DEMO_DRUG_DATASET``.
 
 Example
 -------
 >>> simulate_dataset("Dataset", **DEMO_DATASET)              # the committed demonstration data
+>>> simulate_dataset("Dataset", **DEMO_DRUG_DATASET)         # and the other half of it
 >>> simulate_dataset("Mine", image_size=64, cells_per_group={"Train": 5, "Test": 5},
 ...                  seed=7, groups=["Batch1/H69", "Batch3/H69"])
 """
@@ -30,6 +31,7 @@ from cytomad_lib.simulation.acquisition import (
 )
 from cytomad_lib.simulation.morphology import FIELD_OF_VIEW_UM, LUNG_LINES
 from cytomad_lib.simulation.optics import WAVELENGTH_UM
+from cytomad_lib.simulation.treatment import DRUGS, TREATED_LINE
 
 NOTES_FILE = "simulation.json"
 SIMULATOR_VERSION = 1  # goes up whenever the same arguments give other images
@@ -48,6 +50,13 @@ DEMO_DATASET = {
     "seed": 26,
     "with_truth": ("Valid", "Test"),
 }
+DEMO_DRUG_DATASET = {
+    "layout": "drug",
+    "image_size": 64,
+    "cells_per_group": {"Train": 40, "Valid": 6, "Test": 30},
+    "seed": 110,
+    "with_truth": ("Valid", "Test"),
+}
 
 
 def simulate_dataset(
@@ -64,15 +73,15 @@ def simulate_dataset(
 ) -> Path:
     """Simulate a dataset and write it as the published one is laid out.
 
-    Each cell depends on the seed and its own address (batch, class, split, index) only: any part of
-    a dataset, made on its own, equals that part of the whole.
+    Each cell depends on the seed and its own address (batch, class, dose, split, index) only: any
+    part of a dataset, made on its own, equals that part of the whole.
 
     Parameters
     ----------
     out : path
-        Folder that gets ``7LungCancerDataset/``.
-    layout : str
-        ``"lung"``.
+        Folder that gets ``7LungCancerDataset/`` or ``H2170DrugTreatmentDataset/``.
+    layout : {"lung", "drug"}
+        Seven cell lines, or one line treated with three drugs at five doses each.
     image_size : int
         Pixels along each side of the 45 um field; at least 16.
     cells_per_group : mapping of str to int, optional
@@ -81,7 +90,7 @@ def simulate_dataset(
     seed : int
         Any whole number from 0.
     groups : sequence of str, optional
-        Names such as ``"Batch1/H69"``; None = all groups of the layout.
+        Names such as ``"Batch1/H69"`` or ``"B1/Docetaxel/D3"``; None = all groups of the layout.
     with_truth : bool or sequence of str
         Write ``*_QPI_TRUE.mat`` for all splits, for none, or for those named.
     batch_strength : float
@@ -172,10 +181,10 @@ def round_to_step(images: np.ndarray, kind: str) -> np.ndarray:
 
 
 def _check_layout(layout: str) -> Layout:
-    if layout != "lung":
-        known = "; the drug layout cannot be simulated yet" if layout in LAYOUTS else ""
+    if layout not in LAYOUTS:
         raise SimulationError(
-            f"layout is {layout!r}{known}. The simulator makes 'lung' only: use that."
+            f"layout is {layout!r}; the simulator makes {' and '.join(map(repr, LAYOUTS))}. "
+            "Choose one of these."
         )
     return LAYOUTS[layout]
 
@@ -267,6 +276,16 @@ def _notes(arguments: dict, layout: Layout) -> str:
             batch: {name: round(float(value), 6) + 0.0 for name, value in row.items()}
             for batch, row in table.iterrows()
         },
-        "cell_lines": {name: vars(line) for name, line in LUNG_LINES.items()},
+        **_kinds(layout),
     }
     return json.dumps(notes, indent=2, ensure_ascii=False) + "\n"
+
+
+def _kinds(layout: Layout) -> dict:
+    """Say what kinds of cells a dataset holds, and what was done to them."""
+    if layout.name == "lung":
+        return {"cell_lines": {name: vars(line) for name, line in LUNG_LINES.items()}}
+    return {
+        "cell_lines": {TREATED_LINE: vars(LUNG_LINES[TREATED_LINE])},
+        "drugs": {name: vars(drug) for name, drug in DRUGS.items()},
+    }

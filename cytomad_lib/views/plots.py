@@ -6,6 +6,7 @@
 - `confusion_matrix`, `confusion_matrices`: what is taken for what.
 - `score_bars`: methods side by side, with chance and null; `score_rows`: many, with long names.
 - `correlation_map`: which feature follows which measure of the cell.
+- `dose_response`: how far treated cells are from untreated ones, dose by dose.
 - `save_figure`: to a file, complete or not at all.
 
 Figures do not belong to pyplot: nothing to close, nothing shown twice. In a notebook, a figure that
@@ -591,3 +592,59 @@ def _scale_bar(panel, length_um, extent, colour):
         va="bottom",
         fontsize=8,
     )
+
+
+def dose_response(table, title=""):
+    """Draw the distance from untreated cells by dose: a panel per drug, a line per batch.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `dose_response.dose_distances`: `class_name`, `batch`, `dose`, `level`, `distance`
+        with its band `low` to `high`, and `null_95`.
+    title : str
+
+    Returns
+    -------
+    Figure
+        The band of each line is that of the table. Dotted, in the colour of the batch: the 95 %
+        quantile of the null; a distance below it shows nothing. One scale for all drugs.
+
+    Raises
+    ------
+    ValueError
+        If columns are missing or there are no rows.
+    """
+    needed = ["class_name", "batch", "dose", "level", "distance", "low", "high", "null_95"]
+    missing = [name for name in needed if name not in table]
+    if missing or not len(table):
+        raise ValueError(
+            f"The table has {len(table)} rows and lacks the columns {missing}; expected the table "
+            "of `dose_distances`."
+        )
+    drugs = list(dict.fromkeys(table["class_name"]))
+    looks = category_colours(list(dict.fromkeys(table["batch"])), BATCH_COLOURS)
+    markers = dict(zip(looks, MARKERS, strict=False))
+    figure = Figure(figsize=(1.0 + 3.2 * len(drugs), 3.9), layout="constrained")
+    axes = figure.subplots(1, len(drugs), sharey=True, squeeze=False)[0]
+    for panel, drug in zip(axes, drugs, strict=True):
+        rows = table[table["class_name"] == drug].sort_values("level")
+        for batch, own in rows.groupby("batch", sort=False, observed=True):
+            look = {"color": looks[batch]}
+            panel.fill_between(own["level"], own["low"], own["high"], alpha=0.2, lw=0, **look)
+            panel.plot(own["level"], own["null_95"], ":", lw=1.2, **look)
+            panel.plot(
+                own["level"], own["distance"], marker=markers[batch], ms=5, label=batch, **look
+            )
+        ticks = rows.drop_duplicates("level")
+        panel.set_xticks(ticks["level"], ticks["dose"])
+        panel.axhline(0, color="0.5", linewidth=0.8, zorder=0)
+        panel.set(title=drug, xlabel="dose")
+        panel.legend(loc="upper left", frameon=False, title="batch")
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("distance from untreated cells\n(their standard deviations)")
+    null = Line2D([], [], color="0.3", linestyle=":", label="null, 95 % quantile")
+    figure.legend(handles=[null], loc="outside lower center", frameon=False)
+    if title:
+        figure.suptitle(title)
+    return figure
