@@ -18,7 +18,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Data = Annotated[Path, typer.Argument(help="A dataset's folder, or the one above it.")]
+Data = Annotated[
+    Path,
+    typer.Argument(
+        help="A dataset's folder, or the one above it; lung or drug: the simulated ones."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Split = Annotated[str, typer.Option(help="Train, Valid or Test.")]
@@ -35,17 +40,21 @@ ImageProbe = Annotated[
 def demo(
     out: Out,
     data: Annotated[Path | None, typer.Option(help="Another dataset.")] = None,
+    dataset: Annotated[
+        str, typer.Option(help="Which of the simulated ones: lung or drug.")
+    ] = "lung",
     seed: Seed = 0,
 ):
-    """Train, predict and evaluate on the demonstration dataset (minutes on two CPU cores)."""
+    """Train, predict and evaluate on a demonstration dataset (minutes on two CPU cores)."""
     from cytomad_lib import workflow
 
-    _show(workflow.demo(out, data, seed=seed, verbose=_verbosity()), out)
+    _show(workflow.demo(out, data, seed=seed, verbose=_verbosity(), dataset=dataset), out)
 
 
 @app.command()
 def simulate(
     out: Out,
+    layout: Annotated[str, typer.Option(help="lung or drug.")] = "lung",
     demo: Annotated[bool, typer.Option(help="Exactly the committed demonstration set.")] = False,
     image_size: Annotated[int, typer.Option(help="Pixels along each side.")] = 64,
     train: Annotated[int, typer.Option(help="Training cells per group.", min=0)] = 60,
@@ -55,13 +64,15 @@ def simulate(
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier simulation.")] = False,
     seed: Seed = 0,
 ):
-    """Simulate the lung dataset, with its batch-free truth, in the published layout."""
-    from cytomad_lib.simulation.write import DEMO_DATASET, simulate_dataset
+    """Simulate a dataset, with its batch-free truth, in the published layout."""
+    from cytomad_lib.simulation.write import simulate_dataset
+    from cytomad_lib.workflow import find_demo
 
     settings = (
-        DEMO_DATASET
+        find_demo(layout)
         if demo
         else {
+            "layout": layout,
             "image_size": image_size,
             "cells_per_group": {"Train": train, "Valid": valid, "Test": test},
             "batch_strength": batch_strength,
@@ -77,11 +88,31 @@ def check(data: Data):
     """Say whether a folder is a valid dataset, what is in it, and what is wrong."""
     from cytomad_lib.data.cells import check_dataset
 
-    report = check_dataset(data, progress=_verbosity() == 1)
+    report = check_dataset(_data(data), progress=_verbosity() == 1)
     print(report)
     if not report.ok:
         raise CytomadError(f"{report.root} has {len(report.problems)} problem(s), listed above.")
     print("No problem found.")
+
+
+@app.command()
+def download(
+    name: Annotated[str, typer.Argument(help="lung or drug.")],
+    out: Annotated[Path, typer.Option(help="Folder in which the dataset's folder is made.")],
+    split: Annotated[str | None, typer.Option(help="Train, Valid or Test; all by default.")] = None,
+    groups: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this group, such as Batch1/H69 or B1/Docetaxel/D3; repeatable."),
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="A mirror of the files.")] = None,
+    workers: Annotated[int, typer.Option(help="Files at the same time.", min=1, max=16)] = 4,
+):
+    """Fetch the published data, each file verified; goes on where it stopped when called again."""
+    from cytomad_lib.data.download import download_dataset
+
+    progress = _verbosity() == 1
+    root = download_dataset(name, out, split, groups or None, base_url, workers, progress, print)
+    print(f"Published dataset: {root}")
 
 
 @app.command()
@@ -98,27 +129,36 @@ def train(
     from cytomad_lib.models.networks import find_preset
 
     settings = find_preset(preset), seed, cells, _verbosity(), _recipes(recipe)
-    run = workflow.train(data, out, *settings)
+    run = workflow.train(_data(data), out, *settings)
     print(f"\nTrained: {', '.join(run.stages())}. The run is in {run.folder}")
 
 
 @app.command()
 def predict(
-    run: RunFolder,
+    model: Annotated[
+        Path, typer.Argument(help="Folder of a training run, or an .h5 of the published programs.")
+    ],
     data: Data,
     out: Out,
     split: Split = "Test",
     stage: Annotated[
-        str, typer.Option(help="pretraining, published or conditional.")
+        str, typer.Option(help="Of a run: pretraining, published or conditional.")
     ] = "published",
+    mode: Annotated[
+        str,
+        typer.Option(help="running: each cell by itself. published, batch: one group at a time."),
+    ] = "running",
 ):
     """Predict phase images and bottleneck features of a split, and write them."""
     from cytomad_lib import workflow
     from cytomad_lib.runs import Run
 
-    prediction = workflow.predict_split(
-        Run.open(run), data, split, stage, out, progress=_verbosity() == 1
-    )
+    progress = _verbosity() == 1
+    if model.is_file():
+        prediction = workflow.predict_by_file(model, _data(data), split, out, progress, mode)
+    else:
+        run = Run.open(model)
+        prediction = workflow.predict_split(run, _data(data), split, stage, out, progress, mode)
     print(f"Predicted {len(prediction)} cells into {out}")
 
 
@@ -135,7 +175,7 @@ def evaluate(
     from cytomad_lib import evaluation
     from cytomad_lib.runs import Run
 
-    _show(evaluation.evaluate(Run.open(run), data, split, out, seed, True, image_probe), out)
+    _show(evaluation.evaluate(Run.open(run), _data(data), split, out, seed, True, image_probe), out)
 
 
 @app.command()
@@ -153,7 +193,7 @@ def compare(
     from cytomad_lib.models.networks import find_preset
 
     settings = find_preset(preset), _seeds(seeds), _recipes(recipe), cells, _verbosity()
-    found = comparison.compare(data, out, *settings, image_probe)
+    found = comparison.compare(_data(data), out, *settings, image_probe)
     print(f"\n{found.summary()}\n\nTable: {out / comparison.TABLE}\nReport: {found.page}")
 
 
@@ -173,7 +213,7 @@ def leave_batch_out(
     from cytomad_lib.models.networks import find_preset
 
     settings = find_preset(preset), _recipes(recipe), seed, cells, _verbosity()
-    table = comparison.leave_batch_out(data, out, batch, *settings)
+    table = comparison.leave_batch_out(_data(data), out, batch, *settings)
     shown = table[["method", "accuracy", "chance", "null_95", "n_cells", "n_not_counted"]]
     print(f"\nClass accuracy in {batch}, which neither generator nor probe ever saw")
     print(as_text(shown.set_index("method")))
@@ -194,6 +234,13 @@ def _show(evaluation, out):
         print(f"  {path}")
     print(f"Tables: {out / 'scores.csv'}, {out / 'image_scores.csv'} and beside them")
     print(f"Report: {out / 'report.html'}")
+
+
+def _data(folder):
+    """Return where the dataset is; `lung` and `drug` are answered by the library."""
+    from cytomad_lib.workflow import find_data
+
+    return find_data(folder)
 
 
 def _recipes(name):

@@ -5,9 +5,10 @@
 
 Example
 -------
->>> comparison = compare("Dataset", "results/compare", PRESETS["study"], seeds=(0, 1, 2))
+>>> lung = "Dataset/7LungCancerDataset"
+>>> comparison = compare(lung, "results/compare", PRESETS["study"], seeds=(0, 1, 2))
 >>> print(comparison.summary())
->>> table = leave_batch_out("Dataset", "results/without_3", "Batch3", PRESETS["study"])
+>>> table = leave_batch_out(lung, "results/without_3", "Batch3", PRESETS["study"])
 """
 
 from dataclasses import dataclass

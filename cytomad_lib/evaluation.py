@@ -14,11 +14,13 @@ It writes
 * `cell_measures.csv`: errors of area, dry mass and mean phase;
 * `mixing.csv`: how well batches are mixed inside the classes;
 * `peers.csv`: what each peer sees, or why it is missing;
+* `dose_order.csv`, `dose_distance.csv`: for a dataset with doses, which nothing was shown in
+  training, how well the features order them, and how far from untreated cells each one is;
 * `figures/` and `report.html`.
 
 Example
 -------
->>> evaluation = evaluate(run, "Dataset", "Test", "results/run", progress=True)
+>>> evaluation = evaluate(run, "Dataset/7LungCancerDataset", "Test", "results/run", progress=True)
 >>> print(evaluation.summary())
 """
 
@@ -29,7 +31,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from cytomad_lib.analysis import baselines, biophysics, image_quality, mixing, probes
+from cytomad_lib.analysis import baselines, biophysics, dose_response, image_quality, mixing, probes
 from cytomad_lib.analysis.embedding import umap_coordinates
 from cytomad_lib.analysis.image_probe import image_batch_accuracy
 from cytomad_lib.data.cells import CellFiles, load_cells
@@ -38,7 +40,7 @@ from cytomad_lib.data.files import write_table
 from cytomad_lib.data.layouts import find_layout
 from cytomad_lib.pages import write_evaluation_page
 from cytomad_lib.prediction import predict
-from cytomad_lib.runs import LAST
+from cytomad_lib.runs import IMAGES, LAST
 from cytomad_lib.simulation.write import NOTES_FILE
 from cytomad_lib.views import plots, report
 
@@ -50,6 +52,8 @@ METHOD_NAMES = {
 MEASURED, TRUTH = "measured QPI (pixels)", "truth (pixels)"
 SCORES, IMAGE_SCORES, CELL_MEASURES = "scores.csv", "image_scores.csv", "cell_measures.csv"
 MIXING, PEERS, REPORT = "mixing.csv", "peers.csv", "report.html"
+DOSE_ORDER, DOSE_DISTANCE = "dose_order.csv", "dose_distance.csv"
+PHASE_MEASURES = ("area_um2", "dry_mass_pg", "mean_phase_rad")  # of a cell, see `image_quality`
 FEATURE_MEASURES = ("batch within class", "class", "class, unseen batch")
 IMAGE_MEASURE = "batch within class, images"
 PEER = "peer"  # in the column `kind`, beside "stage" and "reference"
@@ -80,6 +84,9 @@ class Evaluation:
         See `mixing.mixing_table`.
     peers : DataFrame
         Columns `peer`, `available` and `note`.
+    dose_order, dose_distance : DataFrame
+        See `dose_response.dose_order` and `dose_distances`, with a column `method`; empty for a
+        dataset without doses.
     own_verdict : Series or None
         Share of cells that the published recipe's own classifiers call "first batch".
     first_batch : float
@@ -99,6 +106,8 @@ class Evaluation:
     cell_measures: pd.DataFrame
     mixing: pd.DataFrame
     peers: pd.DataFrame
+    dose_order: pd.DataFrame
+    dose_distance: pd.DataFrame
     own_verdict: pd.Series | None
     first_batch: float
     predictions: dict
@@ -118,6 +127,16 @@ class Evaluation:
         return table.loc[rows["method"].unique(), rows["measure"].unique()].rename_axis(
             index="peer", columns=None
         )
+
+    def dose_table(self):
+        """Return Spearman's rho between dose and position: methods in rows, drugs in columns."""
+        if not len(self.dose_order):
+            return pd.DataFrame()
+        rows = self.dose_order[self.dose_order["batch"] == "all"]
+        table = rows.pivot(index="method", columns="class_name", values="rho_groups")
+        table = table.loc[rows["method"].unique(), rows["class_name"].unique()]
+        table["null 95 %"] = rows.groupby("method")["null_95_groups"].max()
+        return table
 
     def missing_peers(self):
         """Return a sentence for each peer that could not be had."""
@@ -145,6 +164,11 @@ class Evaluation:
             "Images (mean over cells)\n" + as_text(self.images),
             self.verdict(),
         ]
+        if len(self.dose_order):
+            parts.append(
+                "Order of the doses within each drug (Spearman's rho of the group means), which "
+                "no training and no probe was shown\n" + as_text(self.dose_table())
+            )
         if len(self.peers):
             parts.append(
                 "Peers: corrections of the pretrained features "
@@ -180,6 +204,7 @@ def evaluate(run, data, split, out, seed=0, progress=False, image_probe=True, pe
     Evaluation
     """
     check_same_layout(run, data)
+    layout, root = find_layout(data)
     stages = run.stages()
     if not stages:
         raise CytomadError(f"{run.folder} has no trained stage. Train it first.")
@@ -203,8 +228,11 @@ def evaluate(run, data, split, out, seed=0, progress=False, image_probe=True, pe
     image_results = {}
     if image_probe:
         image_results = _probe_images(images | references, cells.labels, seed, progress)
-    quality = _image_table(images | references, cells)
-    measures = cell_measure_errors(images | references, cells)
+    quality = _image_table(images | references, cells, layout.target.unit)
+    is_phase = layout.target.unit == "rad"  # only then there is a dry mass
+    measures = cell_measure_errors(
+        images | references, cells, PHASE_MEASURES if is_phase else PHASE_MEASURES[:1]
+    )
     mixed = mixing.mixing_table(features | found_peers, cells.labels, shuffled=True, seed=seed)
     announce(progress, "Placing the features on a map")
     maps = {name: umap_coordinates(values, seed) for name, values in features.items()}
@@ -212,13 +240,20 @@ def evaluate(run, data, split, out, seed=0, progress=False, image_probe=True, pe
     announce(progress and found_peers, "Probing the peers: " + ", ".join(found_peers))
     results |= _score_peers(found_peers, results[METHOD_NAMES["pretraining"]], cells.labels, seed)
     scores = _score_table(results, image_results, kinds)
+    # Which class is the untreated one is known of the drug dataset only.
+    dosed = {} if layout.described else features | references
+    order, distance = _dose_tables(dosed, cells.labels, seed)
 
     announce(progress, "Drawing figures")
     out = Path(out)
     figures = save_loss_figures(run)
-    figures += _draw(out / "figures", cells, images, references, maps, results, scores)
-    figures += _draw_encoding(out / "figures", cells, features)
-    _, root = find_layout(data)
+    inputs = {
+        layout.contrasts[kind].name: cells.brightfield[..., number]
+        for number, kind in enumerate(layout.inputs)
+    }
+    figures += _draw(out / "figures", cells, inputs, images, references, maps, results, scores)
+    figures += _draw_encoding(out / "figures", cells, features) if is_phase else []
+    figures += _draw_doses(out / "figures", distance)
     evaluation = Evaluation(
         split=split,
         seed=seed,
@@ -230,6 +265,8 @@ def evaluate(run, data, split, out, seed=0, progress=False, image_probe=True, pe
         cell_measures=measures,
         mixing=mixed,
         peers=peer_notes,
+        dose_order=order,
+        dose_distance=distance,
         own_verdict=run.own_verdict(cells) if "published" in stages else None,
         first_batch=float(np.mean(cells.batch_codes == 0)),
         predictions=predictions,
@@ -241,19 +278,24 @@ def evaluate(run, data, split, out, seed=0, progress=False, image_probe=True, pe
 
 def save_loss_figures(run):
     """Plot the losses of each trained stage into the run's `figures/`; return the paths."""
+    titles = {stage: METHOD_NAMES[stage] for stage in run.stages()}
+    if "conditional" in titles:  # it is trained in two parts
+        name = titles.pop("conditional")
+        titles |= {IMAGES: f"{name}: images", "conditional": f"{name}: features"}
     paths = []
-    for stage in run.stages():
+    for stage, title in titles.items():
         figure = plots.loss_curves(
             run.history(stage),
             # Where the last epoch is kept, the lowest loss is nothing to point at.
-            best_by=None if stage in LAST else "val_loss",
-            title=f"Losses, {METHOD_NAMES[stage]}",
+            best_by=None if stage in (*LAST, IMAGES) else "val_loss",
+            title=f"Losses, {title}",
         )
-        paths.append(plots.save_figure(figure, run.folder / "figures" / f"losses_{stage}.png"))
+        path = run.folder / "figures" / f"losses_{stage.replace('/', '_')}.png"
+        paths.append(plots.save_figure(figure, path))
     return paths
 
 
-def cell_measure_errors(images, cells):
+def cell_measure_errors(images, cells, measures=PHASE_MEASURES):
     """Compare what a biologist would measure on images, with the measured phase and the truth.
 
     Parameters
@@ -261,6 +303,8 @@ def cell_measure_errors(images, cells):
     images : dict
         Method to phase images of the cells, rad.
     cells : CellImages
+    measures : sequence of str
+        Those that make sense; of images of no phase only the area does.
 
     Returns
     -------
@@ -275,7 +319,7 @@ def cell_measure_errors(images, cells):
             if stack is reference:
                 continue
             table = image_quality.per_cell_errors(stack, reference, cells.pixel_size_um)
-            for measure in ("area_um2", "dry_mass_pg", "mean_phase_rad"):
+            for measure in measures:
                 found, true, error = (
                     table[f"{measure}_{part}"] for part in ("predicted", "reference", "error")
                 )
@@ -303,13 +347,30 @@ def reference_images(cells):
 
 
 def check_same_layout(run, data):
-    """Refuse a dataset of another kind than the run was trained on."""
+    """Refuse a dataset of another kind than the run was trained on.
+
+    A described dataset must show the same images. Its lists may have become longer, at their ends:
+    a new day can be predicted, while the codes of the others, and the first batch, stay.
+    """
     layout, root = find_layout(data)
     if layout.name != run.settings["dataset"]:
         raise CytomadError(
             f"{root} is a {layout.name} dataset, the run in {run.folder} was trained on "
             f"{run.settings['dataset']}. Give a dataset of the same kind."
         )
+    images = run.settings.get("images", layout.images)
+    if images != layout.images or run.channels != len(layout.inputs):
+        raise CytomadError(
+            f"{root} has the images {layout.images}, the run in {run.folder} was trained on "
+            f"{images}. Give a dataset of the same images, in the same order."
+        )
+    for what in ("batches", "classes"):
+        known, found = getattr(run, what), getattr(layout, what)
+        if found[: len(known)] != known:
+            raise CytomadError(
+                f"{root} has the {what} {', '.join(found)}, the run in {run.folder} was trained on "
+                f"{', '.join(known)}. Expected these first, in the same order; new ones come after."
+            )
 
 
 def as_text(table):
@@ -421,6 +482,17 @@ def _score_table(results, image_results, kinds):
     return table
 
 
+def _dose_tables(methods, labels, seed):
+    """Return order and distance of the doses by every method; empty where there are none."""
+    if "dose" not in labels or not methods:
+        return pd.DataFrame(), pd.DataFrame()
+    tables = [
+        pd.concat({name: find(values, labels, seed=seed) for name, values in methods.items()})
+        for find in (dose_response.dose_order, dose_response.dose_distances)
+    ]
+    return [table.rename_axis(["method", None]).reset_index("method") for table in tables]
+
+
 def _references(cells):
     references = {"measured": cells.qpi}
     if cells.truth is not None:
@@ -428,18 +500,19 @@ def _references(cells):
     return references
 
 
-def _image_table(images, cells):
-    table = pd.DataFrame({name: _image_row(stack, cells) for name, stack in images.items()}).T
+def _image_table(images, cells, unit="rad"):
+    rows = {name: _image_row(stack, cells, unit) for name, stack in images.items()}
+    table = pd.DataFrame(rows).T
     return table.rename_axis(index="method")
 
 
-def _image_row(images, cells):
+def _image_row(images, cells, unit="rad"):
     """Return the mean scores of one method's images."""
     row = {}
     for name, reference in _references(cells).items():
         means = image_quality.image_scores(images, reference).mean()
         row[f"r, {name}"] = means["pearson_r"]
-        row[f"MAE, {name} (rad)"] = means["mae_rad"]
+        row[f"MAE, {name} ({unit})" if unit else f"MAE, {name}"] = means["mae_rad"]
         row[f"SSIM, {name}"] = means["ssim"]
         fine = image_quality.structure_r(images, reference, pixel_size_um=cells.pixel_size_um)
         row[f"structure r, {name}"] = pd.Series(fine).mean()  # of the cells that have one
@@ -452,6 +525,9 @@ def _write(evaluation, run, out):
     write_table(evaluation.cell_measures, out / CELL_MEASURES, index=False)
     write_table(evaluation.mixing, out / MIXING, index=False)
     write_table(evaluation.peers, out / PEERS, index=False)
+    if len(evaluation.dose_order):
+        write_table(evaluation.dose_order, out / DOSE_ORDER, index=False)
+        write_table(evaluation.dose_distance, out / DOSE_DISTANCE, index=False)
     stages = {stage: METHOD_NAMES[stage] for stage in run.stages()}
     write_evaluation_page(out / REPORT, evaluation, run, stages)
 
@@ -459,13 +535,13 @@ def _write(evaluation, run, out):
 # --- figures ---------------------------------------------------------------------------------
 
 
-def _draw(folder, cells, images, references, maps, results, scores):
+def _draw(folder, cells, inputs, images, references, maps, results, scores):
     """Draw and save the figures of an evaluation; return their paths."""
     shown = _one_cell_of_each_class(cells.labels)
     some = cells.labels.iloc[shown]
     # Under the names that pictures go by: they are not probed here, so no "(pixels)".
     pictured = {name.removesuffix(" (pixels)"): stack for name, stack in references.items()}
-    columns = {"Brightfield": cells.brightfield} | images | pictured
+    columns = inputs | images | pictured
     figures = {
         "cells.png": plots.image_grid(
             {name: stack[shown] for name, stack in columns.items()},
@@ -474,6 +550,7 @@ def _draw(folder, cells, images, references, maps, results, scores):
                 f"{name}, {batch}"
                 for name, batch in zip(some["class_name"], some["batch"], strict=True)
             ],
+            brightfield=tuple(inputs),
             error_of=(list(images)[-1], list(pictured)[-1]),
         ),
         "scores.png": plots.score_bars(scores[scores["kind"] != PEER]),
@@ -514,6 +591,19 @@ def _draw_encoding(folder, cells, features):
     return paths
 
 
+def _draw_doses(folder, distance):
+    """Draw how far each dose is from untreated cells, a figure per method; return the paths."""
+    if not len(distance):
+        return []
+    return [
+        plots.save_figure(
+            plots.dose_response(own, title=f"Dose response, {name}"),
+            folder / f"doses_{name.removesuffix(' (pixels)').replace(' ', '_')}.png",
+        )
+        for name, own in distance.groupby("method", sort=False)
+    ]
+
+
 def _one_cell_of_each_class(labels):
     """Return a row per class, each from another batch where that can be."""
     rows, batches = [], set()
@@ -528,6 +618,7 @@ def _one_cell_of_each_class(labels):
 def load_with_truth_if_there(data, split, image_size):
     """Load a split, with the batch-free truth if the dataset has it."""
     layout, root = find_layout(data)
-    truths = [root / group.file(split, "QPI_TRUE") for group in layout.groups]
-    with_truth = any(path.exists() for path in truths)
+    with_truth = "QPI_TRUE" in layout.contrasts and any(
+        (root / group.file(split, "QPI_TRUE")).exists() for group in layout.groups
+    )
     return load_cells(data, split, image_size=image_size, with_truth=with_truth)

@@ -23,6 +23,8 @@ CAPTIONS = {
     "colour on the left are batches; on the right, islands should be classes.",
     "confusion": "What the strongest probe takes for what, in percent of the true label. A "
     "diagonal in the first matrix is batch that can be read.",
+    "doses": "Distance of each dose from the untreated cells of the same batch, in units of their "
+    "spread. Dotted: what two samples of untreated cells differ by.",
     "encoding": "Which property of the cell each feature follows, as a correlation over the cells.",
 }
 READING = """\
@@ -91,7 +93,8 @@ def write_evaluation_page(path, evaluation, run, stages):
     )
     more = Section("A closer look", figures=_figures(evaluation, "umap", "confusion", "encoding"))
     losses = Section("How the training went", figures=_figures(evaluation, "losses"))
-    sections = [scores, images, *_peer_section(evaluation), cells, mixing, more, losses]
+    special = [*_dose_section(evaluation), *_peer_section(evaluation)]
+    sections = [scores, images, *special, cells, mixing, more, losses]
     return report.write_report(
         path,
         "CytoMAD: evaluation of a run",
@@ -197,6 +200,21 @@ def _figures(evaluation, *kinds):
         for kind in kinds
         for path in evaluation.figures
         if path.stem.split("_")[0] == kind
+    ]
+
+
+def _dose_section(evaluation):
+    if not len(evaluation.dose_order):
+        return []
+    return [
+        Section(
+            "Are the doses in order?",
+            "No training and no probe was shown a dose. The cells are placed on the axis from "
+            "untreated cells to those of the drug, all doses together, found on other cells.",
+            evaluation.dose_table(),
+            _figures(evaluation, "doses"),
+            "Spearman's rho between dose and position, of the means of dose and batch",
+        )
     ]
 
 

@@ -2,7 +2,7 @@
 
 A run's folder holds
 
-* `run.json`: preset, seed, label order, numbers of cells, versions;
+* `run.json`: preset, seed, dataset, label order, numbers of cells and channels, versions;
 * `pretraining/`, `classifiers/...`, `published/`, `conditional/`: one folder per stage with
   `history.csv` (losses and seconds of every epoch), the best epoch's networks and the last
   epoch's checkpoint;
@@ -32,6 +32,7 @@ import cytomad_lib
 from cytomad_lib.data.cells import check_trainable
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import write_table, write_text, written_beside
+from cytomad_lib.data.layouts import LAYOUTS
 from cytomad_lib.models import keras  # imported there without TensorFlow's remarks
 from cytomad_lib.models.adversaries import batch_shares
 from cytomad_lib.models.batch_removal import (
@@ -42,21 +43,26 @@ from cytomad_lib.models.batch_removal import (
 )
 from cytomad_lib.models.calibration import batch_scales
 from cytomad_lib.models.conditional_removal import (
-    ConditionalRemoval,
+    FeatureRemoval,
+    ImageRemoval,
     erase_linear_trace,
+    exchange_days,
     image_statistics,
 )
 from cytomad_lib.models.feeding import Minibatches, ReseedDropout
 from cytomad_lib.models.networks import (
     Preset,
     adopt_weights,
+    build_conditional_generator,
     build_discriminator,
     build_generator,
 )
 from cytomad_lib.models.pretraining import Pix2Pix
+from cytomad_lib.models.reimaging import Reimaging
 
 SETTINGS = "run.json"
 HISTORY = "history.csv"
+IMAGES = "conditional/images"  # the first part of that stage, with losses of its own
 SECONDS = "seconds"  # the history's column of wall time
 ERASED = "generator_erased.weights.h5"  # the conditional recipe's generator, when all is done
 RECIPES = ("published", "conditional")  # of batch removal
@@ -86,6 +92,7 @@ class Run:
         self.seed = settings["seed"]
         self.batches = tuple(settings["batches"])
         self.classes = tuple(settings["classes"])
+        self.channels = settings.setdefault("channels", 1)  # runs of before had but one
 
     @classmethod
     def create(cls, folder, preset, cells, dataset, seed=0):
@@ -98,8 +105,8 @@ class Run:
         preset : Preset
         cells : CellImages or CellFiles
             The training cells: their label order and numbers are written down.
-        dataset : str
-            Name of the dataset's layout, such as `"lung"`.
+        dataset : str or Layout
+            The dataset's layout, as `find_layout` gives it, or its name, such as `"lung"`.
         seed : int
 
         Returns
@@ -111,14 +118,15 @@ class Run:
         DatasetError
             If the cells are of fewer than two batches or classes.
         RunError
-            If the folder holds a run of other settings, or something that is not a run.
+            If the folder holds a run of other settings, or something that is not a run, or if the
+            cells have another number of channels than the dataset.
         """
         check_trainable(cells.labels)
         folder = Path(folder)
         settings = {
             "preset": preset.as_dict(),
             "seed": seed,
-            "dataset": dataset,
+            **_dataset_settings(dataset, cells.channels),
             "batches": list(cells.batches),
             "classes": list(cells.classes),
             "training_cells": _count_cells(cells.labels),
@@ -253,33 +261,55 @@ class Run:
         return self._fit_on_cells(stage, train, valid, verbose, [refit])
 
     def _remove_conditional(self, train, valid, verbose):
-        recipe = self.preset.conditional
         check_enough_cells("conditional", self.preset, len(train))
-        steps = recipe.epochs * (len(train) // recipe.minibatch)
-        generator = self._new_generator(standardised=True)
+        generator = self._new_conditional_generator()
         adopt_weights(generator, self.generator("pretraining"), *image_statistics(train))
-        model = ConditionalRemoval(
-            generator, batch_shares(train.labels), self.preset, steps, seed=self._seed(23)
-        )
+        shares = batch_shares(train.labels)
+        self._clean_images(generator, shares, train, valid, verbose)
+        _say(verbose, "The images are done; now the features")
+        history = self._learn_features(generator, shares, train, valid, verbose)
+        folder = self.folder / "conditional"
+        if self.preset.conditional.erased and not (folder / ERASED).exists():
+            _say(verbose, "Erasing the linear trace of the batch that is left in the features")
+            erase_linear_trace(generator, generate(generator, train))
+            _save_weights(generator, folder / ERASED)
+        return history
+
+    def _clean_images(self, generator, shares, train, valid, verbose):
+        recipe = self.preset.conditional
+        steps = recipe.image_epochs * (len(train) // recipe.image_cells)
+        model = ImageRemoval(generator, shares, self.preset, steps, seed=self._seed(23))
         model.view.start_from_scales(batch_scales(train))
-        model.compile()
         stage = _Stage(
-            self.folder / "conditional", model, {"generator": generator}, recipe.epochs, last=True
+            self.folder / IMAGES, model, {"generator": generator}, recipe.image_epochs, last=True
         )
+        return self._fit_conditional(stage, shares, recipe.image_cells, train, valid, verbose)
+
+    def _learn_features(self, generator, shares, train, valid, verbose):
+        recipe = self.preset.conditional
+        steps = recipe.feature_epochs * (len(train) // recipe.feature_cells)
+        stage = _Stage(
+            self.folder / "conditional",
+            FeatureRemoval(generator, shares, self.preset, steps, seed=self._seed(25)),
+            {"generator": generator},
+            recipe.feature_epochs,
+            last=True,
+        )
+        return self._fit_conditional(stage, shares, recipe.feature_cells, train, valid, verbose)
+
+    def _fit_conditional(self, stage, shares, minibatch, train, valid, verbose):
+        stage.model.compile()
         feed = Minibatches.of_cells(
             train,
-            recipe.minibatch,
+            minibatch,
             seed=self._seed(4),
             first_epoch=stage.epochs_done,
             groups=train.batch_codes * len(self.classes) + train.class_codes,
+            change=exchange_days(Reimaging.fit(train), shares, self.preset.conditional),
         )
         valid_feed = Minibatches.of_cells(valid, VALIDATION_BATCH, shuffle=False)
-        history = stage.fit(feed, valid_feed, verbose, [ReseedDropout(model.chance, self._seed(5))])
-        if not (stage.folder / ERASED).exists():
-            _say(verbose, "Erasing the linear trace of the batch that is left in the features")
-            erase_linear_trace(generator, generate(generator, train))
-            _save_weights(generator, stage.folder / ERASED)
-        return history
+        reseed = ReseedDropout(stage.model.chance, self._seed(5))
+        return stage.fit(feed, valid_feed, verbose, [reseed])
 
     def own_verdict(self, cells):
         """Ask the published recipe's own batch classifiers what they make of cells, in the end.
@@ -334,7 +364,7 @@ class Run:
             raise RunError(f"There is no stage {stage!r}. Expected one of {', '.join(STAGES)}.")
         if stage != "conditional":
             return self._load(stage, "generator", self._new_generator())
-        generator = self._new_generator(standardised=True)
+        generator = self._new_conditional_generator()
         if (self.folder / stage / ERASED).exists():
             generator.load_weights(self.folder / stage / ERASED)
             return generator
@@ -361,6 +391,8 @@ class Run:
             NaN if the stage has no finished epoch, or one that was trained before times were kept.
         """
         folders = [self.folder / stage]
+        if stage == "conditional":
+            folders.append(self.folder / IMAGES)
         if stage == "published":
             folders += sorted((self.folder / "classifiers").glob("*/"))
         histories = [_read_history(folder) for folder in folders]
@@ -395,13 +427,18 @@ class Run:
         reseed = ReseedDropout(stage.model.generator, self._seed(2))
         return stage.fit(feed, valid_feed, verbose, [reseed, *callbacks])
 
-    def _new_generator(self, standardised=False):
-        return build_generator(
-            **self.preset.image_network, seed=self._seed(20), standardised=standardised
-        )
+    @property
+    def _image_network(self):
+        return self.preset.image_network | {"channels": self.channels}
+
+    def _new_generator(self):
+        return build_generator(**self._image_network, seed=self._seed(20))
+
+    def _new_conditional_generator(self):
+        return build_conditional_generator(**self._image_network, seed=self._seed(24))
 
     def _new_discriminator(self):
-        return build_discriminator(**self.preset.image_network, seed=self._seed(21))
+        return build_discriminator(**self._image_network, seed=self._seed(21))
 
     def _new_classifiers(self):
         return Classifiers.build(
@@ -455,6 +492,11 @@ class Run:
                 f"The cells' labels are {found}, the run in {self.folder} was started with "
                 f"{(self.batches, self.classes)}. Use cells of the same dataset."
             )
+        if cells.channels != self.channels:
+            raise RunError(
+                f"The cells have {cells.channels} channels, the run in {self.folder} was started "
+                f"with {self.channels}. Use cells of the same dataset."
+            )
         if not self.was_trained_on(cells.labels):
             raise RunError(
                 f"The training cells differ in number from those that the run in {self.folder} "
@@ -489,9 +531,10 @@ def check_enough_cells(recipe, preset, n):
     ------
     RunError
     """
-    if recipe == "conditional" and n < preset.conditional.minibatch:
+    needed = max(preset.conditional.image_cells, preset.conditional.feature_cells)
+    if recipe == "conditional" and n < needed:
         raise RunError(
-            f"There are {n} training cells. Expected at least {preset.conditional.minibatch}, "
+            f"There are {n} training cells. Expected at least {needed}, "
             "which the conditional recipe takes in one step; load more cells per group, or train "
             "with the published recipe only."
         )
@@ -592,6 +635,20 @@ def _save_weights(model, path):
 def _count_cells(labels):
     counts = labels.groupby(["batch", "class_name"], observed=True).size()
     return {f"{batch}/{name}": int(n) for (batch, name), n in counts.items()}
+
+
+def _dataset_settings(dataset, channels):
+    """Return what a run remembers of its dataset; of a described one also what it shows."""
+    layout = LAYOUTS.get(dataset) if isinstance(dataset, str) else dataset
+    if layout is None:
+        return {"dataset": dataset, "channels": channels}
+    if len(layout.inputs) != channels:
+        raise RunError(
+            f"The cells have {channels} channels. Expected {len(layout.inputs)}, as the "
+            f"{layout.name} dataset has; load them from it."
+        )
+    found = {"dataset": layout.name, "channels": channels}
+    return found | ({"images": layout.images} if layout.described else {})
 
 
 def _versions():

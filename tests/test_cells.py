@@ -256,6 +256,8 @@ def test_cell_images_check_themselves(few):
     for arguments, words in [
         ((bf.astype(float), qpi, labels, 1.0), "brightfield is float64.*Expected float32"),
         ((bf[..., 0], qpi, labels, 1.0), r"\(cells, height, width, 1\)"),
+        ((bf[..., :0], qpi, labels, 1.0), "brightfield is .*1\\) or more channels"),
+        ((bf, np.repeat(qpi, 2, -1), labels, 1.0), r"qpi is .*width, 1\); convert"),
         ((bf, qpi[1:], labels, 1.0), "qpi has shape.*same cells"),
         ((bf, qpi, labels, 1.0, qpi[:, 1:]), "truth has shape"),
         ((bf, qpi, labels[1:], 1.0), "labels has 19 rows.*20 cells"),
@@ -270,6 +272,15 @@ def test_cell_images_check_themselves(few):
     unknown = labels.assign(batch=labels["batch"].cat.remove_categories("Batch1"))
     with pytest.raises(DatasetError, match="'batch'"):
         CellImages(bf, qpi, unknown, 1.0)
+
+
+def test_brightfield_may_have_several_channels(few):
+    good = load_cells(few, "Train")
+    assert good.channels == CellFiles(few, "Train").channels == 1
+    several = np.concatenate([good.brightfield, good.qpi, good.qpi], axis=-1)
+    cells = CellImages(several, good.qpi, good.labels, 1.0).select([3, 1])
+    assert cells.channels == 3
+    np.testing.assert_array_equal(cells.brightfield, several[[3, 1]])
 
 
 def test_check_trainable(lung_once):

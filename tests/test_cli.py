@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -229,6 +230,39 @@ def test_help_lists_the_commands():
     assert result.returncode == 0
     for command in (
         *("demo", "simulate", "check", "train", "predict", "evaluate"),
-        *("compare", "leave-batch-out"),
+        *("compare", "leave-batch-out", "download"),
     ):
         assert command in result.stdout
+
+
+LEGACY = Path(__file__).parent / "data" / "legacy"
+
+
+def test_an_old_file_takes_the_place_of_a_run(data, tmp_path, capsys):
+    assert run("predict", LEGACY / "model_000005.h5", data, "--out", tmp_path / "out") == 0
+    assert f"Predicted {4 * len(GROUPS)} cells" in capsys.readouterr().out
+    assert (tmp_path / "out" / "CytoMAD_test_model_000005_Batch1_H69.mat").exists()
+
+
+def test_an_old_file_of_another_network_is_refused(data, tmp_path, capsys):
+    file = LEGACY / "bmodel1_all_000005_0.500.h5"
+    assert run("predict", file, data, "--out", tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert file.name in said and "batch MLP" in said and "generator" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_simulated_drug_responses_are_a_valid_dataset(tmp_path, capsys):
+    size = ("--image-size", 16, "--train", 1, "--valid", 1, "--test", 1)
+    assert run("simulate", "--layout", "drug", "--out", tmp_path, *size) == 0
+    assert run("check", tmp_path) == 0
+    assert "H2170DrugTreatmentDataset" in capsys.readouterr().out
+    assert run("simulate", "--layout", "liver", "--demo", "--out", tmp_path) == 1
+    assert "no dataset 'liver'. Expected one of lung, drug" in capsys.readouterr().err
+
+
+def test_a_download_of_something_else_is_refused(tmp_path, capsys):
+    assert run("download", "liver", "--out", tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert "liver" in said and "lung" in said and "drug" in said
+    assert not (tmp_path / "out").exists()

@@ -138,3 +138,22 @@ def test_dropout_is_the_same_in_the_same_epoch():
     assert not np.array_equal(fourth[0], fourth[1])  # dropout goes on within an epoch
     assert not np.array_equal(fourth, fifth)
     np.testing.assert_allclose(images_of_epoch(4), fourth, atol=1e-6)
+
+
+def test_a_change_is_the_same_whenever_a_minibatch_is_read():
+    def add_noise(inputs, targets, random):
+        return inputs + random.normal(size=inputs.shape), targets
+
+    def feed(**options):
+        return Minibatches.of_arrays(
+            np.zeros((12, 3)), np.arange(12), 4, change=add_noise, **options
+        )
+
+    first, again = feed(seed=1), feed(seed=1)
+    second = first[1][0]
+    assert second.std() > 0.1
+    np.testing.assert_array_equal(again[1][0], second)  # without reading the one before
+    assert not np.allclose(first[2][0], second) and not np.allclose(feed(seed=2)[1][0], second)
+    first.on_epoch_end()
+    np.testing.assert_array_equal(first[1][0], feed(seed=1, first_epoch=1)[1][0])
+    assert not np.allclose(first[1][0], second)

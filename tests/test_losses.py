@@ -54,3 +54,14 @@ def test_other_structure_and_no_structure_are_lost_structure():
     others = cells[::-1][[1, 0, 2]]  # each with the grain of another cell
     assert float(losses.lost_structure(cells, others, 3.0)) > 0.5
     assert float(losses.lost_structure(cells, np.repeat(dome, 3, axis=0), 3.0)) > 0.3
+
+
+def test_features_that_say_the_same_correlate_and_others_do_not():
+    random = np.random.default_rng(0)
+    own = random.normal(size=(2000, 6)).astype("float32")
+    same = own[:, :1] * np.array([1, -2, 3, 0.1], "float32") + 5
+    assert float(losses.mean_squared_correlation(own)) < 0.003
+    assert float(losses.mean_squared_correlation(same)) == pytest.approx(1, abs=0.01)
+    # Two pairs that agree, of fifteen; a feature that never varies agrees with nothing.
+    paired = np.hstack([own[:, :2], own[:, :2], own[:, 2:3], np.ones((2000, 1), "float32")])
+    assert float(losses.mean_squared_correlation(paired)) == pytest.approx(2 / 15, abs=0.003)

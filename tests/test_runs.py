@@ -12,6 +12,7 @@ from training_cells import TINY, make_cells
 
 from cytomad_lib import runs
 from cytomad_lib.data.errors import DatasetError
+from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.models.networks import Conditional
 from cytomad_lib.runs import Run, RunError
 
@@ -239,32 +240,38 @@ def conditional(whole, tmp_path_factory):
 
 def test_the_conditional_recipe_needs_no_classifiers(conditional):
     assert conditional.stages() == ["pretraining", "conditional"]
-    names = {path.name for path in (conditional.folder / "conditional").iterdir()}
-    assert names == {
-        "history.csv",
-        "checkpoint_000002.weights.h5",
-        "generator_000002.weights.h5",
-        "generator_erased.weights.h5",
-    }
+    folder = conditional.folder / "conditional"
+    trained = {"history.csv", "checkpoint_000002.weights.h5", "generator_000002.weights.h5"}
+    assert {path.name for path in (folder / "images").iterdir()} == trained
+    names = {path.name for path in folder.iterdir()}
+    assert names == trained | {"images", "generator_erased.weights.h5"}
+    parts = [pd.read_csv(path)["seconds"].sum() for path in folder.rglob("history.csv")]
+    assert len(parts) == 2
+    assert conditional.training_seconds("conditional") == pytest.approx(sum(parts))
 
 
 def test_the_conditional_recipe_survives_interruptions(whole, conditional, tmp_path):
     run = pretrained_copy(whole, tmp_path / "cut")
     save = runs._save_weights
-    cut_at = ["checkpoint_000002.weights.h5", "generator_erased.weights.h5"]
+    cut_at = [
+        "images/checkpoint_000002.weights.h5",
+        "conditional/checkpoint_000002.weights.h5",
+        "conditional/generator_erased.weights.h5",
+    ]
 
     def save_or_stop(model, path):
-        if cut_at and path.name == cut_at[0]:
+        if cut_at and path.as_posix().endswith(cut_at[0]):
             cut_at.pop(0)
             raise PowerCut
         save(model, path)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "_save_weights", save_or_stop)
-        for epochs_done in (1, 2):
+        for images_done, features_done in ((1, 0), (2, 1), (2, 2)):
             with pytest.raises(PowerCut):
                 run.remove_batches(CELLS, VALID, recipe="conditional")
-            assert len(run.history("conditional")) == epochs_done
+            assert len(run.history("conditional/images")) == images_done
+            assert len(run.history("conditional")) == features_done
     run.remove_batches(CELLS, VALID, recipe="conditional")
     ours, theirs = (
         one.history("conditional").drop(columns="seconds") for one in (conditional, run)
@@ -280,12 +287,17 @@ def test_the_conditional_recipe_survives_interruptions(whole, conditional, tmp_p
 
 
 def test_the_conditional_generator_is_the_erased_one(conditional):
-    last = conditional._new_generator(standardised=True)
+    last = conditional._new_conditional_generator()
+    # The images are those of the first part: learning to read features does not change them.
+    last.load_weights(conditional.folder / "conditional/images/generator_000002.weights.h5")
+    images = last.get_layer("generator").get_weights()
     last.load_weights(conditional.folder / "conditional" / "generator_000002.weights.h5")
     erased = conditional.generator("conditional")
     *ours, matrix, offset = erased.get_weights()
     *theirs, identity, zero = last.get_weights()
     for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(images, erased.get_layer("generator").get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(identity, np.eye(TINY.n_features))
     assert not zero.any()
@@ -331,7 +343,7 @@ def test_recipes_that_there_are_not(tmp_path):
 
 def test_too_few_cells_for_a_conditional_step(whole, tmp_path):
     run = pretrained_copy(whole, tmp_path / "run")
-    recipe = replace(TINY.conditional, image_cells=13)
+    recipe = replace(TINY.conditional, image_cells=13, feature_cells=17)
     run.preset = replace(TINY, conditional=recipe)
     with pytest.raises(RunError, match="16 training cells. Expected at least 17"):
         run.remove_batches(CELLS, VALID, recipe="conditional")
@@ -345,3 +357,41 @@ def test_a_run_of_before_the_conditional_recipe_opens(tmp_path):
     del settings["preset"]["conditional"]
     path.write_text(json.dumps(settings))
     assert Run.open(tmp_path).preset == replace(TINY, conditional=Conditional())
+
+
+# --- channels ----------------------------------------------------------------------------------
+
+
+def two_channels(cells):
+    several = np.concatenate([cells.brightfield, cells.qpi], axis=-1)
+    return replace(cells, brightfield=several)
+
+
+def test_a_run_of_before_there_were_channels_opens_and_goes_on(tmp_path):
+    Run.create(tmp_path, TINY, CELLS, "mine")
+    path = tmp_path / "run.json"
+    settings = json.loads(path.read_text())
+    assert settings.pop("channels") == 1 and "images" not in settings
+    path.write_text(json.dumps(settings))
+    assert Run.open(tmp_path).channels == 1
+    assert Run.create(tmp_path, TINY, CELLS, "mine")._new_generator().input_shape[-1] == 1
+    with pytest.raises(RunError, match="channels = 1, now it would be 2"):
+        Run.create(tmp_path, TINY, two_channels(CELLS), "mine")
+
+
+def test_the_networks_have_as_many_channels_as_the_cells(tmp_path):
+    run = Run.create(tmp_path, TINY, two_channels(CELLS), "mine")
+    assert run.settings["channels"] == run.channels == 2
+    for network in (run._new_generator(), run._new_conditional_generator()):
+        assert network.input_shape[-1] == 2
+    assert run._new_discriminator().input_shape[0][-1] == 2
+    with pytest.raises(RunError, match="cells have 1 channels.*started with 2"):
+        run.pretrain(CELLS, VALID)
+
+
+@pytest.mark.parametrize("dataset", ["lung", LUNG])
+def test_the_published_datasets_have_one_channel(dataset, tmp_path):
+    assert Run.create(tmp_path / "one", TINY, CELLS, dataset).settings["dataset"] == "lung"
+    with pytest.raises(RunError, match="2 channels. Expected 1, as the lung dataset"):
+        Run.create(tmp_path / "two", TINY, two_channels(CELLS), dataset)
+    assert not (tmp_path / "two").exists()

@@ -1,6 +1,7 @@
 """The whole chain, from `.mat` files to scores and figures, on a handful of tiny cells."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,13 +12,15 @@ from training_cells import GROUPS, ONE_EPOCH, write_dataset
 from cytomad_lib import workflow
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.data.layouts import DRUG
 from cytomad_lib.data.matfiles import write_mat
 from cytomad_lib.models.networks import Conditional
 from cytomad_lib.runs import Run
+from cytomad_lib.simulation.write import simulate_dataset
 
 PRESET = replace(
     ONE_EPOCH,
-    conditional=Conditional(epochs=1, image_cells=6, feature_cells=6, feature_steps=1),
+    conditional=Conditional(image_epochs=1, feature_epochs=1, image_cells=6, feature_cells=12),
 )
 
 
@@ -87,6 +90,7 @@ def test_every_figure_is_there(evaluation, results):
         "losses_pretraining.png",
         "losses_published.png",
         "losses_conditional.png",
+        "losses_conditional_images.png",
         "cells.png",
         "scores.png",
         "umap_pretrained.png",
@@ -136,3 +140,94 @@ def test_the_conditional_stage_can_be_predicted(evaluation, results, data, tmp_p
     expected = evaluation.predictions["conditional"].features
     np.testing.assert_allclose(prediction.features, expected, atol=1e-5)
     assert (tmp_path / "CytoMAD_test_conditional_Batch1_H69.mat").exists()
+
+
+# --- the drug dataset --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drug(tmp_path_factory):
+    """Two drugs in one batch each, with the controls of these batches: doses in order, or not."""
+    folder = tmp_path_factory.mktemp("drug")
+    groups = [
+        group.name
+        for group in DRUG.groups
+        if group.batch in ("B1", "B5") or group.name.startswith(("B2/Docetaxel", "B2/DMSO"))
+    ]
+    counts = {"Train": 3, "Valid": 2, "Test": 5}
+    simulate_dataset(folder, "drug", 16, counts, seed=2, groups=groups, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drug_evaluation(drug, tmp_path_factory):
+    return workflow.demo(tmp_path_factory.mktemp("drug_results"), drug, PRESET, seed=1)
+
+
+def test_doses_are_ordered_and_nothing_was_shown_them(drug_evaluation):
+    order = drug_evaluation.dose_order
+    stages = {"pretrained", "published recipe", "conditional recipe"}
+    assert stages < set(order["method"])
+    assert set(order["class_name"]) == {"Docetaxel", "Gemcitabine"}
+    table = drug_evaluation.dose_table()
+    assert table.loc["pretrained", "Docetaxel"] <= 1 and (table["null 95 %"] > 0).all()
+    assert "Order of the doses" in drug_evaluation.summary()
+    names = {path.name for path in drug_evaluation.figures}
+    assert {"doses_pretrained.png", "doses_truth.png"} <= names
+
+
+def test_the_dose_is_in_the_names_of_the_files_and_in_the_table(drug_evaluation, drug, tmp_path):
+    run = Run.open(drug_evaluation.figures[0].parents[1])
+    workflow.predict_split(run, drug, "Test", "published", tmp_path)
+    for dose in ("D1", "D5", "Control"):
+        name = "DMSO" if dose == "Control" else "Docetaxel"
+        stem = f"CytoMAD_test_published_B1_{name}_{dose}"
+        assert loadmat(tmp_path / f"{stem}.mat")["CytoMAD_image"].shape == (16, 16, 5)
+        assert loadmat(tmp_path / f"{stem}_BF.mat")["BF"].shape == (16, 16, 5)
+    stored = loadmat(tmp_path / "CytoMAD_test_published_B1_Docetaxel_D3_QPI.mat")["QPI"]
+    own = load_cells(drug, "Test")
+    rows = (own.labels["batch"] == "B1") & (own.labels["dose"] == "D3")
+    np.testing.assert_array_equal(np.moveaxis(stored, -1, 0), own.qpi[rows.to_numpy(), ..., 0])
+    assert set(pd.read_csv(tmp_path / "features.csv")["dose"]) == set(own.labels["dose"])
+
+
+# --- files of the published programs -----------------------------------------------------------
+
+
+def test_an_old_file_predicts_like_a_run(drug, tmp_path):
+    old = Path(__file__).parent / "data" / "legacy" / "model_000005.h5"
+    made = workflow.predict_by_file(old, drug, "Test", tmp_path / "one")
+    assert made.images.shape[1:] == (32, 32, 1)  # that of the network; the cells are resized
+    assert (tmp_path / "one" / "CytoMAD_test_model_000005_B1_DMSO_Control.mat").exists()
+    published = workflow.predict_by_file(old, drug, "Test", tmp_path / "two", mode="published")
+    assert np.abs(published.images - made.images).max() > 1e-3
+
+
+# --- which dataset -----------------------------------------------------------------------------
+
+
+def test_the_demonstration_datasets_have_short_names(tmp_path, monkeypatch):
+    assert workflow.find_data("lung").name == "7LungCancerDataset"
+    assert workflow.find_data("drug").name == "H2170DrugTreatmentDataset"
+    assert workflow.find_data(tmp_path) == tmp_path
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lung").mkdir()
+    assert workflow.find_data("lung") == Path("lung")  # a folder comes first
+    monkeypatch.setattr(workflow, "_beside_library", lambda name: tmp_path / "no" / name)
+    with pytest.raises(CytomadError, match="no demonstration dataset.*simulate --demo"):
+        workflow.find_data("drug")
+
+
+@pytest.mark.parametrize("name", ["lung", "drug"])
+def test_a_missing_demonstration_dataset_is_simulated(name, tmp_path, monkeypatch):
+    root = workflow.LAYOUTS[name].root_folder
+    assert workflow.demo_dataset(tmp_path, name) == Path(workflow.__file__).parents[1] / (
+        f"Dataset/{root}"
+    )
+    monkeypatch.setattr(workflow, "_beside_library", lambda name: tmp_path / "away" / root)
+    written = []
+    monkeypatch.setattr(workflow, "simulate_dataset", lambda out, **settings: written.append(out))
+    assert workflow.demo_dataset(tmp_path, name) == tmp_path / "Dataset" / root
+    assert written == [tmp_path / "Dataset"]
+    with pytest.raises(CytomadError, match="no dataset 'liver'"):
+        workflow.demo_dataset(tmp_path, "liver")

@@ -5,10 +5,11 @@ Brightfield and phase images are matched by position in their two files, so both
 whose files do not pair up, and never return fewer cells than were asked.
 
     >>> from cytomad_lib.data.cells import CellFiles, check_dataset, load_cells
-    >>> print(check_dataset("Dataset"))                                # doctest: +SKIP
-    >>> cells = load_cells("Dataset", "Train", cells_per_group=10)     # doctest: +SKIP
+    >>> lung = "Dataset/7LungCancerDataset"
+    >>> print(check_dataset(lung))                                     # doctest: +SKIP
+    >>> cells = load_cells(lung, "Train", cells_per_group=10)          # doctest: +SKIP
     >>> cells.brightfield.shape, cells.classes                         # doctest: +SKIP
-    >>> files = CellFiles("Dataset", "Train", image_size=128)          # doctest: +SKIP
+    >>> files = CellFiles(lung, "Train", image_size=128)               # doctest: +SKIP
     >>> for minibatch in files.minibatches(batch_size=10, seed=0): ... # doctest: +SKIP
 """
 
@@ -23,14 +24,18 @@ import pandas as pd
 from skimage.transform import resize
 from tqdm import tqdm
 
+from cytomad_lib.data.description import DESCRIPTION
 from cytomad_lib.data.errors import DatasetError, MatFileError
-from cytomad_lib.data.layouts import KINDS, SPLITS, VARIABLE, Layout, find_layout
+from cytomad_lib.data.layouts import SPLITS, Layout, find_layout
 from cytomad_lib.data.matfiles import inspect_mat, read_mat
 
 CELLS_AT_ONCE = 128  # read and resized together: 8 MB of 128 x 128 pixels
 
 # Phase of a cell in radians lies well inside this; degrees or nanometres do not.
 PLAUSIBLE_PHASE = (-20.0, 60.0)
+
+# Networks learn badly from values much larger than 1: what a described dataset should be scaled to.
+LARGEST_VALUE = 100.0
 
 
 # --- Images in memory ------------------------------------------------------------------------
@@ -74,8 +79,11 @@ class CellImages(_Labelled):
 
     Parameters
     ----------
-    brightfield, qpi : float32 array (cells, height, width, 1)
-        Intensity (arbitrary units) and quantitative phase (radians).
+    brightfield : float32 array (cells, height, width, channels)
+        What goes in: intensity (arbitrary units). One channel in the published datasets; in a
+        described one as many as it has inputs.
+    qpi : float32 array (cells, height, width, 1)
+        What comes out: quantitative phase (radians), unless the dataset is described otherwise.
     labels : DataFrame
         One row per cell: categorical `batch` and `class_name` (and `dose` where there is one),
         and the integer `cell`, the cell's place in its file. The categories are all those of
@@ -103,15 +111,17 @@ class CellImages(_Labelled):
         if self.truth is None:
             del images["truth"]
         for name, array in images.items():
-            if array.dtype != np.float32 or array.ndim != 4 or array.shape[-1] != 1:
+            several = name == "brightfield"  # channels are allowed
+            fits = array.ndim == 4 and (array.shape[3] == 1 or several and array.shape[3] > 1)
+            if array.dtype != np.float32 or not fits:
                 raise DatasetError(
-                    f"{name} is {array.dtype} {array.shape}. Expected float32 "
-                    "(cells, height, width, 1); convert or reshape it."
+                    f"{name} is {array.dtype} {array.shape}. Expected float32 (cells, height, "
+                    f"width, 1){' or more channels' if several else ''}; convert or reshape it."
                 )
-            if array.shape != self.brightfield.shape:
+            if array.shape[:3] != self.brightfield.shape[:3]:
                 raise DatasetError(
-                    f"{name} has shape {array.shape}. Expected {self.brightfield.shape} as "
-                    "brightfield; use the same cells for both."
+                    f"{name} has shape {array.shape}. Expected {(*self.brightfield.shape[:3], 1)} "
+                    "as brightfield; use the same cells for both."
                 )
         if len(self.labels) != len(self.brightfield):
             raise DatasetError(
@@ -137,6 +147,11 @@ class CellImages(_Labelled):
     def __len__(self):
         """Count the cells."""
         return len(self.labels)
+
+    @property
+    def channels(self):
+        """Number of images per cell that go in."""
+        return self.brightfield.shape[-1]
 
     def select(self, index_or_mask):
         """Return the cells given by numbers (in any order), a slice or a boolean mask."""
@@ -217,14 +232,18 @@ def resize_images(images, size):
 
 
 def _folder_problems(layout, root):
-    """Folders that are not in the layout, one sentence each."""
+    """Folders that are not in the layout, or described and not there; one sentence each."""
+    said = layout.described
+    folders, splits = [group.folder for group in layout.groups], SPLITS
+    if said:
+        folders, splits = [said.folder(*names) for names in said.groups()], said.splits.values()
     allowed = {}  # folder -> names of the folders that may be in it
-    for group in layout.groups:
-        parts = group.folder.split("/")
+    for folder in folders:
+        parts = folder.split("/")
         for depth, name in enumerate(parts):
             allowed.setdefault("/".join(parts[:depth]), {})[name] = None
-        allowed[group.folder] = dict.fromkeys(SPLITS)
-    problems = []
+        allowed[folder] = dict.fromkeys(splits)
+    problems = _missing_names(layout, root)
     for parent, names in allowed.items():
         if not (root / parent).is_dir():
             continue
@@ -238,24 +257,51 @@ def _folder_problems(layout, root):
     return problems
 
 
-def _splits_present(root, group):
-    """Return the splits of which this group has a BF or QPI file."""
+def _missing_names(layout, root):
+    """Names that a description lists, and of which no folder is there; one sentence each."""
+    if not layout.described:
+        return []  # a part of a published dataset will do
+    problems = []
+    for place, key in enumerate(("batches", "classes", "doses")):
+        there = {(group.batch, group.class_name, group.dose)[place] for group in layout.groups}
+        for name in getattr(layout, key):
+            if name not in there:
+                own = next(names for names in layout.described.groups() if names[place] == name)
+                problems.append(
+                    f"{root / DESCRIPTION}: {key} has {name!r}, of which there is no folder with "
+                    f"cells. Expected one such as {root / layout.described.folder(*own)} with its "
+                    "splits; add it, or take the name out of the list."
+                )
+    return problems
+
+
+def _kinds(layout, with_truth=False):
+    """Return the kinds of file that belong together, what goes in first."""
+    if with_truth and "QPI_TRUE" not in layout.contrasts:
+        raise DatasetError(
+            f"The {layout.name} dataset has no truth. Expected a table [truth] in its "
+            f"{DESCRIPTION}; add it, or do not ask for the truth."
+        )
+    return (*layout.inputs, "QPI", *(["QPI_TRUE"] if with_truth else []))
+
+
+def _splits_present(layout, root, group):
+    """Return the splits of which this group has a file, other than of the truth."""
     return [
         split
         for split in SPLITS
-        if any((root / group.file(split, kind)).exists() for kind in ("BF", "QPI"))
+        if any((root / group.file(split, kind)).exists() for kind in _kinds(layout))
     ]
 
 
-def _inspect_files(root, group, split, with_truth):
+def _inspect_files(layout, root, group, split, with_truth):
     """Check that the files of one group and split pair up, cell by cell.
 
     Returns their infos by kind, and the errors found: a loader raises the first, a check of the
     dataset lists them all.
     """
     infos, errors = {}, []
-    kinds = KINDS if with_truth else ("BF", "QPI")
-    paths = {kind: root / group.file(split, kind) for kind in kinds}
+    paths = {kind: root / group.file(split, kind) for kind in _kinds(layout, with_truth)}
     for kind, path in paths.items():
         try:
             if not path.exists():
@@ -264,7 +310,7 @@ def _inspect_files(root, group, split, with_truth):
                     f"{path} is missing; beside it there is {beside}. Expected one file of each "
                     "kind for the same cells; add it, or remove the others or do not ask for them."
                 )
-            infos[kind] = inspect_mat(path, VARIABLE[kind])
+            infos[kind] = inspect_mat(path, layout.contrasts[kind].variable)
         except (DatasetError, MatFileError) as error:
             errors.append(error)
     for first, other in pairwise(infos.values()):
@@ -292,10 +338,12 @@ def _shape_text(info):
     return f"{cells} cells of {height} x {width} pixels"
 
 
-def _missing_split_text(root, group, split, splits):
+def _missing_split_text(layout, root, group, split, splits):
+    first, *others = (root / group.file(split, kind) for kind in _kinds(layout))
+    names = ", ".join(path.name for path in others)
     return (
         f"{root / group.folder} has no {split} files, only {', '.join(splits)}. "
-        f"Expected {root / group.file(split, 'BF')} and its QPI; add them, or remove the group."
+        f"Expected {first} and beside it {names}; add them, or remove the group."
     )
 
 
@@ -409,7 +457,7 @@ class CellFiles(_Labelled):
         self._groups = self._find_groups(batches, classes)
         self._infos = []
         for group in self._groups:
-            infos, errors = _inspect_files(self.root, group, split, with_truth)
+            infos, errors = _inspect_files(self.layout, self.root, group, split, with_truth)
             for error in errors:
                 raise error
             self._infos.append(infos)
@@ -423,6 +471,11 @@ class CellFiles(_Labelled):
     def __len__(self):
         """Count the cells."""
         return len(self.labels)
+
+    @property
+    def channels(self):
+        """Number of images per cell that go in."""
+        return len(self.layout.inputs)
 
     def read(self, indices, progress=False):
         """Read cells.
@@ -444,23 +497,27 @@ class CellFiles(_Labelled):
             If a file cannot be read or holds NaN.
         """
         indices = np.arange(len(self))[indices]
-        kinds = KINDS if self.with_truth else ("BF", "QPI")
-        shape = (len(indices), self.image_size, self.image_size, 1)
-        images = {kind: np.empty(shape, np.float32) for kind in kinds}
+        shape = (len(indices), self.image_size, self.image_size)
+        brightfield = np.empty((*shape, self.channels), np.float32)
+        kinds = _kinds(self.layout, self.with_truth)
+        # Where the images of each kind go: the inputs side by side.
+        places = {kind: brightfield[..., number] for number, kind in enumerate(self.layout.inputs)}
+        for kind in kinds[self.channels :]:
+            places[kind] = np.empty(shape, np.float32)
         file_order = np.argsort(self._group_of_cell[indices], kind="stable")
         with tqdm(total=len(indices), disable=not progress, unit="cell") as bar:
             for start in range(0, len(indices), CELLS_AT_ONCE):
                 rows = file_order[start : start + CELLS_AT_ONCE]
-                for kind in kinds:
+                for kind, images in places.items():
                     stored = self._read_as_stored(kind, indices[rows])
-                    images[kind][rows, :, :, 0] = resize_images(stored, self.image_size)
+                    images[rows] = resize_images(stored, self.image_size)
                 bar.update(len(rows))
         return CellImages(
-            images["BF"],
-            images["QPI"],
+            brightfield,
+            places["QPI"][..., None],
             self.labels.iloc[indices].reset_index(drop=True),
             self.pixel_size_um,
-            images.get("QPI_TRUE"),
+            places["QPI_TRUE"][..., None] if self.with_truth else None,
         )
 
     def minibatches(self, batch_size, seed):
@@ -477,7 +534,7 @@ class CellFiles(_Labelled):
     def _find_groups(self, batches, classes):
         """Return the groups that are on disk; each must have the split."""
         wanted = _wanted_groups(self.layout, batches, classes)
-        there = [group for group in wanted if _splits_present(self.root, group)]
+        there = [group for group in wanted if _splits_present(self.layout, self.root, group)]
         if not there:
             raise DatasetError(_no_files_text(self.root, self.layout, self.split))
         found = {group.batch for group in there} | {group.class_name for group in there}
@@ -488,9 +545,10 @@ class CellFiles(_Labelled):
                     f"{self.layout.class_term} asked for; leave {name} out."
                 )
         for group in there:
-            splits = _splits_present(self.root, group)
+            splits = _splits_present(self.layout, self.root, group)
             if self.split not in splits:
-                raise DatasetError(_missing_split_text(self.root, group, self.split, splits))
+                missing = _missing_split_text(self.layout, self.root, group, self.split, splits)
+                raise DatasetError(missing)
         return there
 
     def _make_labels(self, cells_per_group):
@@ -526,6 +584,7 @@ class CellFiles(_Labelled):
         for number in np.unique(groups):
             info, here = self._infos[number][kind], groups == number
             images[here] = read_mat(info.path, info.variable, cells[here])
+        images *= self.layout.contrasts[kind].scale
         return images
 
 
@@ -623,16 +682,16 @@ def check_dataset(folder, progress=False):
     layout, root = find_layout(folder)
     problems = _folder_problems(layout, root)
     findings = {}  # what is worth a note -> files
-    splits_of = {group: _splits_present(root, group) for group in layout.groups}
+    splits_of = {group: _splits_present(layout, root, group) for group in layout.groups}
     splits_of = {group: splits for group, splits in splits_of.items() if splits}
     splits_used = [split for split in SPLITS if any(split in s for s in splits_of.values())]
     rows, brightfields = [], []
     for group, splits in tqdm(splits_of.items(), disable=not progress, unit="group"):
         for split in splits_used:
             if split not in splits:
-                problems.append(_missing_split_text(root, group, split, splits))
+                problems.append(_missing_split_text(layout, root, group, split, splits))
                 continue
-            row, infos, found = _check_files(root, group, split, findings)
+            row, infos, found = _check_files(layout, root, group, split, findings)
             rows.append(row)
             problems += found
             if "BF" in infos:
@@ -651,14 +710,15 @@ def check_dataset(folder, progress=False):
     return DatasetReport(layout, root, table, problems, notes)
 
 
-def _check_files(root, group, split, findings):
+def _check_files(layout, root, group, split, findings):
     """Check one group and split: its row of the table, its infos, its problems."""
-    truth = (root / group.file(split, "QPI_TRUE")).exists()
-    infos, errors = _inspect_files(root, group, split, truth)
+    known = "QPI_TRUE" in layout.contrasts
+    truth = known and (root / group.file(split, "QPI_TRUE")).exists()
+    infos, errors = _inspect_files(layout, root, group, split, truth)
     problems = [str(error) for error in errors]
     for kind, info in infos.items():
         try:
-            for finding in _scan_pixels(kind, info):
+            for finding in _scan_pixels(layout, kind, info):
                 findings.setdefault(finding, []).append(info.path)
         except MatFileError as error:
             problems.append(str(error))
@@ -678,20 +738,29 @@ def _check_files(root, group, split, findings):
     return row, infos, problems
 
 
-def _scan_pixels(kind, info):
+def _scan_pixels(layout, kind, info):
     """Read all pixels, some cells at a time; return what is implausible about them."""
     found = set()
+    contrast, goes_in = layout.contrasts[kind], kind in layout.inputs
     n_cells = info.shape[2]
     at_once = CELLS_AT_ONCE if info.version == "7.3" else n_cells
     for start in range(0, n_cells, at_once):
         images = read_mat(info.path, info.variable, slice(start, start + at_once))
+        images *= contrast.scale
         low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
-        if kind == "BF" and (low == high).any():
-            found.add("have a brightfield image with the same value everywhere")
-        if kind != "BF" and (low.min() < PLAUSIBLE_PHASE[0] or high.max() > PLAUSIBLE_PHASE[1]):
+        if goes_in and (low == high).any():
+            name = contrast.name if layout.described else "brightfield"
+            found.add(f"have a {name} image with the same value everywhere")
+        if contrast.unit == "rad":
+            if low.min() < PLAUSIBLE_PHASE[0] or high.max() > PLAUSIBLE_PHASE[1]:
+                found.add(
+                    f"have phases outside {PLAUSIBLE_PHASE[0]:g} to {PLAUSIBLE_PHASE[1]:g}, which "
+                    "does not look like radians"
+                )
+        elif layout.described and max(-low.min(), high.max()) > LARGEST_VALUE:
             found.add(
-                f"have phases outside {PLAUSIBLE_PHASE[0]:g} to {PLAUSIBLE_PHASE[1]:g}, which "
-                "does not look like radians"
+                f"have {contrast.name} values beyond {LARGEST_VALUE:g}, from which networks learn "
+                f"badly; give a scale in {DESCRIPTION} that brings them to the order of 1"
             )
     if info.version == "5":
         found.add("are MATLAB v5, so streaming reads them as a whole (v7.3 is faster)")
@@ -701,8 +770,12 @@ def _scan_pixels(kind, info):
 def _dataset_notes(layout, table):
     """Say which groups, splits and kinds of file are there."""
     notes = []
+    if layout.described:
+        notes.append(
+            f"Goes in: {', '.join(layout.images['input'])}. Comes out: {layout.images['target']}."
+        )
     n_groups = table["group"].nunique()
-    if n_groups < len(layout.groups):
+    if n_groups < len(layout.groups):  # of a described dataset: folders without files
         notes.append(f"{n_groups} of the {len(layout.groups)} groups of the layout are there.")
     missing = [split for split in SPLITS if split not in set(table["split"])]
     if missing:
@@ -710,7 +783,7 @@ def _dataset_notes(layout, table):
     if table["truth"].any():
         notes.append(
             f"Batch-free truth (QPI_TRUE) is there for {table['truth'].sum()} of the {len(table)} "
-            "groups and splits: these are simulated cells."
+            f"groups and splits{'' if layout.described else ': these are simulated cells'}."
         )
     try:
         check_trainable(table)

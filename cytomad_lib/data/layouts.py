@@ -1,8 +1,9 @@
-"""The two published CytoMAD datasets as data: which folders there are, and in which order.
+"""How datasets are laid out: the two published ones as data, and others by their description.
 
 A *group* is one folder of cells with the same batch (day of acquisition), class (what must
 survive batch removal) and, in the drug dataset, dose. The order of batches, classes and groups
-is fixed here once, so that label codes never change from run to run.
+is fixed here once, so that label codes never change from run to run. A dataset of your own brings
+the same in a file `dataset.toml`, see `cytomad_lib.data.description`.
 
     >>> from cytomad_lib.data.layouts import LUNG
     >>> len(LUNG.groups), LUNG.groups[0].name
@@ -14,26 +15,37 @@ is fixed here once, so that label codes never change from run to run.
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from cytomad_lib.data.description import (
+    DESCRIPTION,
+    SPLITS,
+    Contrast,
+    Description,
+    read_description,
+)
 from cytomad_lib.data.errors import DatasetError
 
-SPLITS = ("Train", "Valid", "Test")
-
 # QPI_TRUE is the phase image without batch effect, which only a simulation can know.
-KINDS = ("BF", "QPI", "QPI_TRUE")
+CONTRASTS = {
+    "BF": Contrast("BF", "Brightfield"),
+    "QPI": Contrast("QPI", "phase", "rad"),
+    "QPI_TRUE": Contrast("QPI", "phase", "rad"),
+}
+KINDS = tuple(CONTRASTS)
 
 # The variable inside each kind of file.
-VARIABLE = {"BF": "BF", "QPI": "QPI", "QPI_TRUE": "QPI"}
+VARIABLE = {kind: contrast.variable for kind, contrast in CONTRASTS.items()}
 
 
 @dataclass(frozen=True)
 class Group:
-    """One folder of cells: the same batch, class and (drug dataset) dose."""
+    """One folder of cells: the same batch, class and (where there is one) dose."""
 
     batch: str
     class_name: str
     dose: str | None
     folder: str  # under the dataset's root, "/" between the parts
     stem: str  # how its file names start
+    described: Description | None = field(default=None, repr=False)  # None: published
 
     @property
     def name(self):
@@ -45,18 +57,22 @@ class Group:
         """Path under the dataset's root, e.g. ``Batch1/H69/Test/H69_BF.mat``."""
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}.")
-        if kind not in KINDS:
-            raise ValueError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}.")
+        kinds = self.described.contrasts if self.described else CONTRASTS
+        if kind not in kinds:
+            raise ValueError(f"kind is {kind!r}; expected one of {', '.join(kinds)}.")
+        if self.described:
+            file = self.described.file(kind, split, self.batch, self.class_name, self.dose)
+            return PurePosixPath(file)
         return PurePosixPath(self.folder, split, f"{self.stem}_{kind}.mat")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One published dataset: its names in their stable order, and its groups.
+    """One dataset: its names in their stable order, and its groups.
 
-    `published_counts` are the cells per group that the published programs ask for; None means
-    that no number is given, so all there are. The published demonstration files hold fewer:
-    `demo_cells_per_group` in each split.
+    Of a described dataset, the groups are those whose folders are there. `published_counts` are the
+    cells per group that the published programs ask for; None means that no number is given, so all
+    there are. The published demonstration files hold fewer: `demo_cells_per_group` in each split.
     """
 
     name: str
@@ -70,6 +86,30 @@ class Layout:
     demo_cells_per_group: int
     image_size: int = 128  # pixels
     field_of_view_um: float = 45.0
+    described: Description | None = None  # by its `dataset.toml`; None: published
+
+    @property
+    def contrasts(self):
+        """What each kind of image shows: "BF" (and "BF2"…), "QPI", "QPI_TRUE" where known."""
+        return self.described.contrasts if self.described else CONTRASTS
+
+    @property
+    def inputs(self):
+        """The kinds of image that go in, in the order of the channels."""
+        return tuple(kind for kind in self.contrasts if not kind.startswith("QPI"))
+
+    @property
+    def target(self):
+        """What the image shows that comes out: a `Contrast`."""
+        return self.contrasts["QPI"]
+
+    @property
+    def images(self):
+        """What goes in and what comes out, as text: what a model was trained for."""
+        return {
+            "input": [self.contrasts[kind].name for kind in self.inputs],
+            "target": f"{self.target.name} ({self.target.unit or 'no unit'})",
+        }
 
     def classes_of_batch(self, batch):
         """Classes that were imaged in `batch`, in the stable order."""
@@ -142,17 +182,53 @@ DRUG = _drug_layout()
 LAYOUTS = {"lung": LUNG, "drug": DRUG}
 
 
-def dose_level(dose):
-    """Return the level of a dose: 0 for the untreated ``"Control"``, 1 to 5 for D1 … G5.
+def dose_level(dose, layout=DRUG):
+    """Return the level of a dose: 0 for none, more for more.
+
+    In the drug dataset that is 0 for the untreated ``"Control"``, 1 to 5 for D1 … G5; in a
+    described dataset the dose's place in the list.
 
     Raises
     ------
     DatasetError
-        For a name that is no dose of the drug dataset.
+        For a name that is no dose of the dataset.
     """
-    if dose not in DRUG.doses:
-        raise DatasetError(f"{dose!r} is no dose. Expected one of {', '.join(DRUG.doses)}.")
+    if dose not in layout.doses:
+        raise DatasetError(f"{dose!r} is no dose. Expected one of {', '.join(layout.doses)}.")
+    if layout.described:
+        return layout.doses.index(dose)
     return 0 if dose == "Control" else int(dose[-1])
+
+
+def _described_layout(root):
+    """Make the layout of a folder that has a `dataset.toml`."""
+    said = read_description(root / DESCRIPTION)
+    groups = tuple(
+        Group(*names, folder=said.folder(*names), stem=names[1], described=said)
+        for names in said.groups()
+        if any((root / said.folder(*names) / split).is_dir() for split in said.splits.values())
+    )
+    if not groups:
+        example = root / said.folder(*said.groups()[0]) / said.splits["Train"]
+        there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "none"
+        raise DatasetError(
+            f"{root / DESCRIPTION} describes folders such as {example}, but none of them is there; "
+            f"folders in {root}: {there}. Expected the same names and order in both; mend the file "
+            "or rename the folders."
+        )
+    return Layout(
+        name=said.name,
+        root_folder=root.resolve().name,
+        class_term=said.class_term,
+        batches=said.batches,
+        classes=said.classes,
+        doses=said.doses,
+        groups=groups,
+        published_counts=dict.fromkeys(SPLITS),
+        demo_cells_per_group=0,
+        field_of_view_um=said.field_of_view_um,
+        described=said,
+    )
 
 
 def find_layout(folder):
@@ -161,8 +237,8 @@ def find_layout(folder):
     Parameters
     ----------
     folder : path
-        The dataset's own folder (recognised by its name or by the folders in it), or the folder
-        above it when only one of the two datasets is there.
+        The dataset's own folder (recognised by its `dataset.toml`, its name or the folders in it),
+        or the folder above it when only one dataset is there.
 
     Returns
     -------
@@ -173,22 +249,28 @@ def find_layout(folder):
     Raises
     ------
     DatasetError
-        If the folder is missing, holds neither dataset, or holds both.
+        If the folder is missing, holds no dataset or several, or its `dataset.toml` has a mistake.
     """
     folder = Path(folder)
     if not folder.is_dir():
         found = "is a file, not a folder" if folder.exists() else "does not exist"
         raise DatasetError(f"{folder} {found}. Expected a dataset folder; check the path.")
 
-    below = [layout for layout in LAYOUTS.values() if (folder / layout.root_folder).is_dir()]
-    if len(below) == 1:
-        return below[0], folder / below[0].root_folder
+    if (folder / DESCRIPTION).exists():
+        return _described_layout(folder), folder
+
+    below = {folder / layout.root_folder: layout for layout in LAYOUTS.values()}
+    below = {root: layout for root, layout in below.items() if root.is_dir()}
+    below |= {path.parent: None for path in sorted(folder.glob(f"[!._]*/{DESCRIPTION}"))}
     if len(below) > 1:
-        names = " and ".join(layout.root_folder for layout in below)
+        names = " and ".join(root.name for root in below)
         raise DatasetError(
             f"{folder} holds both {names}. Expected one dataset; "
-            f"name the one you want, for example {folder / below[0].root_folder}."
+            f"name the one you want, for example {next(iter(below))}."
         )
+    if below:
+        root, layout = below.popitem()
+        return layout or _described_layout(root), root
 
     for layout in LAYOUTS.values():
         first_folders = {group.folder.split("/")[0] for group in layout.groups}
@@ -197,7 +279,7 @@ def find_layout(folder):
             return layout, folder
     roots = " or ".join(layout.root_folder for layout in LAYOUTS.values())
     raise DatasetError(
-        f"{folder} holds no dataset. Expected a folder {roots}, or one that has the dataset's "
-        f"own folders in it ({LUNG.groups[0].folder}, {DRUG.groups[0].folder}, …); "
-        "check the path."
+        f"{folder} holds no dataset. Expected a folder {roots}, one that has the dataset's "
+        f"own folders in it ({LUNG.groups[0].folder}, {DRUG.groups[0].folder}, …), or for files "
+        f"of your own a {DESCRIPTION}; check the path."
     )

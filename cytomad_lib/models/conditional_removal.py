@@ -1,27 +1,39 @@
-"""Stage 3, the conditional recipe: features and images from which the batch is really gone.
+"""Stage 3, the conditional recipe: images and features from which the batch is really gone.
 
-The generator goes on training, and in the same step so do adversaries that know the class and
-guess the batch (`cytomad_lib.models.adversaries`). What differs from the published recipe:
+First the images (`ImageRemoval`), then the features (`FeatureRemoval`). Both are trained together
+with adversaries that know the class and guess the batch (`cytomad_lib.models.adversaries`). What
+differs from the published recipe:
 
-* brightness and contrast of each brightfield image are normalised, features are standardised
-  (`build_generator(standardised=True)`);
-* the image is compared with the measured phase *through the eyes of the cell's own batch*
-  (`cytomad_lib.models.calibration`), so that it can be free of batch and yet fit the measurement;
-* a class head on the features is trained along, and keeps the class in them;
-* cells are turned and mirrored at random, as a cell has no up or down but many batches have;
-* features need many more steps than images and cost a fifth of them: for every step on images and
-  features there are some on features alone, with the encoder only.
+* **Cells change days.** Some brightfield images are shown as another batch would have
+  (`cytomad_lib.models.reimaging`), the phase asked for stays: nothing is learned from the day.
+* **The answer is seen through the eyes of the cell's own batch** (`models.calibration`), so that
+  the image can be free of batch and yet fit what was measured.
+* **The adversary of the images** looks at a summary of them (`models.image_summary`).
+* **The features have an encoder of their own** (`build_conditional_generator`): one that also has
+  to draw the phase cannot forget the day. So features and images do not disturb each other, and
+  steps on features cost a fifth.
+* A class head on the features is trained along, and keeps the class in them. Features that say the
+  same twice are weakly discouraged, or all would say how large the cell is.
+* Brightness and contrast of each brightfield image are normalised; cells are turned and mirrored at
+  random, as a cell has no up or down but many batches have.
 
 There is no discriminator any more: what it demands is that images look measured, batch included.
 
 Example
 -------
->>> generator = build_generator(64, 8, standardised=True)
+>>> generator = build_conditional_generator(64, 8)
 >>> adopt_weights(generator, pretrained, *image_statistics(cells))
->>> model = ConditionalRemoval(generator, batch_shares(cells.labels), DEMO, steps=2000)
+>>> shares, recipe = batch_shares(cells.labels), DEMO.conditional
+>>> model = ImageRemoval(generator, shares, DEMO, steps=900)
 >>> model.view.start_from_scales(batch_scales(cells))
 >>> model.compile()
->>> model.fit(feed, epochs=DEMO.conditional.epochs, shuffle=False)
+>>> change = exchange_days(Reimaging.fit(cells), shares, recipe)
+>>> feed = Minibatches.of_cells(cells, recipe.image_cells, change=change)
+>>> model.fit(feed, epochs=recipe.image_epochs, shuffle=False)
+>>> model = FeatureRemoval(generator, shares, DEMO, steps=3000)
+>>> model.compile()
+>>> feed = Minibatches.of_cells(cells, recipe.feature_cells, change=change)
+>>> model.fit(feed, epochs=recipe.feature_epochs, shuffle=False)
 """
 
 import keras
@@ -38,162 +50,130 @@ from cytomad_lib.models.networks import build_leaky_mlp
 from cytomad_lib.models.pretraining import TrackedLosses
 
 STRUCTURE = 2 / 45  # of the image's side, 2 um of the published field: finer counts as structure
-_TERMS = (
-    *("loss", "mae", "structure", "class_head", "adversary", "mmd", "linear_mmd"),
-    *("image_adversary", "image_mmd", "image_linear_mmd"),
-)
-_LEARNED = ("adversary_accuracy", "image_adversary_accuracy")
+SEEN_AS = "seen_as"  # beside "batch" in the targets: the batch that the brightfield image shows
+_BATCH_TERMS = ("adversary", "mmd", "linear_mmd", "adversary_accuracy")
 
 
-class ConditionalRemoval(TrackedLosses):
-    """Train a generator that forgets the batch, against adversaries that know the class.
+class _Removal(TrackedLosses):
+    """What both trainings share: one optimizer, a ramp of the batch terms, random turns.
+
+    Over the first part of the steps the batch terms grow to their full weight; towards the end the
+    learning rate falls.
+    """
+
+    def __init__(self, network, terms, preset, steps, turn_seed, name):
+        super().__init__(network, ("loss", *terms, *_BATCH_TERMS), name)
+        self.recipe = preset.conditional
+        self.recipe.check_cells()
+        self.steps = steps
+        self.turn_seed = keras.random.SeedGenerator(turn_seed)
+        self.built = True
+
+    def compile(self, **options):
+        """Make the optimizers, at once, so that a checkpoint holds their states."""
+        super().compile(optimizer=None, **options)
+        rate = _LateFall(self.recipe.generator_rate, self.steps)
+        self.learner = keras.optimizers.Adam(rate, beta_1=0.5)
+        self.learner.build(self.learning)
+        self.adversary.compile()
+
+    def _weight_of_batch_terms(self):
+        """Return what grows from 0 to 1: the adversary must have learned something first."""
+        done = ops.cast(self.learner.iterations, "float32")
+        return ops.minimum(done / max(self.recipe.ramp * self.steps, 1.0), 1.0)
+
+    def _draw_turns(self, images):
+        """Draw for each cell whether it is mirrored, upside down, and turned by 90 degrees."""
+        shape = (3, ops.shape(images)[0], 1, 1, 1)
+        return keras.random.uniform(shape, seed=self.turn_seed) < 0.5
+
+
+class ImageRemoval(_Removal):
+    """Train a generator whose images forget the batch, against an adversary that knows the class.
 
     Parameters
     ----------
     generator : keras.Model
-        Standardised, with the weights of the pretrained one.
+        From `build_conditional_generator`, with the weights of the pretrained one. What reads the
+        features is left as it is.
     shares : array (classes, batches)
         p(batch | class) of the training cells, see `batch_shares`.
     preset : Preset
         Its `conditional` part gives weights, rates and schedule.
     steps : int
-        Steps of the whole training. Over the first part of them the batch terms grow to their
-        full weight; towards the end the learning rate falls.
+        Steps of the whole training.
     seed : int, optional
-        Of the initial weights of all networks but the generator, and of the turns.
+        Of the initial weights of the adversary, its dropout, and the turns.
     """
 
     def __init__(self, generator, shares, preset, steps, seed=None):
-        super().__init__(generator, (*_TERMS, *_LEARNED), name="conditional_removal")
-        self.encoder = keras.Model(generator.input, generator.outputs[1], name="encoder")
-        self.recipe = recipe = preset.conditional
-        if recipe.recent_cells < max(recipe.image_cells, recipe.feature_cells):
-            raise ValueError(
-                f"recent_cells is {recipe.recent_cells}, expected at least the cells of one step "
-                f"({recipe.image_cells} with images, {recipe.feature_cells} on features alone)."
-            )
-        self.steps = steps
-        n_classes, n_batches = shares.shape
-        seeds = np.random.default_rng(seed).integers(2**31, size=4).tolist()
-        self.view = BatchView(n_batches)
-        self.class_head = build_leaky_mlp(
-            preset.n_features, (64,), n_classes, 0.3, seeds[0], "softmax", name="class_head"
-        )
-        self.feature_adversary = ConditionalAdversary(
-            preset.n_features,
-            shares,
-            recipe,
-            recipe.adversary_steps,
-            recipe.whitening_floor,
-            seed=seeds[1],
-        )
+        seeds = np.random.default_rng(seed).integers(2**31, size=2).tolist()
+        terms = ("mae", "structure")
+        super().__init__(generator, terms, preset, steps, seeds[1], name="image_removal")
+        self.normalise = generator.get_layer("normalise_image")
+        self.unet = generator.get_layer("generator")
+        self.view = BatchView(shares.shape[1])
         self.summary = ImageSummary(preset.image_size)
-        self.image_adversary = ConditionalAdversary(
+        self.adversary = ConditionalAdversary(
             self.summary.length,
             shares,
-            recipe,
-            recipe.image_adversary_steps,
-            recipe.image_whitening_floor,
-            seed=seeds[2],
+            self.recipe,
+            self.recipe.image_adversary_steps,
+            self.recipe.image_whitening_floor,
+            seed=seeds[0],
         )
         self.coarse = STRUCTURE * preset.image_size
-        self.turn_seed = keras.random.SeedGenerator(seeds[3])
-        self.built = True
 
-    def compile(self, **options):
-        """Make all optimizers, at once, so that a checkpoint holds their states."""
-        super().compile(optimizer=None, **options)
-        features = self.encoder.trainable_variables + self.class_head.trainable_variables
-        everything = (
-            self.generator.trainable_variables
-            + self.class_head.trainable_variables
-            + self.view.trainable_variables
-        )
-        # Two optimizers: the steps on features alone have gradients of quite another size.
-        self.all_weights, self.feature_weights = everything, features
-        self.optimizer_of_all = self._adam(everything, self.steps)
-        self.feature_optimizer = self._adam(features, self.steps * self.recipe.feature_steps)
-        self.feature_adversary.compile()
-        self.image_adversary.compile()
-
-    def _adam(self, weights, steps):
-        optimizer = keras.optimizers.Adam(_LateFall(self.recipe.generator_rate, steps), beta_1=0.5)
-        optimizer.build(weights)
-        return optimizer
+    @property
+    def learning(self):
+        """The weights that are trained."""
+        view = self.view.trainable_variables if self.recipe.calibrated else []
+        return self.unet.trainable_variables + view
 
     @property
     def chance(self):
         """Everything here that draws at random, for `ReseedDropout`."""
-        return [
-            self.generator,
-            self.class_head,
-            self.feature_adversary.mlp,
-            self.image_adversary.mlp,
-            self.turn_seed,
-        ]
+        return [self.unet, self.adversary.mlp, self.turn_seed]
 
     def train_step(self, data):
-        """Take one step on images and features, then some on features of other cells."""
+        """Update what makes the images, then the adversary."""
         brightfield, targets = data
-        seen = self.step_on_images(*_part(brightfield, targets, 0, self.recipe.image_cells))
-        for number in range(self.recipe.feature_steps):
-            start = self.recipe.image_cells + number * self.recipe.feature_cells
-            seen |= self.step_on_features(
-                *_part(brightfield, targets, start, self.recipe.feature_cells)
-            )
-        return self.track(seen, 1)
-
-    def step_on_images(self, brightfield, targets):
-        """Update everything on one part of the minibatch; return the loss terms."""
-        batch, class_name = targets["batch"], targets["class_name"]
         made = {}
 
-        def all_losses():
+        def image_losses():
             turn = self._draw_turns(brightfield)
-            image, features = self.generator(_turned(brightfield, turn), training=True)
-            image = _turned_back(image, turn)
+            image = _turned_back(self._images(_turned(brightfield, turn), training=True), turn)
             numbers = self.summary(image, training=True)
-            made["features"] = ops.stop_gradient(features)
             made["numbers"] = ops.stop_gradient(numbers)
-            return self.losses_of(image, features, numbers, targets, training=True)
+            return self.losses_of(image, numbers, targets)
 
-        terms = minimise(all_losses, self.all_weights, self.optimizer_of_all)
-        learned = self.feature_adversary.update(made["features"], batch, class_name)
-        terms["adversary_accuracy"] = learned["accuracy"]
-        if self._looks_at_images:
-            learned = self.image_adversary.update(made["numbers"], batch, class_name)
-            terms["image_adversary_accuracy"] = learned["accuracy"]
-        return terms
+        terms = minimise(image_losses, self.learning, self.learner)
+        if self._looks_at_batch:
+            learned = self.adversary.update(
+                made["numbers"], _shown_batch(targets), targets["class_name"]
+            )
+            terms["adversary_accuracy"] = learned["accuracy"]
+        return self.track(terms, ops.shape(brightfield)[0])
 
-    def step_on_features(self, brightfield, targets):
-        """Update encoder and class head on features alone; return the loss terms."""
-        batch, class_name = targets["batch"], targets["class_name"]
-        made = {}
+    def test_step(self, data):
+        """Losses on validation cells, with running statistics, batch terms weighted as by now."""
+        brightfield, targets = data
+        image = self._images(brightfield, training=False)
+        terms = self.losses_of(image, self.summary(image, training=False), targets)
+        return self.track(terms, ops.shape(brightfield)[0])
 
-        def feature_losses():
-            turned = _turned(brightfield, self._draw_turns(brightfield))
-            features = self.encoder(turned, training=True)
-            made["features"] = ops.stop_gradient(features)
-            return self.feature_losses_of(features, targets, training=True)
-
-        terms = minimise(feature_losses, self.feature_weights, self.feature_optimizer)
-        learned = self.feature_adversary.update(made["features"], batch, class_name)
-        del terms["loss"]  # of another kind than the loss with images
-        return terms | {"adversary_accuracy": learned["accuracy"]}
-
-    def losses_of(self, image, features, numbers, targets, training):
-        """Return all loss terms.
+    def losses_of(self, image, numbers, targets):
+        """Return the loss terms.
 
         Parameters
         ----------
         image : tensor (n, size, size, 1)
             Generated, in rad, free of batch.
-        features : tensor (n, n_features)
         numbers : tensor (n, length)
             The summary of the images.
         targets : dict
-            `"qpi"` (n, size, size, 1) in rad, `"batch"` and `"class_name"` (n,) codes.
-        training : bool
+            `"qpi"` (n, size, size, 1) in rad, `"batch"` and `"class_name"` (n,) codes, and, where
+            cells changed days, `"seen_as"` (n,), the batch that the brightfield images show.
 
         Returns
         -------
@@ -201,46 +181,27 @@ class ConditionalRemoval(TrackedLosses):
             `"loss"` is what is minimised.
         """
         recipe = self.recipe
-        terms = self.feature_losses_of(features, targets, training)
-        as_measured = self.view(image, targets["batch"])
-        terms["mae"] = losses.mean_absolute_error(targets["qpi"], as_measured)
-        terms["structure"] = losses.lost_structure(targets["qpi"], image, self.coarse)
-        terms["loss"] += recipe.weight_mae * terms["mae"]
-        terms["loss"] += recipe.weight_structure * terms["structure"]
-        if self._looks_at_images:
-            found = self.image_adversary.losses_of(numbers, targets["batch"], targets["class_name"])
-            terms["loss"] += self._weight_of_batch_terms() * (
+        as_measured = self.view(image, targets["batch"]) if recipe.calibrated else image
+        terms = {
+            "mae": losses.mean_absolute_error(targets["qpi"], as_measured),
+            "structure": losses.lost_structure(targets["qpi"], image, self.coarse),
+        }
+        loss = recipe.weight_mae * terms["mae"] + recipe.weight_structure * terms["structure"]
+        if self._looks_at_batch:
+            found = self.adversary.losses_of(numbers, _shown_batch(targets), targets["class_name"])
+            loss += self._weight_of_batch_terms() * (
                 recipe.weight_image_adversary * found["adversary"]
                 + recipe.weight_image_mmd * found["mmd"]
                 + recipe.weight_image_linear_mmd * found["linear_mmd"]
             )
-            terms |= {f"image_{name}": value for name, value in found.items()}
-        return terms
+            terms |= found
+        return terms | {"loss": loss}
 
-    def feature_losses_of(self, features, targets, training):
-        """Return the loss terms on features alone; see `losses_of`."""
-        recipe = self.recipe
-        found = self.feature_adversary.losses_of(features, targets["batch"], targets["class_name"])
-        guess = self.class_head(features, training=training)
-        class_head = losses.cross_entropy(targets["class_name"], guess)
-        batch_terms = (
-            recipe.weight_adversary * found["adversary"]
-            + recipe.weight_mmd * found["mmd"]
-            + recipe.weight_linear_mmd * found["linear_mmd"]
-        )
-        loss = recipe.weight_class * class_head + self._weight_of_batch_terms() * batch_terms
-        return {"loss": loss, "class_head": class_head} | found
-
-    def test_step(self, data):
-        """Losses on validation cells, with running statistics, batch terms weighted as by now."""
-        brightfield, targets = data
-        image, features = self.generator(brightfield, training=False)
-        numbers = self.summary(image, training=False)
-        terms = self.losses_of(image, features, numbers, targets, training=False)
-        return self.track(terms, ops.shape(brightfield)[0])
+    def _images(self, brightfield, training):
+        return self.unet(self.normalise(brightfield), training=training)[0]
 
     @property
-    def _looks_at_images(self):
+    def _looks_at_batch(self):
         recipe = self.recipe
         return any(
             (
@@ -250,15 +211,125 @@ class ConditionalRemoval(TrackedLosses):
             )
         )
 
-    def _weight_of_batch_terms(self):
-        """Return what grows from 0 to 1: the adversaries must have learned something first."""
-        done = ops.cast(self.optimizer_of_all.iterations, "float32")
-        return ops.minimum(done / max(self.recipe.ramp * self.steps, 1.0), 1.0)
 
-    def _draw_turns(self, images):
-        """Draw for each cell whether it is mirrored, upside down, and turned by 90 degrees."""
-        shape = (3, ops.shape(images)[0], 1, 1, 1)
-        return keras.random.uniform(shape, seed=self.turn_seed) < 0.5
+class FeatureRemoval(_Removal):
+    """Train the encoder whose features forget the batch and keep the class.
+
+    Parameters
+    ----------
+    generator : keras.Model
+        As for `ImageRemoval`. What makes the images is left as it is.
+    shares, preset, steps
+        As for `ImageRemoval`.
+    seed : int, optional
+        Of the initial weights of class head and adversary, of dropout, and of the turns.
+    """
+
+    def __init__(self, generator, shares, preset, steps, seed=None):
+        seeds = np.random.default_rng(seed).integers(2**31, size=3).tolist()
+        terms = ("class_head", "correlation")
+        super().__init__(generator, terms, preset, steps, seeds[2], name="feature_removal")
+        self.normalise = generator.get_layer("normalise_image")
+        self.encoder = generator.get_layer("feature_encoder")
+        self.class_head = build_leaky_mlp(
+            preset.n_features, (64,), len(shares), 0.3, seeds[0], "softmax", name="class_head"
+        )
+        self.adversary = ConditionalAdversary(
+            preset.n_features,
+            shares,
+            self.recipe,
+            self.recipe.adversary_steps,
+            self.recipe.whitening_floor,
+            seed=seeds[1],
+        )
+
+    @property
+    def learning(self):
+        """The weights that are trained."""
+        return self.encoder.trainable_variables + self.class_head.trainable_variables
+
+    @property
+    def chance(self):
+        """Everything here that draws at random, for `ReseedDropout`."""
+        return [self.class_head, self.adversary.mlp, self.turn_seed]
+
+    def train_step(self, data):
+        """Update what reads the features, then the adversary."""
+        brightfield, targets = data
+        made = {}
+
+        def feature_losses():
+            turned = _turned(brightfield, self._draw_turns(brightfield))
+            features = self._features(turned, training=True)
+            made["features"] = ops.stop_gradient(features)
+            return self.losses_of(features, targets, training=True)
+
+        terms = minimise(feature_losses, self.learning, self.learner)
+        batch, class_name = _shown_batch(targets), targets["class_name"]
+        learned = self.adversary.update(made["features"], batch, class_name)
+        terms["adversary_accuracy"] = learned["accuracy"]
+        return self.track(terms, ops.shape(brightfield)[0])
+
+    def test_step(self, data):
+        """Losses on validation cells, with running statistics, batch terms weighted as by now."""
+        brightfield, targets = data
+        terms = self.losses_of(self._features(brightfield, False), targets, training=False)
+        return self.track(terms, ops.shape(brightfield)[0])
+
+    def losses_of(self, features, targets, training):
+        """Return the loss terms on features (n, n_features); see `ImageRemoval.losses_of`."""
+        recipe = self.recipe
+        found = self.adversary.losses_of(features, _shown_batch(targets), targets["class_name"])
+        guess = self.class_head(features, training=training)
+        terms = {
+            "class_head": losses.cross_entropy(targets["class_name"], guess),
+            "correlation": losses.mean_squared_correlation(features),
+        }
+        loss = (
+            recipe.weight_class * terms["class_head"]
+            + recipe.weight_correlation * terms["correlation"]
+        )
+        loss += self._weight_of_batch_terms() * (
+            recipe.weight_adversary * found["adversary"]
+            + recipe.weight_mmd * found["mmd"]
+            + recipe.weight_linear_mmd * found["linear_mmd"]
+        )
+        return terms | found | {"loss": loss}
+
+    def _features(self, brightfield, training):
+        return self.encoder(self.normalise(brightfield), training=training)
+
+
+def exchange_days(reimaging, shares, recipe):
+    """Let cells of a minibatch change days, as the argument `change` of `Minibatches.of_cells`.
+
+    Parameters
+    ----------
+    reimaging : Reimaging
+    shares : array (classes, batches)
+        p(batch | class), see `batch_shares`: each day is drawn with the share that it has of the
+        cell's class. So the days shown tell as much about the class as before, and no more.
+    recipe : Conditional
+        Its part `exchanged` of the cells changes days.
+
+    Returns
+    -------
+    callable
+        Adds `"seen_as"` to the targets, the batch that each brightfield image shows by then.
+    """
+
+    def change(brightfield, targets, random):
+        shown = targets["batch"].copy()
+        moved = np.flatnonzero(random.random(len(shown)) < recipe.exchanged)
+        reach = np.cumsum(shares[targets["class_name"][moved]], axis=1)
+        shown[moved] = np.argmax(reach > random.random((len(moved), 1)) * reach[:, -1:], axis=1)
+        brightfield = brightfield.copy()
+        brightfield[moved] = reimaging(
+            brightfield[moved], targets["qpi"][moved], targets["batch"][moved], shown[moved]
+        )
+        return brightfield, targets | {SEEN_AS: shown}
+
+    return change
 
 
 def image_statistics(cells):
@@ -271,14 +342,15 @@ def image_statistics(cells):
 
     Returns
     -------
-    tuple of float
+    tuple of float, or of arrays (channels,) where there are several
         Means over the cells of each brightfield image's mean and standard deviation.
     """
     means, spreads = [], []
     for part in cells.in_slices():
-        means.append(part.brightfield.mean(axis=(1, 2, 3)))
-        spreads.append(part.brightfield.std(axis=(1, 2, 3)))
-    return float(np.concatenate(means).mean()), float(np.concatenate(spreads).mean())
+        means.append(part.brightfield.mean(axis=(1, 2)))
+        spreads.append(part.brightfield.std(axis=(1, 2)))
+    found = [np.concatenate(values).mean(axis=0) for values in (means, spreads)]
+    return tuple(float(values[0]) if len(values) == 1 else values for values in found)
 
 
 def erase_linear_trace(generator, made):
@@ -287,13 +359,14 @@ def erase_linear_trace(generator, made):
     Parameters
     ----------
     generator : keras.Model
-        Standardised; its last linear map is set, once. The images do not change.
+        From `build_conditional_generator`; its last linear map is set, once. The images do not
+        change.
     made : dict
         What `generate` returns for the training cells.
     """
     concept = within_class_concept(made["batch_codes"], made["class_codes"])
     matrix, offset = fit_leace(made["features"], concept).as_affine()
-    generator.get_layer("features").set_weights([matrix, offset])
+    generator.get_layer("feature_encoder").get_layer("features").set_weights([matrix, offset])
 
 
 @keras.saving.register_keras_serializable("cytomad_lib")
@@ -324,6 +397,6 @@ def _turned_back(images, turn):
     return ops.where(turn[0], ops.flip(images, 1), images)
 
 
-def _part(brightfield, targets, start, n):
-    some = {name: values[start : start + n] for name, values in targets.items()}
-    return brightfield[start : start + n], some
+def _shown_batch(targets):
+    """Return the batch that the brightfield images show: the cells' own, unless they changed."""
+    return targets.get(SEEN_AS, targets["batch"])

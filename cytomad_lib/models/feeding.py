@@ -41,6 +41,9 @@ class Minibatches(keras.utils.PyDataset):
     groups : int array (n,), optional
         Group of each cell. Every minibatch then holds cells of all groups in the proportions of
         the whole, as nearly as can be: terms that compare groups need that.
+    change : callable, optional
+        Takes inputs and targets of a minibatch and a `numpy.random.Generator`, which is the same
+        whenever this minibatch of this epoch is read; returns them changed.
 
     Raises
     ------
@@ -58,6 +61,7 @@ class Minibatches(keras.utils.PyDataset):
         shuffle=True,
         keep_last=True,
         groups=None,
+        change=None,
     ):
         super().__init__()
         if n == 0:
@@ -70,6 +74,7 @@ class Minibatches(keras.utils.PyDataset):
         self.shuffle = shuffle
         self.keep_last = keep_last
         self.groups = groups
+        self.change = change
         self._arrange()
 
     @classmethod
@@ -122,7 +127,10 @@ class Minibatches(keras.utils.PyDataset):
     def __getitem__(self, index):
         """Read one minibatch."""
         start = index * self.batch_size
-        return self.read(self._order[start : start + self.batch_size])
+        inputs, targets = self.read(self._order[start : start + self.batch_size])
+        if self.change is None:
+            return inputs, targets
+        return self.change(inputs, targets, np.random.default_rng([self.seed, self.epoch, index]))
 
     def on_epoch_end(self):
         """Arrange the cells anew for the next epoch; Keras calls this."""

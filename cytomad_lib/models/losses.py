@@ -106,6 +106,28 @@ def lost_structure(measured, generated, coarse):
     return ops.mean(1.0 - covariance / ops.sqrt(spread + 1e-6))
 
 
+def mean_squared_correlation(features):
+    """Return the squared correlation of two features, on average over all pairs of different ones.
+
+    Parameters
+    ----------
+    features : tensor (n, n_features)
+        Of enough cells: of n independent cells, uncorrelated features still give some 1 / n.
+
+    Returns
+    -------
+    scalar tensor
+        0: no two say the same; 1: all do.
+    """
+    centred = features - ops.mean(features, axis=0, keepdims=True)
+    # The floor is for features that never vary: they correlate with nothing.
+    standard = centred / ops.sqrt(ops.mean(centred**2, axis=0, keepdims=True) + 1e-6)
+    n_cells, n_features = ops.shape(features)[0], features.shape[1]
+    correlation = ops.matmul(ops.transpose(standard), standard) / ops.cast(n_cells, "float32")
+    off_diagonal = correlation * (1.0 - ops.eye(n_features))
+    return ops.sum(off_diagonal**2) / (n_features * (n_features - 1))
+
+
 def gaussian_kernel(sigma):
     """Return a convolution kernel (side, side, 1, 1) that blurs; it ends at two sigma."""
     reach = np.arange(-int(2 * sigma + 0.5), int(2 * sigma + 0.5) + 1)

@@ -1,4 +1,4 @@
-"""The five networks of CytoMAD, and the presets that size them.
+"""The five networks of CytoMAD, those of the conditional recipe, and the presets that size them.
 
 Every builder is a plain function that returns a functional Keras model. One rule gives the
 published networks (128x128 images, 64 base filters) and smaller ones alike: sizes and widths
@@ -9,6 +9,7 @@ follow from `image_size` (a power of two) and `base_filters`.
 * `build_cnn_classifier`: phase image -> batch or class.
 * `build_cell_type_mlp`: all bottleneck features -> class.
 * `build_batch_mlp`: a quarter of the bottleneck features -> batch.
+* `build_conditional_generator`: the generator of the conditional recipe, with a second encoder.
 
 Batch normalisation and dropout follow the `training` argument of the call: with
 `training=False` (and in `predict`) the networks use running statistics and no dropout, so that
@@ -33,6 +34,7 @@ from keras import Input, Model, initializers, layers, ops, saving
 from cytomad_lib.data.errors import CytomadError
 
 LEAKY_SLOPE = 0.2
+DROPOUT = 0.5
 KERNEL = 4  # every convolution of the published networks is 4x4
 
 
@@ -42,12 +44,16 @@ class Conditional:
 
     Parameters
     ----------
-    epochs : int
-        Passes over the training cells.
-    image_cells : int
-        Cells per step that go through the whole generator.
-    feature_cells, feature_steps : int
-        Each step is followed by so many steps on features alone, of so many other cells.
+    image_epochs, feature_epochs : int
+        Passes over the training cells: first for the images, then for the features.
+    image_cells, feature_cells : int
+        Cells per step.
+    exchanged : float
+        Part of the cells that is shown as another batch would have, see `Reimaging`.
+    calibrated : bool
+        Whether images are compared with the measurement through a `BatchView`.
+    erased : bool
+        Whether the linear trace of the batch is erased from the features in the end.
     generator_rate, adversary_rate : float
         Learning rates (Adam). The generator's falls to a tenth towards the end.
     adversary_steps, image_adversary_steps : int
@@ -58,41 +64,58 @@ class Conditional:
         Variance, of standardised values, below which a direction counts as silent.
     ramp : float
         Part of the training over which the weights of the batch terms grow from 0.
-    weight_mae, weight_structure, weight_class : float
-        Weights of the error of the image as its batch would measure it, of the structure inside
-        the cell that is lost (`losses.lost_structure`), and of the class head's cross-entropy.
+    weight_mae, weight_structure : float
+        Weights, for the image, of its error as its batch would measure it, and of the structure
+        inside the cell that is lost (`losses.lost_structure`).
+    weight_class, weight_correlation : float
+        Weights, for the features, of the class head's cross-entropy and of what they say twice
+        (`losses.mean_squared_correlation`).
     weight_adversary, weight_mmd, weight_linear_mmd : float
         Weights of the three batch terms on features; see `ConditionalAdversary.losses_of`.
     weight_image_adversary, weight_image_mmd, weight_image_linear_mmd : float
         The same three on the image's summary.
     """
 
-    epochs: int = 100
-    image_cells: int = 21
+    image_epochs: int = 50
+    feature_epochs: int = 50
+    image_cells: int = 42
     feature_cells: int = 42
-    feature_steps: int = 2
+    exchanged: float = 0.5
+    calibrated: bool = True
+    erased: bool = True
     generator_rate: float = 7e-4
     adversary_rate: float = 1e-3
     adversary_steps: int = 2
-    image_adversary_steps: int = 1
+    image_adversary_steps: int = 3
     recent_cells: int = 4200
     whitening_floor: float = 0.01
     image_whitening_floor: float = 0.1
     ramp: float = 0.5
     weight_mae: float = 60.0
-    weight_structure: float = 3.0
-    weight_class: float = 4.0
+    weight_structure: float = 4.0
+    weight_class: float = 5.0
+    weight_correlation: float = 2.0
     weight_adversary: float = 5.0
     weight_mmd: float = 10.0
     weight_linear_mmd: float = 0.2
-    weight_image_adversary: float = 0.6
+    weight_image_adversary: float = 1.3
     weight_image_mmd: float = 5.0
     weight_image_linear_mmd: float = 0.02
 
-    @property
-    def minibatch(self):
-        """Cells that one step reads."""
-        return self.image_cells + self.feature_steps * self.feature_cells
+    def check_cells(self):
+        """Refuse numbers of cells that do not go together.
+
+        Raises
+        ------
+        ValueError
+            Says which.
+        """
+        if not 1 <= max(self.image_cells, self.feature_cells) <= self.recent_cells:
+            raise ValueError(
+                f"image_cells is {self.image_cells}, feature_cells {self.feature_cells} and "
+                f"recent_cells {self.recent_cells}. Expected at least 1, and the last to be the "
+                "largest: the adversaries remember whole minibatches."
+            )
 
 
 @dataclass(frozen=True)
@@ -170,6 +193,21 @@ class Preset:
         recipe = Conditional(**fields.get("conditional", {}))
         return cls(**(fields | {"conditional": recipe}))
 
+    def for_dataset(self, name):
+        """Return the preset with the published learning rates of a dataset's classifiers.
+
+        The drug dataset has rates of its own, ten times lower. `demo` and `study` have too few
+        steps for these and keep the others.
+
+        Parameters
+        ----------
+        name : str
+            Of the layout, such as "drug".
+        """
+        if name != "drug" or self.name not in ("published", "workshop"):
+            return self
+        return replace(self, batch_mlp_rate=5e-3, class_mlp_rate=1e-4, cnn_rate=1e-4)
+
     @property
     def n_features(self):
         """Number of bottleneck features (512 in the published network)."""
@@ -202,7 +240,9 @@ DEMO = Preset(
     refit_epochs=25,
     generator_rate=5e-4,
     norm_momentum=0.9,
-    conditional=Conditional(epochs=24),
+    conditional=Conditional(
+        image_epochs=16, feature_epochs=24, recent_cells=1500, image_adversary_steps=2
+    ),
 )
 STUDY = replace(
     DEMO,
@@ -212,7 +252,7 @@ STUDY = replace(
     classifier_epochs=6,
     removal_epochs=8,
     refit_epochs=20,
-    conditional=Conditional(epochs=18),
+    conditional=Conditional(image_epochs=6, feature_epochs=18),
 )
 WORKSHOP = Preset(
     name="workshop",
@@ -225,7 +265,7 @@ WORKSHOP = Preset(
     refit_every=5,
     refit_epochs=50,
     norm_momentum=0.9,
-    conditional=Conditional(epochs=40),
+    conditional=Conditional(image_epochs=20, feature_epochs=20),
 )
 PRESETS = {preset.name: preset for preset in (PUBLISHED, DEMO, STUDY, WORKSHOP)}
 
@@ -261,7 +301,7 @@ def tail_widths(base_filters):
 
 
 def build_generator(
-    image_size=128, base_filters=64, norm_momentum=0.99, seed=None, standardised=False
+    image_size=128, base_filters=64, norm_momentum=0.99, seed=None, dropout=DROPOUT, channels=1
 ):
     """Build the pix2pix U-Net whose bottleneck is 1x1.
 
@@ -275,16 +315,15 @@ def build_generator(
         Momentum of the running statistics in batch normalisation.
     seed : int, optional
         Seed of the initial weights and of dropout.
-    standardised : bool
-        For the conditional recipe. Every brightfield image gets one brightness and contrast
-        (`NormaliseImage`), and what leaves as features is standardised (mean 0, variance 1 over
-        the cells) and goes through one more linear map, for the erasure at the end. The decoder
-        gets the bottleneck as it is, so that pretrained weights fit.
+    dropout : float
+        Part of the units dropped in training, in the first two blocks of the decoder.
+    channels : int
+        Images per cell that go in.
 
     Returns
     -------
     keras.Model
-        `(n, size, size, 1)` brightfield -> `[(n, size, size, 1) phase in rad,
+        `(n, size, size, channels)` brightfield -> `[(n, size, size, 1) phase in rad,
         (n, 8 * base_filters) bottleneck features]`.
 
     Raises
@@ -294,102 +333,140 @@ def build_generator(
     """
     _check_sizes(image_size, base_filters)
     seeds, norm = _Seeds(seed), norm_momentum
-    brightfield = Input((image_size, image_size, 1), name="brightfield")
-    shown = NormaliseImage(name="normalise_image")(brightfield) if standardised else brightfield
-
-    x = shown
-    encoded = []
+    brightfield = Input((image_size, image_size, channels), name="brightfield")
     widths = encoder_widths(image_size, base_filters)
-    for block, filters in enumerate(widths):
-        x = _conv(x, filters, 2, seeds, norm if block > 0 else None)
-        encoded.append(x)
-
-    before_relu = _convolution(8 * base_filters, 2, seeds)(x)
-    bottleneck = layers.ReLU(name="bottleneck")(before_relu)
+    encoded = _encoder(brightfield, widths, seeds, norm)
+    bottleneck = _convolution(8 * base_filters, 2, seeds)(encoded[-1])
+    bottleneck = layers.ReLU(name="bottleneck")(bottleneck)
 
     x = bottleneck
     for block, (filters, skip) in enumerate(zip(reversed(widths), reversed(encoded), strict=True)):
         x = _up(x, filters, 2, seeds, norm)
         if block < 2:
-            x = layers.Dropout(0.5, seed=seeds.next())(x)
+            x = layers.Dropout(dropout, seed=seeds.next())(x)
         x = layers.ReLU()(layers.Concatenate()([x, skip]))
 
     first, *thin = tail_widths(base_filters)
     x = _up(x, first, 2, seeds, norm)
-    x = layers.ReLU()(layers.Concatenate()([x, shown]))
+    x = layers.ReLU()(layers.Concatenate()([x, brightfield]))
     for filters in thin:
         x = layers.ReLU()(_up(x, filters, 1, seeds, norm))
     image = layers.Activation("linear", name="image")(_transposed(1, 1, seeds)(x))
-
-    if standardised:
-        # From before the ReLU: a feature that is silent in every cell could never be repaired.
-        flat = layers.Flatten()(before_relu)
-        standard = layers.BatchNormalization(
-            momentum=norm_momentum, center=False, scale=False, name="standardised_features"
-        )(flat)
-        features = layers.Dense(
-            8 * base_filters, kernel_initializer="identity", trainable=False, name="features"
-        )(standard)
-    else:
-        features = layers.Flatten(name="features")(bottleneck)
+    features = layers.Flatten(name="features")(bottleneck)
     return Model(brightfield, [image, features], name="generator")
 
 
-def adopt_weights(standardised, pretrained, mean, spread):
-    """Give a standardised generator the weights of a pretrained one.
+def build_conditional_generator(
+    image_size=128, base_filters=64, norm_momentum=0.99, seed=None, channels=1
+):
+    """Build the generator of the conditional recipe, whose features have an encoder of their own.
+
+    Every brightfield image gets one brightness and contrast (`NormaliseImage`). The published
+    generator (layer "generator") makes the phase image from that. To draw it, its encoder has to
+    know the day; so another one of the same shape ("feature_encoder") reads the features.
+
+    Parameters, returns and errors as in `build_generator`; the features are standardised.
+    """
+    _check_sizes(image_size, base_filters)
+    seeds = _Seeds(seed)
+    sizes = (image_size, base_filters, norm_momentum)
+    brightfield = Input((image_size, image_size, channels), name="brightfield")
+    shown = NormaliseImage(name="normalise_image")(brightfield)
+    # No dropout: its noise would hide from the adversaries what can be read without it.
+    image, _ = build_generator(*sizes, seeds.next(), dropout=0.0, channels=channels)(shown)
+    features = build_feature_encoder(*sizes, seeds.next(), channels)(shown)
+    return Model(brightfield, [image, features], name="conditional_generator")
+
+
+def build_feature_encoder(
+    image_size=128, base_filters=64, norm_momentum=0.99, seed=None, channels=1
+):
+    """Build an encoder like the generator's, down to its bottleneck.
+
+    The bottleneck features are standardised (mean 0, variance 1 over the cells) and go through one
+    more linear map, for the erasure at the end.
+
+    Parameters and errors as in `build_generator`.
+
+    Returns
+    -------
+    keras.Model
+        `(n, size, size, channels)` brightfield -> `(n, 8 * base_filters)` features.
+    """
+    _check_sizes(image_size, base_filters)
+    seeds, n_features = _Seeds(seed), 8 * base_filters
+    brightfield = Input((image_size, image_size, channels), name="brightfield")
+    widths = encoder_widths(image_size, base_filters)
+    encoded = _encoder(brightfield, widths, seeds, norm_momentum)
+    bottleneck = layers.ReLU()(_convolution(n_features, 2, seeds)(encoded[-1]))
+    standard = layers.BatchNormalization(
+        momentum=norm_momentum, center=False, scale=False, name="standardised_features"
+    )(layers.Flatten()(bottleneck))
+    features = layers.Dense(
+        n_features, kernel_initializer="identity", trainable=False, name="features"
+    )(standard)
+    return Model(brightfield, features, name="feature_encoder")
+
+
+def adopt_weights(conditional, pretrained, mean, spread):
+    """Let a conditional generator begin with the images and the encoder of a pretrained one.
 
     Parameters
     ----------
-    standardised, pretrained : keras.Model
-        From `build_generator`, with and without `standardised`, otherwise alike.
-    mean, spread : float
+    conditional, pretrained : keras.Model
+        From `build_conditional_generator` and `build_generator`, of one size.
+    mean, spread : float, or array (channels,) where there are several
         Brightness and contrast that the pretrained one is used to: mean over the training cells
         of the images' mean and standard deviation.
     """
-    own = ("normalise_image", "standardised_features", "features")
-    takers = [layer for layer in standardised.layers if layer.weights and layer.name not in own]
-    givers = [layer for layer in pretrained.layers if layer.weights]
-    for taker, giver in zip(takers, givers, strict=True):
+    conditional.get_layer("generator").set_weights(pretrained.get_weights())
+    conditional.get_layer("normalise_image").set_weights([np.array([mean, spread])])
+    own = ("standardised_features", "features")
+    encoder = conditional.get_layer("feature_encoder")
+    takers = [layer for layer in encoder.layers if layer.weights and layer.name not in own]
+    givers = [layer for layer in pretrained.layers if layer.weights]  # the encoder comes first
+    for taker, giver in zip(takers, givers, strict=False):
         taker.set_weights(giver.get_weights())
-    standardised.get_layer("normalise_image").set_weights([np.array([mean, spread])])
 
 
 @saving.register_keras_serializable("cytomad_lib")
 class NormaliseImage(layers.Layer):
-    """Give every image the same mean and standard deviation, pixels taken together.
+    """Give every image the same mean and standard deviation, each channel by itself.
 
     The brightness of a lamp, the gain and the offset of a camera are gone then, whatever they
     were. It looks at nothing but the image itself, so cells stay independent of one another.
 
-    Its weights are the mean and the standard deviation that it gives; see `adopt_weights`.
+    Its weights are the mean and the standard deviation that it gives, (2,) or (2, channels) where
+    there are several; see `adopt_weights`.
     """
 
     def build(self, shape):
         """Make the weights: mean 0 and standard deviation 1 to begin with."""
-        self.target = self.add_weight(shape=(2,), trainable=False, name="mean_and_spread")
-        self.target.assign([0.0, 1.0])
+        start = np.array([0.0, 1.0]) if shape[-1] == 1 else np.repeat([[0.0], [1.0]], shape[-1], 1)
+        self.target = self.add_weight(shape=start.shape, trainable=False, name="mean_and_spread")
+        self.target.assign(start)
 
     def call(self, images):
-        """Normalise images (n, size, size, 1)."""
-        mean = ops.mean(images, axis=(1, 2, 3), keepdims=True)
-        spread = ops.std(images, axis=(1, 2, 3), keepdims=True)
+        """Normalise images (n, size, size, channels)."""
+        mean = ops.mean(images, axis=(1, 2), keepdims=True)
+        spread = ops.std(images, axis=(1, 2), keepdims=True)
         # The floor is far below the contrast of any cell; it guards against an empty image.
         return (images - mean) / (spread + 1e-4) * self.target[1] + self.target[0]
 
 
-def build_discriminator(image_size=128, base_filters=64, norm_momentum=0.99, seed=None):
+def build_discriminator(image_size=128, base_filters=64, norm_momentum=0.99, seed=None, channels=1):
     """Build the PatchGAN that says, patch by patch, whether a phase image is a measured one.
 
     Parameters
     ----------
-    image_size, base_filters, norm_momentum, seed
+    image_size, base_filters, norm_momentum, seed, channels
         As in `build_generator`.
 
     Returns
     -------
     keras.Model
-        `[brightfield, phase]`, each `(n, size, size, 1)` -> `(n, size / 8, size / 8, 1)`
-        probabilities that the patch is real.
+        `[brightfield (n, size, size, channels), phase (n, size, size, 1)]` ->
+        `(n, size / 8, size / 8, 1)` probabilities that the patch is real.
 
     Raises
     ------
@@ -398,7 +475,7 @@ def build_discriminator(image_size=128, base_filters=64, norm_momentum=0.99, see
     """
     _check_sizes(image_size, base_filters)
     seeds, norm = _Seeds(seed), norm_momentum
-    brightfield = Input((image_size, image_size, 1), name="brightfield")
+    brightfield = Input((image_size, image_size, channels), name="brightfield")
     phase = Input((image_size, image_size, 1), name="phase")
     x = layers.Concatenate()([brightfield, phase])
     for block, (multiple, stride) in enumerate([(1, 2), (2, 2), (4, 2), (8, 1), (8, 1)]):
@@ -549,6 +626,15 @@ def _conv(x, filters, stride, seeds, norm_momentum):
     if norm_momentum is not None:
         x = _batch_norm(norm_momentum)(x)
     return layers.LeakyReLU(negative_slope=LEAKY_SLOPE)(x)
+
+
+def _encoder(x, widths, seeds, norm_momentum):
+    """Return what the stride-2 blocks make, one after the other; the first has no norm."""
+    encoded = []
+    for block, filters in enumerate(widths):
+        x = _conv(x, filters, 2, seeds, norm_momentum if block > 0 else None)
+        encoded.append(x)
+    return encoded
 
 
 def _up(x, filters, stride, seeds, norm_momentum):

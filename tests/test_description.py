@@ -1,0 +1,435 @@
+"""Datasets of one's own: other folders, names, variables and channels, through `dataset.toml`."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from training_cells import ONE_EPOCH, write_dataset
+
+from cytomad_lib import workflow
+from cytomad_lib.data.cells import CellFiles, check_dataset, load_cells
+from cytomad_lib.data.description import read_description
+from cytomad_lib.data.errors import CytomadError, DatasetError
+from cytomad_lib.data.layouts import DRUG, LUNG, dose_level, find_layout
+from cytomad_lib.data.matfiles import write_mat
+from cytomad_lib.evaluation import check_same_layout
+from cytomad_lib.models.conditional_removal import image_statistics
+from cytomad_lib.runs import Run
+
+BATCHES, CLASSES = ("Tue", "Mon"), ("HeLa", "A549")  # not in the order of the alphabet
+SPLITS = {"Train": "train", "Valid": "val", "Test": "held out"}
+COUNTS = {"Train": 6, "Valid": 3, "Test": 8}
+TEXT = """
+name = "my-cells"
+folders = "{batch}/{class}/{split}"
+batches = ["Tue", "Mon"]
+classes = ["HeLa", "A549"]
+class_term = "cell line"
+field_of_view_um = 32.0
+splits = {Train = "train", Valid = "val", Test = "held out"}
+
+[[input]]
+file = "{class} {split} light.mat"
+variable = "light"
+
+[[input]]
+file = "rest.mat"
+variable = "img"
+name = "DAPI"
+scale = 0.001
+
+[target]
+file = "rest.mat"
+variable = "phi"
+name = "phase"
+unit = "rad"
+"""
+DOSED = """
+name = "screen"
+folders = "{class}/{batch}/{dose}/{split}"
+batches = ["1", "2"]
+classes = ["none", "toxin"]
+doses = ["0 uM", "1 uM", "10 uM"]
+field_of_view_um = 32
+input = [{file = "{batch}_{dose}.mat", variable = "in"}]
+target = {file = "{batch}_{dose}.mat", variable = "out", name = "actin"}
+"""
+
+
+def images_of(batch, class_name, split):
+    """Discs: light (16, 16, cells), DAPI in 16-bit numbers and phase, batch and class in both."""
+    place = [BATCHES.index(batch), CLASSES.index(class_name), list(SPLITS).index(split)]
+    random = np.random.default_rng(place)
+    y, x = np.mgrid[:16, :16] - 7.5
+    radius = 3.5 + 2 * place[1] + random.normal(0, 0.3, COUNTS[split])
+    disc = np.clip(radius - np.hypot(x, y)[..., None], 0, 2)
+    light = (0.8 + 0.5 * place[0]) * (1 - 0.3 * disc)
+    noise = random.normal(0, 0.05, disc.shape)
+    stored = 1000 * (disc * (1 + place[0]) + noise)
+    return [array.astype("float32") for array in (light, stored, disc + noise)]
+
+
+def write_my_cells(root, text=TEXT):
+    for batch in BATCHES:
+        for class_name in CLASSES:
+            for split, name in SPLITS.items():
+                light, stored, phase = images_of(batch, class_name, split)
+                folder = root / batch / class_name / name
+                write_mat(folder / f"{class_name} {name} light.mat", {"light": light})
+                write_mat(folder / "rest.mat", {"img": stored, "phi": phase})
+    (root / "dataset.toml").write_text(text, encoding="utf-8")
+    return root
+
+
+def write_dosed(root):
+    groups = [("none", "1", "0 uM"), ("none", "2", "0 uM")]
+    groups += [("toxin", batch, dose) for batch in "12" for dose in ("1 uM", "10 uM")]
+    for number, (class_name, batch, dose) in enumerate(groups):
+        for split in SPLITS:
+            random = np.random.default_rng([number, COUNTS[split]])
+            images = random.normal(number, 1, (2, 16, 16, 8)).astype("float32")
+            path = root / class_name / batch / dose / split / f"{batch}_{dose}.mat"
+            write_mat(path, {"in": images[0], "out": np.abs(images[1])})
+    (root / "dataset.toml").write_text(DOSED)
+    return root
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    return write_my_cells(tmp_path_factory.mktemp("above") / "mine")
+
+
+@pytest.fixture
+def own(tmp_path):
+    """The same, to be spoilt."""
+    return write_my_cells(tmp_path / "own")
+
+
+# --- Loading and checking --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_channel_belongs_to_its_label(mine, split):
+    cells = load_cells(mine, split)
+    assert cells.brightfield.shape == (4 * COUNTS[split], 16, 16, 2) and cells.channels == 2
+    assert (cells.batches, cells.classes) == (BATCHES, CLASSES)
+    assert cells.pixel_size_um == 2.0
+    for index, row in enumerate(cells.labels.itertuples()):
+        light, stored, phase = (
+            images[..., row.cell] for images in images_of(row.batch, row.class_name, split)
+        )
+        np.testing.assert_array_equal(cells.brightfield[index, ..., 0], light)
+        np.testing.assert_allclose(cells.brightfield[index, ..., 1], stored / 1000, atol=1e-5)
+        np.testing.assert_array_equal(cells.qpi[index, ..., 0], phase)
+
+
+def test_brightness_and_contrast_are_known_per_channel(mine):
+    images = load_cells(mine, "Train").brightfield
+    mean, spread = image_statistics(CellFiles(mine, "Train"))
+    np.testing.assert_allclose(mean, images.mean(axis=(0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(spread, images.std(axis=(1, 2)).mean(axis=0), rtol=1e-4)
+
+
+def test_streaming_and_the_folder_above_give_the_same(mine):
+    every = load_cells(mine, "Test", image_size=8)
+    files = CellFiles(mine.parent, "Test", image_size=8)
+    some = files.read([30, 2, 17])
+    assert files.channels == 2
+    np.testing.assert_array_equal(some.brightfield, every.brightfield[[30, 2, 17]])
+
+
+def test_groups_are_the_folders_that_are_there(own):
+    (own / "Tue" / "A549").rename(own / ".Tue_A549")
+    layout, root = find_layout(own)
+    assert [group.name for group in layout.groups] == ["Tue/HeLa", "Mon/HeLa", "Mon/A549"]
+    assert root == own and layout.classes_of_batch("Tue") == ("HeLa",)
+    assert check_dataset(own).ok and len(load_cells(own, "Train")) == 18
+
+
+def test_check_says_what_goes_in_and_out(mine):
+    report = check_dataset(mine)
+    assert report.ok and len(report.table) == 12
+    assert "Goes in: light, DAPI. Comes out: phase (rad)." in str(report)
+    assert "my-cells dataset" in str(report)
+
+
+def test_truth_of_a_described_dataset(own):
+    with pytest.raises(DatasetError, match=r"my-cells dataset has no truth.*\[truth\]"):
+        load_cells(own, "Test", with_truth=True)
+    truth = '\n[truth]\nfile = "true_{batch}.mat"\nvariable = "t"\nscale = 2\n'
+    (own / "dataset.toml").write_text(TEXT + truth)
+    for batch in BATCHES:
+        for class_name in CLASSES:
+            phase = images_of(batch, class_name, "Test")[2]
+            write_mat(own / batch / class_name / "held out" / f"true_{batch}.mat", {"t": phase / 2})
+    cells = load_cells(own, "Test", with_truth=True)
+    np.testing.assert_array_equal(cells.truth, cells.qpi)
+    assert check_dataset(own).table["truth"].sum() == 4
+
+
+def test_classes_first_and_doses(tmp_path):
+    root = write_dosed(tmp_path)
+    layout, _ = find_layout(root)
+    assert [group.name for group in layout.groups] == [
+        "1/none/0 uM",
+        "1/toxin/1 uM",
+        "1/toxin/10 uM",
+        "2/none/0 uM",
+        "2/toxin/1 uM",
+        "2/toxin/10 uM",
+    ]
+    file = layout.groups[2].file("Test", "BF")
+    assert str(file) == "toxin/1/10 uM/Test/1_10 uM.mat"
+    cells = load_cells(root, "Valid")
+    assert tuple(cells.labels["dose"].cat.categories) == ("0 uM", "1 uM", "10 uM")
+    means = cells.brightfield.mean(axis=(1, 2, 3)).reshape(6, 8).mean(axis=1)
+    np.testing.assert_allclose(means, [0, 2, 3, 1, 4, 5], atol=0.1)
+    assert [dose_level(dose, layout) for dose in layout.doses] == [0, 1, 2]
+    with pytest.raises(DatasetError, match="'D1' is no dose.*0 uM, 1 uM, 10 uM"):
+        dose_level("D1", layout)
+    assert layout.images == {"input": ["in"], "target": "actin (no unit)"}
+    assert check_dataset(root).ok
+
+
+# --- Wrong files and folders -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "arrays", "words"),
+    [
+        ("rest.mat", {"img": 6, "phi": 5}, r"rest.mat has 6 cells.*rest.mat beside it has 5"),
+        ("rest.mat", {"img": 5, "phi": 5}, r"light.mat has 6 cells.*rest.mat beside it has 5"),
+        ("rest.mat", {"phi": 6}, "no variable 'img'"),
+        ("HeLa train light.mat", None, "light.mat is missing.*there is rest.mat"),
+    ],
+)
+def test_every_channel_is_checked_at_the_door(own, path, arrays, words):
+    path = own / "Mon" / "HeLa" / "train" / path
+    path.unlink()
+    if arrays:
+        stacks = {name: np.ones((16, 16, n), "float32") for name, n in arrays.items()}
+        write_mat(path, stacks)
+    with pytest.raises(CytomadError, match=words):
+        load_cells(own, "Train")
+    report = check_dataset(own)
+    assert not report.ok and any(pd.Series(report.problems).str.contains(words))
+
+
+def test_folders_and_lists_that_differ_are_all_named(own):
+    text = TEXT.replace('"Mon"', '"Mon", "Wed"').replace('"A549"', '"A549", "K562"')
+    (own / "dataset.toml").write_text(text)
+    (own / "Fri").mkdir()
+    (own / "Tue" / "MCF7").mkdir()
+    (own / "Tue" / "HeLa" / "Test").mkdir()
+    problems = check_dataset(own).problems
+    for words in (
+        r"Fri is not a folder.*Tue, Mon, Wed",
+        r"MCF7 is not a folder.*HeLa, A549, K562",
+        r"Test is not a folder.*train, val, held out",
+        r"dataset.toml: batches has 'Wed'.*Wed.HeLa",
+        r"dataset.toml: classes has 'K562'.*Tue.K562",
+    ):
+        assert pd.Series(problems).str.contains(words).sum() == 1, words
+    assert len(problems) == 5
+    with pytest.raises(DatasetError, match="'Wed'"):
+        load_cells(own, "Train")
+
+
+def test_no_folder_is_as_described(own):
+    text = TEXT.replace("{batch}/{class}", "{class}/{batch}")
+    (own / "dataset.toml").write_text(text)
+    with pytest.raises(DatasetError, match=r"such as .*HeLa.Tue.train.*none of them.*Mon, Tue"):
+        check_dataset(own)
+
+
+def test_values_that_networks_learn_badly_from(own):
+    (own / "dataset.toml").write_text(TEXT.replace("scale = 0.001", ""))
+    notes = check_dataset(own).notes
+    assert any(
+        "12 file(s) have DAPI values beyond 100" in note and "scale" in note for note in notes
+    )
+    for text, count in ((TEXT, 0), (TEXT.replace('unit = "rad"', "scale = 1e3"), 1)):
+        (own / "dataset.toml").write_text(text)
+        notes = check_dataset(own).notes
+        assert sum("phase values beyond 100" in note for note in notes) == count
+
+
+def test_two_datasets_in_one_folder(own, tmp_path):
+    assert find_layout(tmp_path)[1] == own
+    (tmp_path / LUNG.root_folder).mkdir()
+    with pytest.raises(DatasetError, match=f"both {LUNG.root_folder} and own"):
+        find_layout(tmp_path)
+    with pytest.raises(DatasetError, match="holds no dataset.*dataset.toml"):
+        find_layout(own / "Tue")
+
+
+def test_a_description_wins_over_the_name_of_a_published_folder(tmp_path):
+    root = write_my_cells(tmp_path / DRUG.root_folder)
+    for folder in (root, tmp_path):
+        layout, found = find_layout(folder)
+        assert (layout.name, found) == ("my-cells", root)
+
+
+# --- Mistakes in the description -------------------------------------------------------------
+
+LIGHT = 'file = "{class} {split} light.mat"'
+MISTAKES = {
+    "no TOML": ("batches = [", "batches = ", "not valid TOML.*line 4"),
+    "unknown key": ("class_term", "clas_term", "unknown key 'clas_term' at the top.*class_term"),
+    "missing key": ('name = "my-cells"', "", "no key 'name' at the top.*folders"),
+    "taken": ('"my-cells"', '"drug"', "name is 'drug'.*another name"),
+    "number for text": ('"my-cells"', "7", "name is 7.*text in quotes"),
+    "empty text": ('"my-cells"', '" "', "name is ' '.*text in quotes"),
+    "no {split}": ("/{split}", "", r"folders is '\{batch\}/\{class\}'.*each of these once"),
+    "unknown place": ("{batch}/", "{day}/", r"folders is .*\{day\}.*each of these once"),
+    "place twice": ("{class}/", "{class}/{class}/", "folders is .*each of these once"),
+    "split not last": ("{class}/{split}", "{split}/{class}", r"folders is .*\{split\} last"),
+    "absolute": ('"{batch}/', '"/data/{batch}/', "folders is '/data.*each of these once"),
+    "doses unasked": ("splits =", 'doses = ["1"]\nsplits =', "doses is .*exactly where"),
+    "doses missing": ("{class}/{s", "{class}/{dose}/{s", "doses is 'missing'.*exactly where"),
+    "list is text": ('["Tue", "Mon"]', '"Tue"', "batches is 'Tue'.*list of names"),
+    "list is empty": ('["Tue", "Mon"]', "[]", r"batches is \[\].*list of names"),
+    "list of numbers": ('["Tue", "Mon"]', "[1, 2]", "batches is 1.*plain name"),
+    "twice": ('"Mon"]', '"tue"]', r"batches is \['Tue', 'tue'\].*different names"),
+    "leaves the folder": ('"HeLa"', '"../HeLa"', "classes is '../HeLa'.*plain name"),
+    "backslash": ('"HeLa"', r'"a\\b"', "classes is .*plain name"),
+    "dots": ('"HeLa"', '".."', r"classes is '\.\.'.*not beginning"),
+    "hidden": ('"HeLa"', '".HeLa"', "classes is '.HeLa'.*not beginning"),
+    "joined alike": (
+        'batches = ["Tue", "Mon"]\nclasses = ["HeLa", "A549"]',
+        'batches = ["a", "a_b"]\nclasses = ["b_c", "c"]',
+        "a/b_c and a_b/c are both a_b_c",
+    ),
+    "no such split": ("Valid =", "Val =", "unknown key 'Val' in splits.*Valid"),
+    "split outside": ('"val"', '"../val"', r"splits Valid is '\.\./val'.*plain name"),
+    "split is a number": ('"val"', "3", "splits Valid is 3.*plain name"),
+    "splits alike": ('"val"', '"Train"', "splits is .*different names"),
+    "splits as list": ("splits = {", "splits = [{", None),
+    "field of view": ("32.0", "-1.5", "field_of_view_um is -1.5.*above zero"),
+    "infinite": ("32.0", "inf", "field_of_view_um is inf.*above zero"),
+    "truth value": ("32.0", "true", "field_of_view_um is True.*above zero"),
+    "single brackets": (
+        TEXT[TEXT.index("[[input]]") : TEXT.index("[target]")],
+        '[input]\nfile = "a.mat"\nvariable = "b"\n',
+        r"input is \{.*double brackets",
+    ),
+    "target twice": ("[target]", "[[target]]", r"target is \[.*one table"),
+    "key in a table": (
+        'unit = "rad"',
+        'class_term = "x"',
+        r"'class_term' in \[target\].*above the first \[table\]",
+    ),
+    "no variable": ('variable = "img"', "", r"no key 'variable' in \[\[input\]\] number 2"),
+    "file with folder": (LIGHT, 'file = "x/{class}.mat"', r"number 1 file is 'x/.*split's folder"),
+    "file above": (LIGHT, 'file = "../a.mat"', r"number 1 file is '\.\./a"),
+    "no .mat": (LIGHT, 'file = "{class}.tif"', "file is '{class}.tif'.*name of a .mat"),
+    "dose in file": (LIGHT, 'file = "{dose}.mat"', r"file is '\{dose\}.*no other placeholders"),
+    "open brace": (LIGHT, 'file = "{class.mat"', r"file is '\{class.mat"),
+    "scale": ("scale = 0.001", "scale = 0", "number 2 scale is 0.*above zero"),
+    "names alike": ('name = "DAPI"', 'name = "light"', "number 2 name is 'light'.*another name"),
+    "target goes in": ('variable = "phi"', 'variable = "img"', r"\[target\] file.*number 2"),
+}
+MISTAKES["splits as list"] = (
+    'splits = {Train = "train", Valid = "val", Test = "held out"}',
+    'splits = ["train", "val", "held out"]',
+    "splits is .*a table",
+)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_named(name, tmp_path):
+    old, new, words = MISTAKES[name]
+    assert TEXT.count(old) == 1
+    path = tmp_path / "dataset.toml"
+    path.write_text(TEXT.replace(old, new))
+    with pytest.raises(DatasetError, match=words) as caught:
+        find_layout(tmp_path)
+    assert str(path) in str(caught.value) and "xpected" in str(caught.value)
+
+
+def test_other_encodings(tmp_path):
+    path = tmp_path / "dataset.toml"
+    path.write_bytes(TEXT.replace("cell line", "Zelllinie ä").encode("latin-1"))
+    with pytest.raises(DatasetError, match="dataset.toml cannot be read.*UTF-8"):
+        read_description(path)
+    path.write_text(TEXT.replace("\n", "\r\n"), encoding="utf-8-sig", newline="")  # as Notepad
+    assert read_description(path).batches == BATCHES
+
+
+# --- Training --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(mine, tmp_path_factory):
+    recipes = ("published", "conditional")
+    return workflow.train(mine, tmp_path_factory.mktemp("run"), ONE_EPOCH, recipes=recipes)
+
+
+def test_two_channels_train_and_open_again(run, mine):
+    settings = json.loads((run.folder / "run.json").read_text())
+    assert (settings["dataset"], settings["channels"]) == ("my-cells", 2)
+    assert settings["images"] == {"input": ["light", "DAPI"], "target": "phase (rad)"}
+    again = Run.open(run.folder)
+    assert again.stages() == ["pretraining", "published", "conditional"]
+    images = load_cells(mine, "Test").brightfield
+    for stage in again.stages():
+        generator = again.generator(stage)
+        made = generator.predict(images, verbose=0)[0]
+        without = generator.predict(images * [1, 0], verbose=0)[0]
+        assert made.shape == (32, 16, 16, 1)
+        assert np.abs(made - without).max() > 1e-4  # the second channel is looked at
+    before = (run.folder / "pretraining" / "history.csv").read_bytes()
+    workflow.train(mine, run.folder, ONE_EPOCH)  # taken up: nothing is left to do
+    assert (run.folder / "pretraining" / "history.csv").read_bytes() == before
+
+
+def test_two_channels_are_predicted_and_evaluated(run, mine, tmp_path):
+    prediction = workflow.predict_split(run, mine, "Test", "conditional", tmp_path / "made")
+    assert (tmp_path / "made" / "CytoMAD_test_conditional_Mon_HeLa.mat").exists()
+    assert not list((tmp_path / "made").glob("*_BF.mat"))  # it would hold one channel of two
+    options = {"image_probe": False, "peers": False}
+    found = workflow.evaluate(run, mine, "Test", tmp_path / "scores", **options)
+    np.testing.assert_allclose(
+        found.predictions["conditional"].features, prediction.features, atol=1e-5
+    )
+    assert "MAE, measured (rad)" in found.images and len(found.cell_measures) == 9
+    assert (tmp_path / "scores" / "report.html").exists()
+
+
+def test_a_run_refuses_what_is_not_its_data(run, own, tmp_path):
+    check_same_layout(run, own)
+    swapped = TEXT.replace('variable = "light"', 'variable = "light"\nname = "a"')
+    longer = TEXT.replace('"Mon"]', '"Mon", "Wed"]')
+    for text, words in (
+        (TEXT.replace("my-cells", "others"), "others dataset.*trained on my-cells"),
+        (swapped, "images.*'a', 'DAPI'.*trained on.*'light', 'DAPI'"),
+        (TEXT.replace('unit = "rad"', ""), r"phase \(no unit\).*trained on.*phase \(rad\)"),
+        (TEXT.replace('["Tue", "Mon"]', '["Mon", "Tue"]'), "batches Mon, Tue.*Tue, Mon"),
+    ):
+        (own / "dataset.toml").write_text(text)
+        with pytest.raises(CytomadError, match=words):
+            check_same_layout(run, own)
+    (own / "dataset.toml").write_text(longer)
+    check_same_layout(run, own)  # a new day after the known ones
+    with pytest.raises(CytomadError, match="lung dataset.*trained on my-cells"):
+        check_same_layout(run, write_dataset(tmp_path / "lung", test=2))
+
+
+def test_the_target_may_be_no_phase(tmp_path):
+    root = write_dosed(tmp_path / "screen")
+    run = workflow.train(root, tmp_path / "run", replace(ONE_EPOCH, removal_epochs=0), recipes=())
+    options = {"image_probe": False, "peers": False}
+    found = workflow.evaluate(run, root, "Test", tmp_path / "out", **options)
+    assert "MAE, measured" in found.images
+    assert set(found.cell_measures["measure"]) == {"area_um2"}
+    assert not any("encoding" in path.name for path in found.figures)
+    assert not len(found.dose_order)  # nothing says which class is untreated
+
+
+def test_a_file_of_the_published_programs_takes_one_channel(mine, tmp_path):
+    old = Path(__file__).parent / "data" / "legacy" / "model_000005.h5"
+    with pytest.raises(CytomadError, match="2 input images per cell, the generator takes 1"):
+        workflow.predict_by_file(old, mine, "Test", tmp_path)
