@@ -20,7 +20,7 @@ from cytomad_lib.analysis import probes
 from cytomad_lib.data.cells import CellFiles
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import write_table
-from cytomad_lib.data.layouts import find_layout
+from cytomad_lib.data.layouts import find_layout, is_simulated
 from cytomad_lib.evaluation import (
     FEATURE_MEASURES,
     IMAGE_MEASURE,
@@ -39,7 +39,6 @@ from cytomad_lib.models.networks import STUDY
 from cytomad_lib.pages import run_facts, write_comparison_page
 from cytomad_lib.prediction import predict
 from cytomad_lib.runs import RECIPES, check_recipes
-from cytomad_lib.simulation.write import NOTES_FILE
 from cytomad_lib.views import plots, report
 from cytomad_lib.workflow import train
 
@@ -289,7 +288,7 @@ def _wide(rows, index, columns):
 
 def _write_page(comparison, data, out, runs):
     _, root = find_layout(data)
-    dataset = root.name + (" (SIMULATED cells)" if (root / NOTES_FILE).exists() else "")
+    dataset = root.name + (" (SIMULATED cells)" if is_simulated(root) else "")
     first = next(iter(runs.values()))
     facts = run_facts(first, {})
     del facts["Seed of the training"], facts["Training time"]

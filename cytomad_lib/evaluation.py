@@ -37,11 +37,10 @@ from cytomad_lib.analysis.image_probe import image_batch_accuracy
 from cytomad_lib.data.cells import CellFiles, load_cells
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import write_table
-from cytomad_lib.data.layouts import find_layout
+from cytomad_lib.data.layouts import find_layout, is_simulated
 from cytomad_lib.pages import write_evaluation_page
 from cytomad_lib.prediction import predict
 from cytomad_lib.runs import IMAGES, LAST
-from cytomad_lib.simulation.write import NOTES_FILE
 from cytomad_lib.views import plots, report
 
 METHOD_NAMES = {
@@ -258,7 +257,7 @@ def evaluate(run, data, split, out, seed=0, progress=False, image_probe=True, pe
         split=split,
         seed=seed,
         dataset=root.name,
-        simulated=(root / NOTES_FILE).exists(),
+        simulated=is_simulated(root),
         n_cells=len(cells),
         scores=scores,
         images=quality,

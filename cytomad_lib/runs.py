@@ -41,7 +41,6 @@ from cytomad_lib.models.batch_removal import (
     RefitBatchMLPs,
     generate,
 )
-from cytomad_lib.models.calibration import batch_scales
 from cytomad_lib.models.conditional_removal import (
     FeatureRemoval,
     ImageRemoval,
@@ -264,10 +263,10 @@ class Run:
         check_enough_cells("conditional", self.preset, len(train))
         generator = self._new_conditional_generator()
         adopt_weights(generator, self.generator("pretraining"), *image_statistics(train))
-        shares = batch_shares(train.labels)
-        self._clean_images(generator, shares, train, valid, verbose)
+        shares, reimaging = batch_shares(train.labels), Reimaging.fit(train)
+        self._clean_images(generator, shares, reimaging, train, valid, verbose)
         _say(verbose, "The images are done; now the features")
-        history = self._learn_features(generator, shares, train, valid, verbose)
+        history = self._learn_features(generator, shares, reimaging, train, valid, verbose)
         folder = self.folder / "conditional"
         if self.preset.conditional.erased and not (folder / ERASED).exists():
             _say(verbose, "Erasing the linear trace of the batch that is left in the features")
@@ -275,17 +274,18 @@ class Run:
             _save_weights(generator, folder / ERASED)
         return history
 
-    def _clean_images(self, generator, shares, train, valid, verbose):
+    def _clean_images(self, generator, shares, reimaging, train, valid, verbose):
         recipe = self.preset.conditional
         steps = recipe.image_epochs * (len(train) // recipe.image_cells)
         model = ImageRemoval(generator, shares, self.preset, steps, seed=self._seed(23))
-        model.view.start_from_scales(batch_scales(train))
+        model.view.start_from_scales(np.log(reimaging.scales))
         stage = _Stage(
             self.folder / IMAGES, model, {"generator": generator}, recipe.image_epochs, last=True
         )
-        return self._fit_conditional(stage, shares, recipe.image_cells, train, valid, verbose)
+        change = exchange_days(reimaging, shares, recipe)
+        return self._fit_conditional(stage, change, recipe.image_cells, train, valid, verbose)
 
-    def _learn_features(self, generator, shares, train, valid, verbose):
+    def _learn_features(self, generator, shares, reimaging, train, valid, verbose):
         recipe = self.preset.conditional
         steps = recipe.feature_epochs * (len(train) // recipe.feature_cells)
         stage = _Stage(
@@ -295,9 +295,10 @@ class Run:
             recipe.feature_epochs,
             last=True,
         )
-        return self._fit_conditional(stage, shares, recipe.feature_cells, train, valid, verbose)
+        change = exchange_days(reimaging, shares, recipe)
+        return self._fit_conditional(stage, change, recipe.feature_cells, train, valid, verbose)
 
-    def _fit_conditional(self, stage, shares, minibatch, train, valid, verbose):
+    def _fit_conditional(self, stage, change, minibatch, train, valid, verbose):
         stage.model.compile()
         feed = Minibatches.of_cells(
             train,
@@ -305,7 +306,7 @@ class Run:
             seed=self._seed(4),
             first_epoch=stage.epochs_done,
             groups=train.batch_codes * len(self.classes) + train.class_codes,
-            change=exchange_days(Reimaging.fit(train), shares, self.preset.conditional),
+            change=change,
         )
         valid_feed = Minibatches.of_cells(valid, VALIDATION_BATCH, shuffle=False)
         reseed = ReseedDropout(stage.model.chance, self._seed(5))

@@ -36,7 +36,7 @@ from urllib.parse import quote, urlsplit
 from tqdm import tqdm
 
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.data.layouts import LAYOUTS, SPLITS
+from cytomad_lib.data.layouts import LAYOUTS, NOTES_FILE, SPLITS, is_simulated
 
 # Paths in the table go behind this. At this commit the two datasets are at the repository's top;
 # a "Dataset" folder existed only in earlier ones.
@@ -45,7 +45,6 @@ BASE_URL = f"https://raw.githubusercontent.com/MichelleLCK/CytoMAD/{COMMIT}"
 
 TABLE = "real_dataset_files.csv"
 PUBLISHED_KINDS = ("BF", "QPI")
-SIMULATION_RECORD = "simulation.json"  # in the root of every simulated dataset
 
 # Each part starts with a letter or digit: no "..", no absolute path, no drive, no backslash.
 SAFE_PATH = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*", re.ASCII)
@@ -139,9 +138,9 @@ def download_dataset(
     """
     files = published_files(name, split, groups)
     root = Path(out) / LAYOUTS[name].root_folder
-    if (root / SIMULATION_RECORD).exists():
+    if is_simulated(root):
         raise DownloadError(
-            f"{root} holds simulated data ({SIMULATION_RECORD} is in it). Expected a folder of "
+            f"{root} holds simulated data ({NOTES_FILE} is in it). Expected a folder of "
             "its own for the published data, so that the two do not mix; choose another --out "
             "(argument out)."
         )
@@ -189,17 +188,14 @@ def read_table():
 
 
 def _find_groups(layout, names):
-    if names is None:
-        return layout.groups
-    names = [names] if isinstance(names, str) else list(names)
-    known = [group.name for group in layout.groups]
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
+    chosen, unknown = layout.choose_groups(names)
+    if unknown or not chosen:
+        known = [group.name for group in layout.groups]
         raise DownloadError(
             f"The groups are {', '.join(map(repr, unknown)) or 'an empty list'}. "
             f"The {layout.name} dataset has these: {', '.join(known)}."
         )
-    return [group for group in layout.groups if group.name in names]
+    return chosen
 
 
 # --- Fetching --------------------------------------------------------------------------------

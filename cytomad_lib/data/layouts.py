@@ -32,6 +32,8 @@ CONTRASTS = {
 }
 KINDS = tuple(CONTRASTS)
 
+NOTES_FILE = "simulation.json"  # in the root of every simulated dataset
+
 # The variable inside each kind of file.
 VARIABLE = {kind: contrast.variable for kind, contrast in CONTRASTS.items()}
 
@@ -111,6 +113,21 @@ class Layout:
             "target": f"{self.target.name} ({self.target.unit or 'no unit'})",
         }
 
+    def choose_groups(self, names):
+        """Return the groups of these names, in the stable order, and the names that there are not.
+
+        Parameters
+        ----------
+        names : str, sequence of str or None
+            Such as ``"Batch1/H69"``; None means all.
+        """
+        if names is None:
+            return list(self.groups), []
+        names = [names] if isinstance(names, str) else list(names)
+        known = [group.name for group in self.groups]
+        chosen = [group for group in self.groups if group.name in names]
+        return chosen, [name for name in names if name not in known]
+
     def classes_of_batch(self, batch):
         """Classes that were imaged in `batch`, in the stable order."""
         return tuple(dict.fromkeys(g.class_name for g in self.groups if g.batch == batch))
@@ -180,6 +197,11 @@ def _drug_layout():
 LUNG = _lung_layout()
 DRUG = _drug_layout()
 LAYOUTS = {"lung": LUNG, "drug": DRUG}
+
+
+def is_simulated(root):
+    """Say whether a dataset's own folder holds simulated cells."""
+    return (Path(root) / NOTES_FILE).exists()
 
 
 def dose_level(dose, layout=DRUG):

@@ -21,7 +21,16 @@ from tqdm.auto import tqdm
 
 from cytomad_lib.data.errors import SimulationError
 from cytomad_lib.data.files import write_text
-from cytomad_lib.data.layouts import KINDS, LAYOUTS, SPLITS, VARIABLE, Group, Layout
+from cytomad_lib.data.layouts import (
+    KINDS,
+    LAYOUTS,
+    NOTES_FILE,
+    SPLITS,
+    VARIABLE,
+    Group,
+    Layout,
+    is_simulated,
+)
 from cytomad_lib.data.matfiles import write_mat
 from cytomad_lib.simulation.acquisition import (
     batch_table,
@@ -33,7 +42,6 @@ from cytomad_lib.simulation.morphology import FIELD_OF_VIEW_UM, LUNG_LINES
 from cytomad_lib.simulation.optics import WAVELENGTH_UM
 from cytomad_lib.simulation.treatment import DRUGS, TREATED_LINE
 
-NOTES_FILE = "simulation.json"
 SIMULATOR_VERSION = 1  # goes up whenever the same arguments give other images
 
 # Values are stored as whole steps of a power of two, like the grey levels of a camera: brightness
@@ -207,18 +215,14 @@ def _check_counts(cells_per_group: Mapping[str, int] | None) -> dict[str, int]:
 
 
 def _check_groups(layout: Layout, groups: Sequence[str] | None) -> list[Group]:
-    if groups is None:
-        return list(layout.groups)
-    if isinstance(groups, str):
-        groups = [groups]
-    names = [group.name for group in layout.groups]
-    unknown = [name for name in groups if name not in names]
-    if unknown or not groups:
+    chosen, unknown = layout.choose_groups(groups)
+    if unknown or not chosen:
+        names = [group.name for group in layout.groups]
         raise SimulationError(
             f"groups names {', '.join(map(repr, unknown)) or 'nothing'}; "
             f"expected some of: {', '.join(names)}."
         )
-    return [group for group in layout.groups if group.name in groups]
+    return chosen
 
 
 def _check_truth(with_truth: bool | Sequence[str]) -> tuple[str, ...]:
@@ -241,7 +245,7 @@ def _make_room(root: Path, layout: Layout, overwrite: bool) -> None:
     there = [root / name for name in [NOTES_FILE, *names] if (root / name).exists()]
     if not there:
         return
-    if not (root / NOTES_FILE).exists():
+    if not is_simulated(root):
         raise FileExistsError(
             f"{there[0]} is there already, and {root} has no {NOTES_FILE}: these may be "
             "measurements, which a simulation never replaces. Choose another folder."

@@ -385,14 +385,8 @@ def score_bars(table):
     for panel, measure in zip(axes.ravel(), measures, strict=False):
         rows = table[table["measure"] == measure]
         chance = rows["chance"].iloc[0]
-        for x, method in enumerate(methods):
-            own = rows[rows["method"] == method]
-            if own.empty:
-                continue
-            mean = own["accuracy"].mean()
-            spread = own["accuracy"].std() if len(own) > 1 else None
+        for x, method, mean, spread, null in _over_seeds(rows, methods):
             panel.bar(x, mean, 0.7, color=colours[method], yerr=spread, capsize=3)
-            null = own["null_95"].mean()
             top = max(mean + (spread or 0), null)
             panel.text(x, top + 0.015, f"{mean:.2f}", ha="center", va="bottom", fontsize=9)
             panel.add_patch(_null_box((x - 0.45, chance), 0.9, null - chance))
@@ -435,18 +429,12 @@ def score_rows(table, faded=()):
     for panel, measure in zip(axes, measures, strict=True):
         rows = table[table["measure"] == measure]
         chance = rows["chance"].iloc[0]
-        for y, method in enumerate(methods):
-            own = rows[rows["method"] == method]
-            if own.empty:
-                continue
-            mean = own["accuracy"].mean()
-            spread = own["accuracy"].std() if len(own) > 1 else None
+        for y, method, mean, spread, null in _over_seeds(rows, methods):
             colour = "#A9C0DC" if method in faded else METHOD_COLOURS[0]
             panel.barh(y, mean, 0.7, color=colour, xerr=spread, capsize=2)
-            end = max(mean + (spread or 0), own["null_95"].mean())
+            end = max(mean + (spread or 0), null)
             panel.text(end + 0.02, y, f"{mean:.2f}", va="center", fontsize=9)
-            width = own["null_95"].mean() - chance
-            panel.add_patch(_null_box((chance, y - 0.45), width, 0.9))
+            panel.add_patch(_null_box((chance, y - 0.45), null - chance, 0.9))
         panel.axvline(chance, **_CHANCE_LINE)
         _set_heading(panel, measure)
         panel.set(xlim=(0, 1.15), xticks=np.arange(0, 1.01, 0.2))
@@ -459,6 +447,15 @@ def score_rows(table, faded=()):
 
 
 _CHANCE_LINE = {"color": "black", "linestyle": "--", "linewidth": 1, "zorder": 4}
+
+
+def _over_seeds(rows, methods):
+    """Give place, name, mean accuracy, its spread (None of a single seed) and null of each."""
+    for place, method in enumerate(methods):
+        own = rows[rows["method"] == method]
+        if not own.empty:
+            spread = own["accuracy"].std() if len(own) > 1 else None
+            yield place, method, own["accuracy"].mean(), spread, own["null_95"].mean()
 
 
 def _null_box(corner, width, height, label=None):
