@@ -114,6 +114,17 @@ def test_invented_texture_fools_r_but_not_structure_r():
     assert quality.structure_r(faithful, truth, pixel_size_um=PIXEL).min() > 0.8
 
 
+def test_a_featureless_dome_over_the_right_outline_has_no_structure():
+    outline = np.hypot(X / 8, Y / 5.5)  # um; not round, as few cells are
+    dome = 2 * np.sqrt(np.clip(1 - outline**2, 0, None))
+    nucleus = 0.4 * np.exp(-((X - 2.5) ** 2 + Y**2) / 4) * (dome > 0)
+    truth = (dome + nucleus)[None]
+    assert quality.image_scores(dome[None], truth)["pearson_r"][0] > 0.95
+    assert abs(quality.structure_r(dome[None], truth, pixel_size_um=PIXEL)[0]) < 0.25
+    with_it = (0.9 * dome + 0.5 * nucleus)[None]
+    assert quality.structure_r(with_it, truth, pixel_size_um=PIXEL)[0] > 0.9
+
+
 def test_structure_r_ignores_smooth_changes_and_scale():
     truth = (sphere() + texture(0))[None]
     tilted = 0.8 * truth + 0.02 * X + 0.3

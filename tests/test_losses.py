@@ -56,6 +56,15 @@ def test_other_structure_and_no_structure_are_lost_structure():
     assert float(losses.lost_structure(cells, np.repeat(dome, 3, axis=0), 3.0)) > 0.3
 
 
+def test_a_featureless_dome_keeps_nothing_of_an_eccentric_nucleus():
+    y, x = np.mgrid[:64, :64] - 31.5
+    dome = 2 * np.sqrt(np.clip(1 - (x**2 / 18**2 + y**2 / 14**2), 0, None))
+    nucleus = 0.4 * np.exp(-((x - 5) ** 2 + y**2) / 20) * (dome > 0)
+    truth, dome = (image[None, ..., None].astype("float32") for image in (dome + nucleus, dome))
+    assert float(losses.lost_structure(truth, dome, 3.0)) > 0.75
+    assert float(losses.lost_structure(truth, 0.2 * truth + 0.8 * dome, 3.0)) < 0.1
+
+
 def test_features_that_say_the_same_correlate_and_others_do_not():
     random = np.random.default_rng(0)
     own = random.normal(size=(2000, 6)).astype("float32")

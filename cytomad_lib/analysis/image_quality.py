@@ -1,8 +1,8 @@
 """How good a predicted phase image is.
 
 - `image_scores`: MAE, PSNR, SSIM and Pearson r per cell, the usual numbers.
-- `structure_r`: Pearson r of the fine structure inside the cell. A smooth, cell-shaped blob already
-  reaches a plain r above 0.9, and so does a blob with invented texture; this one does not forgive.
+- `structure_r`: Pearson r of the fine structure inside the cell. A smooth, cell-shaped dome already
+  reaches a plain r above 0.9, and so does one with invented texture; this one does not forgive.
 - `per_cell_errors`: area, dry mass and mean phase, predicted and reference.
 - `foreground_mask`: where the cell is.
 - `summarise`: mean and standard deviation over cells.
@@ -29,6 +29,8 @@ from skimage.metrics import structural_similarity
 
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.simulation.optics import dry_mass
+
+DOME_POWERS = 5  # of the thickness of an ellipsoid, from 0: what makes up the dome of a cell
 
 
 class ImageShapeError(CytomadError):
@@ -121,9 +123,12 @@ def image_scores(predicted, reference, mask=None, data_range=None):
 def structure_r(predicted, truth, mask=None, *, pixel_size_um, cutoff_um=2.0, rim_um=1.0):
     """Pearson r of the fine structure inside the cell: whether the texture is real or invented.
 
-    The smooth part of each image (a Gaussian of standard deviation `cutoff_um`, computed inside the
-    mask only, so that the steep outline of the cell does not leak in) is subtracted from it. What
-    is left is compared inside the mask, without a rim of `rim_um`.
+    From each image its dome is subtracted (what follows from the thickness of an ellipsoid shaped
+    as the cell, see `ellipsoid_thickness`), and then its smooth part (a Gaussian of standard
+    deviation `cutoff_um`, computed inside the mask only, so that nothing leaks in from outside).
+    What is left is compared inside the mask, without a rim of `rim_um`. Without the first step a
+    featureless dome over the right outline would pass for structure, because it falls off towards
+    the rim as the truth does.
 
     Parameters
     ----------
@@ -135,8 +140,7 @@ def structure_r(predicted, truth, mask=None, *, pixel_size_um, cutoff_um=2.0, ri
         Micrometres per pixel.
     cutoff_um : float
         Structure of a wavelength below 5.3 times this passes at more than half its amplitude. At
-        2 um that is 11 um: nucleus, nucleoli and granules pass. The dome of the cell, which any
-        smooth prediction gets right, becomes nearly constant and so does not count.
+        2 um that is 11 um: nucleus, nucleoli and granules pass.
     rim_um : float
         Width of the rim that is left out, where a small error of the outline would dominate.
 
@@ -153,13 +157,36 @@ def structure_r(predicted, truth, mask=None, *, pixel_size_um, cutoff_um=2.0, ri
         depth_um = ndimage.distance_transform_edt(inside) * pixel_size_um
         core = depth_um > rim_um
         if core.sum() >= 10:
+            thickness = ellipsoid_thickness(inside)
             weight = np.maximum(ndimage.gaussian_filter(inside.astype(float), sigma), 1e-12)
-            fine = [
-                (image - ndimage.gaussian_filter(image * inside, sigma) / weight)[core]
-                for image in (predicted[index], truth[index])
-            ]
+            fine = []
+            for image in (predicted[index], truth[index]):
+                flat = _without_dome(image, inside, thickness)
+                fine.append((flat - ndimage.gaussian_filter(flat, sigma) / weight)[core])
             scores[index] = _pearson(*fine)
     return scores
+
+
+def ellipsoid_thickness(mask):
+    """Return the relative thickness of an ellipsoid that has the position and shape of a cell.
+
+    Parameters
+    ----------
+    mask : bool array, (height, width)
+        Where the cell is; not empty.
+
+    Returns
+    -------
+    array, (height, width)
+        1 in the centre, 0 from the outline of the ellipse outwards.
+    """
+    y, x = np.nonzero(mask)
+    # Of a filled ellipse the variance along an axis is a quarter of that half-axis squared; the
+    # third of a pixel keeps a line of pixels from having no width.
+    shape = 4 * np.cov(y, x, bias=True) + np.eye(2) / 3
+    offset = np.stack(np.indices(mask.shape), axis=-1) - [y.mean(), x.mean()]
+    squared = np.sum(offset @ np.linalg.inv(shape) * offset, axis=-1)
+    return np.sqrt(np.maximum(1 - squared, 0))
 
 
 def dry_mass_pg(phase, mask, pixel_size_um):
@@ -247,6 +274,14 @@ def _same_shape(predicted, reference, mask):
             "same cells and resized to the same size?"
         )
     return predicted, reference, mask
+
+
+def _without_dome(image, inside, thickness):
+    """Subtract the polynomial of the thickness that comes nearest to the image; 0 outside."""
+    powers = np.vander(thickness[inside], DOME_POWERS)
+    left = np.zeros_like(image)
+    left[inside] = image[inside] - powers @ np.linalg.lstsq(powers, image[inside], rcond=None)[0]
+    return left
 
 
 def _pearson(a, b):

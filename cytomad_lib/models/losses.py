@@ -14,6 +14,7 @@ from keras import losses, ops
 
 CELL = 0.35  # of its peak phase: where the cell begins, for `lost_structure`
 RIM = 5  # pixels: pixels nearer than half of it to the outline do not count there
+DOME_POWERS = 5  # of the thickness of an ellipsoid, from 0: what makes up the dome of a cell
 
 _binary = losses.BinaryCrossentropy()
 _absolute = losses.MeanAbsoluteError()
@@ -71,9 +72,11 @@ def fooled(probabilities, fake_code=0):
 def lost_structure(measured, generated, coarse):
     """Return how much of the fine structure inside the cells is not that of the measured phase.
 
-    One minus the correlation, cell by cell, of what is left of both images when their smooth part
-    is subtracted, inside the cell. Scale, offset and slope of a batch do not matter to it, so an
-    image that is free of batch can be held to the structure of a measurement that is not.
+    One minus the correlation, cell by cell, of what is left of both images inside the cell when
+    their dome (what follows from the thickness of an ellipsoid) and their smooth part are
+    subtracted.
+    Scale, offset and slope of a batch do not matter, so an image that is free of batch can be held
+    to the structure of a measurement that is not.
 
     Parameters
     ----------
@@ -89,16 +92,16 @@ def lost_structure(measured, generated, coarse):
     """
     peak = ops.max(measured, axis=(1, 2, 3), keepdims=True)
     inside = ops.cast(measured > CELL * peak, measured.dtype)
+    dome = _dome_powers(inside)
     blur = gaussian_kernel(coarse)
     weight = ops.maximum(ops.conv(inside, blur, padding="same"), 1e-3)
     # Without the rim, where the steep outline would outweigh all that is inside.
     core = 1.0 - ops.max_pool(1.0 - inside, RIM, strides=1, padding="same")
 
     def structure(images):
-        smooth = ops.conv(images * inside, blur, padding="same") / weight
-        fine = (images - smooth) * core
-        mean = ops.sum(fine, axis=(1, 2, 3), keepdims=True) / _count(core)
-        return (fine - mean) * core
+        flat = _without(images * inside, dome)
+        fine = (flat - ops.conv(flat, blur, padding="same") / weight) * core
+        return fine - core * _mean(fine, core)
 
     one, other = structure(measured), structure(generated)
     covariance = ops.sum(one * other, axis=(1, 2, 3))
@@ -136,5 +139,36 @@ def gaussian_kernel(sigma):
     return (plane / plane.sum())[:, :, None, None].astype("float32")
 
 
-def _count(mask):
-    return ops.maximum(ops.sum(mask, axis=(1, 2, 3), keepdims=True), 1.0)
+def _dome_powers(inside):
+    """Return the first powers of the thickness of an ellipsoid that is shaped as the cell.
+
+    The same as `analysis.image_quality.ellipsoid_thickness`, for a minibatch of masks
+    (n, size, size, 1): (n, size * size, powers), 0 outside of the cells.
+    """
+    size = inside.shape[1]
+    line = np.arange(size, dtype="float32")
+    y, x = line[None, :, None, None], line[None, None, :, None]
+    y, x = y - _mean(y * inside, inside), x - _mean(x * inside, inside)
+    # Of a filled ellipse the variance along an axis is a quarter of that half-axis squared.
+    yy, xx, yx = (_mean(4 * moment * inside, inside) for moment in (y * y, x * x, y * x))
+    yy, xx = yy + 1 / 3, xx + 1 / 3
+    squared = (xx * y * y - 2 * yx * x * y + yy * x * x) / (xx * yy - yx * yx)
+    # What has no gradient at zero is kept from it.
+    thickness = ops.sqrt(ops.maximum(1.0 - squared, 1e-6))
+    powers = ops.concatenate([thickness**power * inside for power in range(DOME_POWERS)], axis=-1)
+    return ops.reshape(powers, (-1, size * size, DOME_POWERS))
+
+
+def _without(images, regressors):
+    """Subtract from images (n, size, size, 1) what the regressors explain of each."""
+    flat = ops.reshape(images, (-1, regressors.shape[1], 1))
+    transposed = ops.transpose(regressors, (0, 2, 1))
+    # The ridge is for an image without a cell.
+    products = ops.matmul(transposed, regressors) + 1e-3 * ops.eye(regressors.shape[2])
+    explained = ops.matmul(regressors, ops.solve(products, ops.matmul(transposed, flat)))
+    return ops.reshape(flat - explained, ops.shape(images))
+
+
+def _mean(masked, mask):
+    pixels = ops.maximum(ops.sum(mask, axis=(1, 2), keepdims=True), 1.0)
+    return ops.sum(masked, axis=(1, 2), keepdims=True) / pixels
