@@ -97,9 +97,11 @@ class ConditionalAdversary(layers.Layer):
         self.whitening = self.add_weight(
             shape=(n_features, n_features), initializer="identity", trainable=False
         )
+        seeds = np.random.default_rng(seed).integers(2**31, size=2).tolist()
         self.mlp = build_leaky_mlp(
-            n_features + n_classes, MLP_WIDTHS, n_batches, DROPOUT, seed, name="adversary_mlp"
+            n_features + n_classes, MLP_WIDTHS, n_batches, DROPOUT, seeds[0], name="adversary_mlp"
         )
+        self.draw_seed = keras.random.SeedGenerator(seeds[1])
         self.built = True
 
     def _memory(self, shape, name, dtype="float32"):
@@ -111,6 +113,11 @@ class ConditionalAdversary(layers.Layer):
         """Make the optimizer; at once, so that a checkpoint holds its state."""
         self.optimizer = keras.optimizers.Adam(self.recipe.adversary_rate, beta_1=0.5)
         self.optimizer.build(self.mlp.trainable_variables)
+
+    @property
+    def chance(self):
+        """What draws at random here, for `ReseedDropout`."""
+        return [self.mlp, self.draw_seed]
 
     def losses_of(self, features, batch, class_name):
         """Say how readable the batch is: zero, or as good as, when nothing can be read.
@@ -138,7 +145,7 @@ class ConditionalAdversary(layers.Layer):
         }
 
     def update(self, features, batch, class_name):
-        """Remember these cells, forget the oldest, and learn from all that are remembered.
+        """Remember these cells, forget the oldest, and learn from some that are remembered.
 
         Parameters
         ----------
@@ -149,7 +156,7 @@ class ConditionalAdversary(layers.Layer):
         Returns
         -------
         dict of scalar tensors
-            `"loss"` in nats and `"accuracy"` of the MLP on what it remembers.
+            `"loss"` in nats and `"accuracy"` of the MLP on what it has learned from last.
         """
         self._remember(features, batch, class_name)
         self.whitening.assign(self._find_whitening())
@@ -158,11 +165,16 @@ class ConditionalAdversary(layers.Layer):
         return seen
 
     def _guessing_losses(self):
-        logits = self._logits(self.recent.value, self.recent_class.value, training=True)
-        truth, filled = self.recent_batch.value, self.recent_filled.value
+        kept = self.recent_filled.shape[0]
+        shown = keras.random.randint((self.recipe.shown_cells,), 0, kept, seed=self.draw_seed)
+        features, class_name, truth, filled = (
+            ops.take(memory.value, shown, axis=0)
+            for memory in (self.recent, self.recent_class, self.recent_batch, self.recent_filled)
+        )
+        logits = self._logits(features, class_name, training=True)
         entropy = keras.losses.sparse_categorical_crossentropy(truth, logits, from_logits=True)
         right = ops.cast(ops.equal(ops.cast(ops.argmax(logits, -1), "int32"), truth), "float32")
-        cells = ops.sum(filled)
+        cells = ops.maximum(ops.sum(filled), 1.0)
         return {
             "loss": ops.sum(entropy * filled) / cells,
             "accuracy": ops.sum(right * filled) / cells,

@@ -24,10 +24,11 @@ Example
 >>> generator = build_conditional_generator(64, 8)
 >>> adopt_weights(generator, pretrained, *image_statistics(cells))
 >>> shares, recipe = batch_shares(cells.labels), DEMO.conditional
+>>> reimaging = Reimaging.fit(cells)
+>>> change = exchange_days(reimaging, shares, recipe)
 >>> model = ImageRemoval(generator, shares, DEMO, steps=900)
->>> model.view.start_from_scales(batch_scales(cells))
+>>> model.view.start_from_scales(np.log(reimaging.scales))
 >>> model.compile()
->>> change = exchange_days(Reimaging.fit(cells), shares, recipe)
 >>> feed = Minibatches.of_cells(cells, recipe.image_cells, change=change)
 >>> model.fit(feed, epochs=recipe.image_epochs, shuffle=False)
 >>> model = FeatureRemoval(generator, shares, DEMO, steps=3000)
@@ -55,14 +56,18 @@ _BATCH_TERMS = ("adversary", "mmd", "linear_mmd", "adversary_accuracy")
 
 
 class _Removal(TrackedLosses):
-    """What both trainings share: one optimizer, a ramp of the batch terms, random turns.
+    """What both trainings share: one optimizer, an adversary with a ramp, random turns.
+
+    Each says what it is that learns, what it shows to its adversary, and, in `batch_weights`, how
+    much the adversary's three terms weigh (`ConditionalAdversary.losses_of`).
 
     Over the first part of the steps the batch terms grow to their full weight; towards the end the
     learning rate falls.
     """
 
-    def __init__(self, network, terms, preset, steps, turn_seed, name):
-        super().__init__(network, ("loss", *terms, *_BATCH_TERMS), name)
+    def __init__(self, generator, terms, preset, steps, turn_seed, name):
+        super().__init__(generator, ("loss", *terms, *_BATCH_TERMS), name)
+        self.normalise = generator.get_layer("normalise_image")
         self.recipe = preset.conditional
         self.recipe.check_cells()
         self.steps = steps
@@ -77,7 +82,23 @@ class _Removal(TrackedLosses):
         self.learner.build(self.learning)
         self.adversary.compile()
 
-    def _weight_of_batch_terms(self):
+    def _with_batch_terms(self, terms, loss, seen, targets):
+        """Return all terms, with how readable the batch is in what the adversary has seen."""
+        if not any(self.batch_weights):
+            return terms | {"loss": loss}
+        found = self.adversary.losses_of(seen, _shown_batch(targets), targets["class_name"])
+        weighed = zip(self.batch_weights, ("adversary", "mmd", "linear_mmd"), strict=True)
+        loss += self._ramp() * sum(weight * found[name] for weight, name in weighed)
+        return terms | found | {"loss": loss}
+
+    def _update_adversary(self, seen, targets):
+        """Let the adversary learn, unless nothing is asked of it; return what it reports."""
+        if not any(self.batch_weights):
+            return {}
+        learned = self.adversary.update(seen, _shown_batch(targets), targets["class_name"])
+        return {"adversary_accuracy": learned["accuracy"]}
+
+    def _ramp(self):
         """Return what grows from 0 to 1: the adversary must have learned something first."""
         done = ops.cast(self.learner.iterations, "float32")
         return ops.minimum(done / max(self.recipe.ramp * self.steps, 1.0), 1.0)
@@ -110,7 +131,6 @@ class ImageRemoval(_Removal):
         seeds = np.random.default_rng(seed).integers(2**31, size=2).tolist()
         terms = ("mae", "structure")
         super().__init__(generator, terms, preset, steps, seeds[1], name="image_removal")
-        self.normalise = generator.get_layer("normalise_image")
         self.unet = generator.get_layer("generator")
         self.view = BatchView(shares.shape[1])
         self.summary = ImageSummary(preset.image_size)
@@ -133,7 +153,7 @@ class ImageRemoval(_Removal):
     @property
     def chance(self):
         """Everything here that draws at random, for `ReseedDropout`."""
-        return [self.unet, self.adversary.mlp, self.turn_seed]
+        return [self.unet, self.turn_seed, *self.adversary.chance]
 
     def train_step(self, data):
         """Update what makes the images, then the adversary."""
@@ -148,11 +168,7 @@ class ImageRemoval(_Removal):
             return self.losses_of(image, numbers, targets)
 
         terms = minimise(image_losses, self.learning, self.learner)
-        if self._looks_at_batch:
-            learned = self.adversary.update(
-                made["numbers"], _shown_batch(targets), targets["class_name"]
-            )
-            terms["adversary_accuracy"] = learned["accuracy"]
+        terms |= self._update_adversary(made["numbers"], targets)
         return self.track(terms, ops.shape(brightfield)[0])
 
     def test_step(self, data):
@@ -187,28 +203,19 @@ class ImageRemoval(_Removal):
             "structure": losses.lost_structure(targets["qpi"], image, self.coarse),
         }
         loss = recipe.weight_mae * terms["mae"] + recipe.weight_structure * terms["structure"]
-        if self._looks_at_batch:
-            found = self.adversary.losses_of(numbers, _shown_batch(targets), targets["class_name"])
-            loss += self._weight_of_batch_terms() * (
-                recipe.weight_image_adversary * found["adversary"]
-                + recipe.weight_image_mmd * found["mmd"]
-                + recipe.weight_image_linear_mmd * found["linear_mmd"]
-            )
-            terms |= found
-        return terms | {"loss": loss}
+        return self._with_batch_terms(terms, loss, numbers, targets)
 
     def _images(self, brightfield, training):
         return self.unet(self.normalise(brightfield), training=training)[0]
 
     @property
-    def _looks_at_batch(self):
+    def batch_weights(self):
+        """Weights of the adversary's terms."""
         recipe = self.recipe
-        return any(
-            (
-                recipe.weight_image_adversary,
-                recipe.weight_image_mmd,
-                recipe.weight_image_linear_mmd,
-            )
+        return (
+            recipe.weight_image_adversary,
+            recipe.weight_image_mmd,
+            recipe.weight_image_linear_mmd,
         )
 
 
@@ -229,7 +236,6 @@ class FeatureRemoval(_Removal):
         seeds = np.random.default_rng(seed).integers(2**31, size=3).tolist()
         terms = ("class_head", "correlation")
         super().__init__(generator, terms, preset, steps, seeds[2], name="feature_removal")
-        self.normalise = generator.get_layer("normalise_image")
         self.encoder = generator.get_layer("feature_encoder")
         self.class_head = build_leaky_mlp(
             preset.n_features, (64,), len(shares), 0.3, seeds[0], "softmax", name="class_head"
@@ -251,7 +257,7 @@ class FeatureRemoval(_Removal):
     @property
     def chance(self):
         """Everything here that draws at random, for `ReseedDropout`."""
-        return [self.class_head, self.adversary.mlp, self.turn_seed]
+        return [self.class_head, self.turn_seed, *self.adversary.chance]
 
     def train_step(self, data):
         """Update what reads the features, then the adversary."""
@@ -265,9 +271,7 @@ class FeatureRemoval(_Removal):
             return self.losses_of(features, targets, training=True)
 
         terms = minimise(feature_losses, self.learning, self.learner)
-        batch, class_name = _shown_batch(targets), targets["class_name"]
-        learned = self.adversary.update(made["features"], batch, class_name)
-        terms["adversary_accuracy"] = learned["accuracy"]
+        terms |= self._update_adversary(made["features"], targets)
         return self.track(terms, ops.shape(brightfield)[0])
 
     def test_step(self, data):
@@ -279,7 +283,6 @@ class FeatureRemoval(_Removal):
     def losses_of(self, features, targets, training):
         """Return the loss terms on features (n, n_features); see `ImageRemoval.losses_of`."""
         recipe = self.recipe
-        found = self.adversary.losses_of(features, _shown_batch(targets), targets["class_name"])
         guess = self.class_head(features, training=training)
         terms = {
             "class_head": losses.cross_entropy(targets["class_name"], guess),
@@ -289,12 +292,13 @@ class FeatureRemoval(_Removal):
             recipe.weight_class * terms["class_head"]
             + recipe.weight_correlation * terms["correlation"]
         )
-        loss += self._weight_of_batch_terms() * (
-            recipe.weight_adversary * found["adversary"]
-            + recipe.weight_mmd * found["mmd"]
-            + recipe.weight_linear_mmd * found["linear_mmd"]
-        )
-        return terms | found | {"loss": loss}
+        return self._with_batch_terms(terms, loss, features, targets)
+
+    @property
+    def batch_weights(self):
+        """Weights of the adversary's terms."""
+        recipe = self.recipe
+        return recipe.weight_adversary, recipe.weight_mmd, recipe.weight_linear_mmd
 
     def _features(self, brightfield, training):
         return self.encoder(self.normalise(brightfield), training=training)

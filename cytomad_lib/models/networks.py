@@ -59,7 +59,9 @@ class Conditional:
     adversary_steps, image_adversary_steps : int
         Steps of the adversaries of features and of images per step of the generator.
     recent_cells : int
-        How many of the last cells the adversaries keep and learn from.
+        How many of the last cells the adversaries keep.
+    shown_cells : int
+        How many of these, drawn at random, they learn from in one step.
     whitening_floor, image_whitening_floor : float
         Variance, of standardised values, below which a direction counts as silent.
     ramp : float
@@ -88,6 +90,7 @@ class Conditional:
     adversary_steps: int = 2
     image_adversary_steps: int = 3
     recent_cells: int = 4200
+    shown_cells: int = 1050
     whitening_floor: float = 0.01
     image_whitening_floor: float = 0.1
     ramp: float = 0.5
