@@ -107,6 +107,18 @@ def test_network_finds_what_no_straight_line_separates():
     assert np.isnan(found.null_95)
 
 
+def test_a_batch_hidden_in_a_direction_of_little_spread_is_found():
+    labels = make_labels({"A": (1, 2)}, 100)
+    rng = np.random.default_rng(1)
+    own, batch = rng.normal(size=(200, 1)), np.repeat([[-1.0], [1.0]], 100, axis=0)
+    # Every column says the same, but for a five-hundredth part that is the batch.
+    features = own @ rng.normal(size=(1, 12)) + 0.002 * batch @ rng.normal(size=(1, 12))
+    found = probes.within_class_batch_accuracy(features, labels, n_permutations=0)
+    assert max(found.per_probe[name] for name in ("logistic", "knn", "mlp")) < 0.75
+    assert found.per_probe["whitened"] > 0.95
+    assert found.probe == "whitened"
+
+
 def test_same_seed_same_result():
     features = noise(8) + BATCH @ np.ones((7, 8)) * 0.2
     first, again, other = (
