@@ -22,9 +22,12 @@ Example
 
 import json
 import platform
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 
@@ -66,8 +69,11 @@ SECONDS = "seconds"  # the history's column of wall time
 ERASED = "generator_erased.weights.h5"  # the conditional recipe's generator, when all is done
 RECIPES = ("published", "conditional")  # of batch removal
 STAGES = ("pretraining", *RECIPES)  # stages that leave a generator
+JUDGED_STAGES = ("pretraining", "published")  # of these, stages with a discriminator
 LAST = ("conditional",)  # of these the last epoch is kept, see `Run.best_epoch`
 VALIDATION_BATCH = 100  # cells per minibatch where nothing is learned
+
+HALF_MAX = 6e4  # larger numbers have no half precision
 
 
 class RunError(CytomadError):
@@ -165,7 +171,7 @@ class Run:
                 "that this version of the kit writes; train again into a new folder."
             ) from error
 
-    def pretrain(self, train, valid, verbose=0):
+    def pretrain(self, train, valid, verbose=0, callbacks=()):
         """Stage 1: pix2pix, to the end of the preset's epochs.
 
         Parameters
@@ -174,6 +180,9 @@ class Run:
             Cells to learn from, and cells to choose the best epoch by.
         verbose : int
             0 is silent, 1 shows a progress bar, 2 prints a line per epoch.
+        callbacks : sequence of keras.callbacks.Callback
+            To watch the training, or to stop it. They hear of an epoch's end when the epoch is
+            written down, so that nothing they do can lose it.
 
         Returns
         -------
@@ -190,7 +199,7 @@ class Run:
             {"generator": generator, "discriminator": discriminator},
             self.preset.pretraining_epochs,
         )
-        return self._fit_on_cells(stage, train, valid, verbose)
+        return self._fit_on_cells(stage, train, valid, verbose, watching=callbacks)
 
     def fit_classifiers(self, train, valid, verbose=0):
         """Stage 2: fit class MLP, class CNN and batch CNN on what the generator makes.
@@ -231,10 +240,11 @@ class Run:
             histories[name] = stage.fit(*feeds, verbose=verbose)
         return histories
 
-    def remove_batches(self, train, valid, verbose=0, recipe="published"):
+    def remove_batches(self, train, valid, verbose=0, recipe="published", callbacks=()):
         """Stage 3: batch removal by one of the recipes.
 
-        Parameters and return value as in `pretrain`, and
+        Parameters and return value as in `pretrain` (of the conditional recipe, callbacks watch
+        both parts, one after the other), and
 
         Parameters
         ----------
@@ -246,10 +256,10 @@ class Run:
         self._check_cells(train)
         self._check_pretrained()
         remove = self._remove_as_published if recipe == "published" else self._remove_conditional
-        return remove(train, valid, verbose)
+        return remove(train, valid, verbose, callbacks)
 
-    def _remove_as_published(self, train, valid, verbose):
-        model = self._new_removal()
+    def _remove_as_published(self, train, valid, verbose, watching):
+        model = self.removal_model()
         stage = _Stage(
             self.folder / "published",
             model,
@@ -257,24 +267,27 @@ class Run:
             self.preset.removal_epochs,
         )
         refit = RefitBatchMLPs(train, seed=self._seed(3), verbose=verbose)
-        return self._fit_on_cells(stage, train, valid, verbose, [refit])
+        return self._fit_on_cells(stage, train, valid, verbose, [refit], watching)
 
-    def _remove_conditional(self, train, valid, verbose):
+    def _remove_conditional(self, train, valid, verbose, watching):
         check_enough_cells("conditional", self.preset, len(train))
         generator = self._new_conditional_generator()
         adopt_weights(generator, self.generator("pretraining"), *image_statistics(train))
         shares, reimaging = batch_shares(train.labels), Reimaging.fit(train)
-        self._clean_images(generator, shares, reimaging, train, valid, verbose)
+        feeds = train, valid, verbose, watching
+        self._clean_images(generator, shares, reimaging, *feeds)
         _say(verbose, "The images are done; now the features")
-        history = self._learn_features(generator, shares, reimaging, train, valid, verbose)
+        history = self._learn_features(generator, shares, reimaging, *feeds)
         folder = self.folder / "conditional"
         if self.preset.conditional.erased and not (folder / ERASED).exists():
             _say(verbose, "Erasing the linear trace of the batch that is left in the features")
-            erase_linear_trace(generator, generate(generator, train))
+            erase_linear_trace(
+                generator, generate(generator, train), self.preset.conditional.directions
+            )
             _save_weights(generator, folder / ERASED)
         return history
 
-    def _clean_images(self, generator, shares, reimaging, train, valid, verbose):
+    def _clean_images(self, generator, shares, reimaging, train, valid, verbose, watching):
         recipe = self.preset.conditional
         steps = recipe.image_epochs * (len(train) // recipe.image_cells)
         model = ImageRemoval(generator, shares, self.preset, steps, seed=self._seed(23))
@@ -283,9 +296,10 @@ class Run:
             self.folder / IMAGES, model, {"generator": generator}, recipe.image_epochs, last=True
         )
         change = exchange_days(reimaging, shares, recipe)
-        return self._fit_conditional(stage, change, recipe.image_cells, train, valid, verbose)
+        cells = recipe.image_cells
+        return self._fit_conditional(stage, change, cells, train, valid, verbose, watching)
 
-    def _learn_features(self, generator, shares, reimaging, train, valid, verbose):
+    def _learn_features(self, generator, shares, reimaging, train, valid, verbose, watching):
         recipe = self.preset.conditional
         steps = recipe.feature_epochs * (len(train) // recipe.feature_cells)
         stage = _Stage(
@@ -296,9 +310,10 @@ class Run:
             last=True,
         )
         change = exchange_days(reimaging, shares, recipe)
-        return self._fit_conditional(stage, change, recipe.feature_cells, train, valid, verbose)
+        cells = recipe.feature_cells
+        return self._fit_conditional(stage, change, cells, train, valid, verbose, watching)
 
-    def _fit_conditional(self, stage, change, minibatch, train, valid, verbose):
+    def _fit_conditional(self, stage, change, minibatch, train, valid, verbose, watching):
         stage.model.compile()
         feed = Minibatches.of_cells(
             train,
@@ -310,7 +325,34 @@ class Run:
         )
         valid_feed = Minibatches.of_cells(valid, VALIDATION_BATCH, shuffle=False)
         reseed = ReseedDropout(stage.model.chance, self._seed(5))
-        return stage.fit(feed, valid_feed, verbose, [reseed])
+        return stage.fit(feed, valid_feed, verbose, [reseed], watching)
+
+    def removal_model(self):
+        """Put together the published recipe as it begins: what `remove_batches` then trains.
+
+        Returns
+        -------
+        BatchRemoval
+            With the pretrained generator and discriminator, the fitted classifiers, and batch
+            MLPs that have learned nothing yet (see `RefitBatchMLPs`).
+
+        Raises
+        ------
+        RunError
+            If pretraining or a classifier has no finished epoch.
+        """
+        classifiers = self._new_classifiers()
+        for job in classifiers.jobs(self.preset):
+            name = job.classifier.name
+            self._load(f"classifiers/{name}", name, job.classifier)
+        model = BatchRemoval(
+            self.generator("pretraining"),
+            self.discriminator(),
+            classifiers,
+            self.preset,
+        )
+        model.compile()
+        return model
 
     def own_verdict(self, cells):
         """Ask the published recipe's own batch classifiers what they make of cells, in the end.
@@ -331,7 +373,7 @@ class Run:
             If batch removal has no finished epoch.
         """
         last = int(self._finished_history("published")["epoch"].iloc[-1])
-        model = self._new_removal()
+        model = self.removal_model()
         model.load_weights(self.folder / "published" / _weights_name("checkpoint", last))
         made = generate(model.generator, cells)
         verdicts = {"batch_cnn": model.batch_cnn.predict(made["images"], verbose=0)}
@@ -344,6 +386,94 @@ class Run:
                 for name, probabilities in verdicts.items()
             }
         )
+
+    def copy_networks(self, folder, judges=True):
+        """Copy what predicting needs into another folder: small enough to be handed on.
+
+        Settings, losses, and of each stage the networks that are kept, without the checkpoints.
+        The weights are rounded to seven bits behind the point, as in bfloat16; that changes a phase
+        by some 0.01 rad. A copy can be opened and predicted with; a stage that was finished can be
+        built upon, one that was not cannot be resumed.
+
+        Parameters
+        ----------
+        folder : path
+            New, or empty.
+        judges : bool
+            Whether to copy the discriminators and the classifiers, too.
+
+        Returns
+        -------
+        Run
+
+        Raises
+        ------
+        RunError
+            If the folder holds something.
+        """
+        folder = Path(folder)
+        _check_new(folder)
+        for path in sorted(self.folder.rglob("*")):
+            copy = folder / path.relative_to(self.folder)
+            if path.name in (SETTINGS, HISTORY):
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+            elif path.name.endswith(".weights.h5") and self._is_handed_on(path, judges):
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                _copy_rounded(path, copy)
+        return Run.open(folder)
+
+    def branch(self, folder, cells, preset=None):
+        """Start another run that goes on from this one's pretraining and classifiers.
+
+        Their losses and networks are copied, so batch removal can be tried with other settings or
+        on other cells without training all that again.
+
+        Parameters
+        ----------
+        folder : path
+            New, or empty.
+        cells : CellImages or CellFiles
+            What batch removal will learn from.
+        preset : Preset, optional
+            By default that of this run. Size and width of the networks must be the same.
+
+        Returns
+        -------
+        Run
+            Its seed is that of this run. `run.json` says under `pretrained` what cells the
+            pretraining saw.
+
+        Raises
+        ------
+        RunError
+            If the folder holds something, the pretraining is not finished, or preset or cells do
+            not fit the networks.
+        """
+        folder, preset = Path(folder), preset or self.preset
+        _check_new(folder)
+        self._check_pretrained()
+        self._check_labels(cells)
+        if preset.image_network != self.preset.image_network:
+            raise RunError(
+                f"The preset asks for networks of {preset.image_network}. Expected "
+                f"{self.preset.image_network}, as the run in {self.folder} has; change other "
+                "settings only, or pretrain anew."
+            )
+        done = len(self.history("pretraining"))
+        settings = self.settings | {
+            "preset": replace(preset, pretraining_epochs=done).as_dict(),
+            "training_cells": _count_cells(cells.labels),
+            "pretrained": self.settings["training_cells"],
+            "versions": _versions(),
+        }
+        for part in ("pretraining", "classifiers"):
+            if (self.folder / part).is_dir():
+                # What is left out is for resuming, and both are finished.
+                leave = shutil.ignore_patterns("checkpoint_*")
+                shutil.copytree(self.folder / part, folder / part, ignore=leave)
+        write_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+        return Run.open(folder)
 
     def generator(self, stage):
         """Load the generator of a finished or unfinished stage, at `best_epoch`.
@@ -370,6 +500,30 @@ class Run:
             generator.load_weights(self.folder / stage / ERASED)
             return generator
         return self._load(stage, "generator", generator)
+
+    def discriminator(self, stage="pretraining"):
+        """Load the discriminator that was trained beside a stage's generator, at `best_epoch`.
+
+        Parameters
+        ----------
+        stage : {"pretraining", "published"}
+            The conditional recipe has none.
+
+        Returns
+        -------
+        keras.Model
+
+        Raises
+        ------
+        RunError
+            If the stage has no discriminator, or no finished epoch.
+        """
+        if stage not in JUDGED_STAGES:
+            raise RunError(
+                f"There is no discriminator of {stage!r}. Expected one of "
+                f"{', '.join(JUDGED_STAGES)}."
+            )
+        return self._load(stage, "discriminator", self._new_discriminator())
 
     def history(self, stage):
         """Read the losses per epoch of a stage, as a DataFrame (empty before the first)."""
@@ -417,7 +571,16 @@ class Run:
         """List the stages that have a generator to load."""
         return [stage for stage in STAGES if len(self.history(stage))]
 
-    def _fit_on_cells(self, stage, train, valid, verbose, callbacks=()):
+    def _is_handed_on(self, path, judges):
+        """Say whether a file of weights is part of a copy."""
+        if path.name.startswith("checkpoint") or path.parent == self.folder / IMAGES:
+            return False
+        if path.name.startswith("generator"):
+            # Where there is an erased one, that is the stage's generator.
+            return path.name == ERASED or not (path.parent / ERASED).exists()
+        return judges
+
+    def _fit_on_cells(self, stage, train, valid, verbose, callbacks=(), watching=()):
         feed = Minibatches.of_cells(
             train,
             self.preset.batch_size,
@@ -426,7 +589,7 @@ class Run:
         )
         valid_feed = Minibatches.of_cells(valid, VALIDATION_BATCH, shuffle=False)
         reseed = ReseedDropout(stage.model.generator, self._seed(2))
-        return stage.fit(feed, valid_feed, verbose, [reseed, *callbacks])
+        return stage.fit(feed, valid_feed, verbose, [reseed, *callbacks], watching)
 
     @property
     def _image_network(self):
@@ -445,20 +608,6 @@ class Run:
         return Classifiers.build(
             len(self.batches), len(self.classes), self.preset, seed=self._seed(22)
         )
-
-    def _new_removal(self):
-        classifiers = self._new_classifiers()
-        for job in classifiers.jobs(self.preset):
-            name = job.classifier.name
-            self._load(f"classifiers/{name}", name, job.classifier)
-        model = BatchRemoval(
-            self.generator("pretraining"),
-            self._load("pretraining", "discriminator", self._new_discriminator()),
-            classifiers,
-            self.preset,
-        )
-        model.compile()
-        return model
 
     def _seed(self, purpose):
         """Return a seed of its own for every use of chance, all from the run's seed."""
@@ -487,6 +636,14 @@ class Run:
             )
 
     def _check_cells(self, cells):
+        self._check_labels(cells)
+        if not self.was_trained_on(cells.labels):
+            raise RunError(
+                f"The training cells differ in number from those that the run in {self.folder} "
+                "was started with. Load the same cells, or start a run in another folder."
+            )
+
+    def _check_labels(self, cells):
         found = (tuple(cells.batches), tuple(cells.classes))
         if found != (self.batches, self.classes):
             raise RunError(
@@ -497,11 +654,6 @@ class Run:
             raise RunError(
                 f"The cells have {cells.channels} channels, the run in {self.folder} was started "
                 f"with {self.channels}. Use cells of the same dataset."
-            )
-        if not self.was_trained_on(cells.labels):
-            raise RunError(
-                f"The training cells differ in number from those that the run in {self.folder} "
-                "was started with. Load the same cells, or start a run in another folder."
             )
 
 
@@ -552,7 +704,7 @@ class _Stage:
         self.epochs = epochs
         self.epochs_done = len(_read_history(self.folder))
 
-    def fit(self, feed, valid_feed, verbose=0, callbacks=()):
+    def fit(self, feed, valid_feed, verbose=0, callbacks=(), watching=()):
         self.folder.mkdir(parents=True, exist_ok=True)
         if 0 < self.epochs_done < self.epochs:
             _say(verbose, f"Going on after epoch {self.epochs_done} of {self.epochs}")
@@ -565,7 +717,7 @@ class _Stage:
                 epochs=self.epochs,
                 shuffle=False,  # the feed does, by the run's seed
                 verbose=verbose,
-                callbacks=[*callbacks, _KeepEpoch(self)],
+                callbacks=[*callbacks, _KeepEpoch(self), *watching],
             )
         history = _read_history(self.folder)
         best = _best_epoch(history, self.last)
@@ -631,6 +783,36 @@ def _best_epoch(history, last=False):
 def _save_weights(model, path):
     with written_beside(path) as beside:
         model.save_weights(beside)
+
+
+def _check_new(folder):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} is there already. Expected a new folder; give another name.")
+
+
+def _copy_rounded(path, copy):
+    """Copy a file of weights, rounded and compressed."""
+    with h5py.File(path) as old, written_beside(copy) as beside, h5py.File(beside, "w") as new:
+
+        def add(name, item):
+            if isinstance(item, h5py.Group):
+                target = new.require_group(name)
+            elif item.ndim and item.dtype == "float32" and np.abs(item[()]).max() < HALF_MAX:
+                numbers = _rounded(item[()])
+                target = new.create_dataset(name, data=numbers, compression="gzip", shuffle=True)
+            else:
+                target = new.create_dataset(name, data=item[()])
+            target.attrs.update(item.attrs)
+
+        new.attrs.update(old.attrs)
+        old.visititems(add)
+
+
+def _rounded(numbers):
+    """Return float16 with the last three bits zero: what is alike compresses well."""
+    bits = numbers.astype("float16").view("uint16")
+    # Half a step is added first, so that cutting rounds; a carry into the exponent is right, too.
+    return ((bits + 4) & np.uint16(0xFFF8)).view("float16")
 
 
 def _count_cells(labels):

@@ -320,7 +320,7 @@ def test_erasure_changes_the_features_and_not_the_images():
     for _ in range(10):
         generator(cells.brightfield, training=True)  # running statistics that fit the features
     before = generate(generator, cells)
-    erase_linear_trace(generator, before)
+    erase_linear_trace(generator, before, directions=3)
     after = generate(generator, cells)
     np.testing.assert_array_equal(after["images"], before["images"])
 
@@ -331,6 +331,8 @@ def test_erasure_changes_the_features_and_not_the_images():
 
     assert min(gaps(before["features"])) > 0.2
     assert max(gaps(after["features"])) < 1e-3
+    spread = np.linalg.svd(after["features"] - after["features"].mean(axis=0), compute_uv=False)
+    assert spread[2] > 1e3 * spread[3]  # three directions, and rounding
 
 
 def test_steps_on_features_bring_the_batches_of_a_class_together():

@@ -123,7 +123,7 @@ def test_the_own_verdict_is_that_of_the_last_classifiers_on_the_last_generator(w
     verdict = whole.own_verdict(CELLS)
     assert list(verdict.index) == ["batch_cnn", *(f"batch_mlp_{n}" for n in (1, 2, 3, 4))]
     assert verdict.between(0, 1).all()
-    model = whole._new_removal()
+    model = whole.removal_model()
     model.load_weights(whole.folder / "published" / "checkpoint_000003.weights.h5")
     images, _ = model.generator.predict(CELLS.brightfield, verbose=0)
     first = model.batch_cnn.predict(images, verbose=0).argmax(axis=1) == 0
@@ -397,3 +397,92 @@ def test_the_published_datasets_have_one_channel(dataset, tmp_path):
     with pytest.raises(RunError, match="2 channels. Expected 1, as the lung dataset"):
         Run.create(tmp_path / "two", TINY, two_channels(CELLS), dataset)
     assert not (tmp_path / "two").exists()
+
+
+# --- watching, and going on with other settings ------------------------------------------------
+
+
+class Watcher(keras.callbacks.Callback):
+    """Notes what is written down at the end of each epoch; may stop the training there."""
+
+    def __init__(self, run, stage, stop_after=None):
+        super().__init__()
+        self.run, self.stage, self.stop_after = run, stage, stop_after
+        self.seen = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append(len(self.run.history(self.stage)))
+        if epoch + 1 == self.stop_after:
+            raise KeyboardInterrupt
+
+
+def test_callbacks_come_after_the_epoch_is_safe(whole, tmp_path):
+    run = Run.create(tmp_path / "run", TINY, CELLS, "lung", seed=4)
+    with pytest.raises(KeyboardInterrupt):
+        run.pretrain(CELLS, VALID, callbacks=[Watcher(run, "pretraining", stop_after=2)])
+    assert len(run.history("pretraining")) == 2
+    rest = Watcher(run, "pretraining")
+    run.pretrain(CELLS, VALID, callbacks=[rest])
+    assert rest.seen == [3]
+    ours, theirs = (r.history("pretraining").drop(columns="seconds") for r in (run, whole))
+    pd.testing.assert_frame_equal(ours, theirs, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "recipe, epochs", [("published", [1, 2, 3]), ("conditional", [0, 0, 1, 2])]
+)
+def test_callbacks_watch_batch_removal(whole, tmp_path, recipe, epochs):
+    run = whole.branch(tmp_path / "run", CELLS)
+    watcher = Watcher(run, recipe)
+    run.remove_batches(CELLS, VALID, recipe=recipe, callbacks=[watcher])
+    assert watcher.seen == epochs  # the conditional recipe's first part has losses of its own
+
+
+def test_a_branch_begins_with_the_trained_networks(whole, tmp_path):
+    small = replace(whole.copy_networks(tmp_path / "copy").preset, removal_epochs=1)
+    few = make_cells(per_group=3, seed=2)
+    branch = Run.open(tmp_path / "copy").branch(tmp_path / "branch", few, small)
+    assert branch.stages() == ["pretraining"]
+    assert branch.settings["pretrained"] == whole.settings["training_cells"]
+    assert branch.was_trained_on(few.labels) and not branch.was_trained_on(CELLS.labels)
+    ours, theirs = branch.removal_model(), whole.removal_model()
+    for network in ("generator", "discriminator", "class_mlp", "class_cnn", "batch_cnn"):
+        for a, b in zip(
+            getattr(ours, network).get_weights(),
+            getattr(theirs, network).get_weights(),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3)  # half precision in the copy
+    branch.remove_batches(few, VALID)
+    assert len(branch.history("published")) == 1 and len(branch.own_verdict(few)) == 5
+
+
+def test_a_branch_takes_networks_of_its_own_size_only(whole, tmp_path):
+    with pytest.raises(RunError, match="base_filters.*Expected"):
+        whole.branch(tmp_path / "other", CELLS, replace(TINY, base_filters=8))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("")
+    with pytest.raises(RunError, match="there already"):
+        whole.branch(tmp_path / "full", CELLS)
+    assert not (tmp_path / "other").exists()
+
+
+# --- the discriminator -------------------------------------------------------------------------
+
+
+def test_the_discriminator_of_each_stage_can_be_loaded(whole):
+    first, later = whole.discriminator(), whole.discriminator("published")
+    assert first.input_shape[0][1] == TINY.image_size
+    stored = whole.folder / "published" / f"discriminator_{whole.best_epoch('published'):06d}"
+    expected = whole._new_discriminator()
+    expected.load_weights(f"{stored}.weights.h5")
+    for number, weights in enumerate(expected.get_weights()):
+        np.testing.assert_array_equal(later.get_weights()[number], weights)
+    assert not np.array_equal(first.get_weights()[0], expected.get_weights()[0])
+
+
+def test_a_discriminator_that_there_is_not(whole, tmp_path):
+    with pytest.raises(RunError, match="no discriminator of 'conditional'.*pretraining, published"):
+        whole.discriminator("conditional")
+    with pytest.raises(RunError, match="no finished epoch"):
+        Run.create(tmp_path, TINY, CELLS, "lung", seed=4).discriminator()

@@ -12,8 +12,9 @@ differs from the published recipe:
 * **The features have an encoder of their own** (`build_conditional_generator`): one that also has
   to draw the phase cannot forget the day. So features and images do not disturb each other, and
   steps on features cost a fifth.
-* A class head on the features is trained along, and keeps the class in them. Features that say the
-  same twice are weakly discouraged, or all would say how large the cell is.
+* A class head on the features is trained along, and keeps the class in them.
+* **At the end** the linear trace of the batch is erased, and only the few directions are kept in
+  which the features vary at all: in the others the batch hides from the adversary.
 * Brightness and contrast of each brightfield image are normalised; cells are turned and mirrored at
   random, as a cell has no up or down but many batches have.
 
@@ -357,8 +358,12 @@ def image_statistics(cells):
     return tuple(float(values[0]) if len(values) == 1 else values for values in found)
 
 
-def erase_linear_trace(generator, made):
-    """Project out of the features what a linear probe could still find (LEACE within class).
+def erase_linear_trace(generator, made, directions):
+    """Project out of the features what a linear probe could still find, and what hardly varies.
+
+    First LEACE within class. Then all but a few directions, those in which the features vary most,
+    are made constant: along the others lies less than the adversary could see, but not less than a
+    probe finds that whitens the features.
 
     Parameters
     ----------
@@ -367,9 +372,17 @@ def erase_linear_trace(generator, made):
         change.
     made : dict
         What `generate` returns for the training cells.
+    directions : int
+        How many are kept.
     """
     concept = within_class_concept(made["batch_codes"], made["class_codes"])
-    matrix, offset = fit_leace(made["features"], concept).as_affine()
+    erase = fit_leace(made["features"], concept)
+    matrix, offset = erase.as_affine()
+    erased = erase(made["features"]).astype(float)
+    mean = erased.mean(axis=0)
+    axes = np.linalg.svd(erased - mean, full_matrices=False)[2][:directions]
+    kept = axes.T @ axes
+    matrix, offset = matrix @ kept, (offset - mean) @ kept + mean
     generator.get_layer("feature_encoder").get_layer("features").set_weights([matrix, offset])
 
 

@@ -54,6 +54,8 @@ class Conditional:
         Whether images are compared with the measurement through a `BatchView`.
     erased : bool
         Whether the linear trace of the batch is erased from the features in the end.
+    directions : int
+        How many directions of the features are kept then.
     generator_rate, adversary_rate : float
         Learning rates (Adam). The generator's falls to a tenth towards the end.
     adversary_steps, image_adversary_steps : int
@@ -85,9 +87,10 @@ class Conditional:
     exchanged: float = 0.5
     calibrated: bool = True
     erased: bool = True
+    directions: int = 3
     generator_rate: float = 7e-4
     adversary_rate: float = 1e-3
-    adversary_steps: int = 2
+    adversary_steps: int = 4
     image_adversary_steps: int = 3
     recent_cells: int = 4200
     shown_cells: int = 1050
@@ -95,13 +98,13 @@ class Conditional:
     image_whitening_floor: float = 0.1
     ramp: float = 0.5
     weight_mae: float = 60.0
-    weight_structure: float = 4.0
+    weight_structure: float = 6.0
     weight_class: float = 5.0
-    weight_correlation: float = 2.0
-    weight_adversary: float = 5.0
-    weight_mmd: float = 10.0
+    weight_correlation: float = 0.0
+    weight_adversary: float = 8.0
+    weight_mmd: float = 0.0
     weight_linear_mmd: float = 0.2
-    weight_image_adversary: float = 1.3
+    weight_image_adversary: float = 1.5
     weight_image_mmd: float = 5.0
     weight_image_linear_mmd: float = 0.02
 
