@@ -250,7 +250,10 @@ def evaluate(run, data, split, out, seed=0, progress=False, image_probe=True, pe
         layout.contrasts[kind].name: cells.brightfield[..., number]
         for number, kind in enumerate(layout.inputs)
     }
-    figures += _draw(out / "figures", cells, inputs, images, references, maps, results, scores)
+    target = layout.target
+    quantity = f"{target.name} ({target.unit})" if target.unit else target.name
+    pictures = inputs, images, references, quantity
+    figures += _draw(out / "figures", cells, *pictures, maps, results, scores)
     figures += _draw_encoding(out / "figures", cells, features) if is_phase else []
     figures += _draw_doses(out / "figures", distance)
     evaluation = Evaluation(
@@ -534,7 +537,7 @@ def _write(evaluation, run, out):
 # --- figures ---------------------------------------------------------------------------------
 
 
-def _draw(folder, cells, inputs, images, references, maps, results, scores):
+def _draw(folder, cells, inputs, images, references, quantity, maps, results, scores):
     """Draw and save the figures of an evaluation; return their paths."""
     shown = _one_cell_of_each_class(cells.labels)
     some = cells.labels.iloc[shown]
@@ -551,6 +554,7 @@ def _draw(folder, cells, inputs, images, references, maps, results, scores):
             ],
             brightfield=tuple(inputs),
             error_of=(list(images)[-1], list(pictured)[-1]),
+            quantity=quantity,
         ),
         "scores.png": plots.score_bars(scores[scores["kind"] != PEER]),
     }

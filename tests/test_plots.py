@@ -71,6 +71,14 @@ def test_grid_error_column_is_the_difference_centred_at_zero():
     assert panels[0].get_ylabel() == "H69\nBatch1"
 
 
+def test_what_is_no_phase_is_not_called_one():
+    images = np.random.default_rng(0).random((1, 8, 8))
+    figure = plots.image_grid(
+        {"a": images, "b": images / 2}, PIXEL, error_of=("a", "b"), quantity="DAPI"
+    )
+    assert colour_bar_labels(figure) == {"DAPI", "difference"}
+
+
 def test_grid_errors():
     with pytest.raises(ValueError, match="same cells"):
         plots.image_grid({"a": np.zeros((2, 4, 4)), "b": np.zeros((3, 4, 4))}, PIXEL)

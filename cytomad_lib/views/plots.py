@@ -64,6 +64,7 @@ def image_grid(
     error_of=None,
     phase_limits=None,
     title="",
+    quantity="phase (rad)",
 ):
     """Show cells in rows, kinds of image in columns.
 
@@ -83,6 +84,8 @@ def image_grid(
         Radians at the ends of the colour scale. By default the 0.5 and 99.95 % quantiles of all
         phase pixels shown. Give it to compare several figures.
     title : str
+    quantity : str
+        What the columns other than brightfield show, with its unit in brackets.
 
     Returns
     -------
@@ -127,14 +130,22 @@ def image_grid(
     for column, (name, stack) in zip(axes.T, images.items(), strict=True):
         column[0].set_title(textwrap.fill(name, 16), fontsize=10)
         for panel, image in zip(column, stack, strict=True):
-            drawn = panel.imshow(image, cmap=maps[name], norm=norms[name], extent=extent)
+            drawn = panel.imshow(
+                image,
+                cmap=maps[name],
+                norm=norms[name],
+                extent=extent,
+                interpolation=_interpolation(width),
+            )
             panel.set(xticks=[], yticks=[])
         colour = "black" if name == error_name else "white"
         _scale_bar(column[0], 10, extent, colour)
         if phase_names and name == phase_names[-1]:
-            figure.colorbar(drawn, ax=axes[:, -1], label="phase (rad)", shrink=0.9, aspect=30)
+            figure.colorbar(drawn, ax=axes[:, -1], label=quantity, shrink=0.9, aspect=30)
         if name == error_name:
-            figure.colorbar(drawn, ax=axes[:, -1], label="difference (rad)", shrink=0.9, aspect=30)
+            _, bracket, unit = quantity.partition("(")
+            label = f"difference {bracket}{unit}".strip()
+            figure.colorbar(drawn, ax=axes[:, -1], label=label, shrink=0.9, aspect=30)
     for panel, text in zip(axes[:, 0], row_labels or [], strict=False):
         panel.set_ylabel(text.replace(", ", "\n"), fontsize=10)
     if title:
@@ -568,6 +579,12 @@ def _squeezed(images):
 def _limits(images):
     low, high = np.quantile(images, (0.005, 0.9995))
     return Normalize(low, high if high > low else low + 1)
+
+
+def _interpolation(width):
+    # Small images are enlarged so much that their pixels can be shown as they are: that is
+    # honest, and a third of the size in a saved notebook.
+    return "nearest" if width <= 64 else None
 
 
 def _scale_bar(panel, length_um, extent, colour):
