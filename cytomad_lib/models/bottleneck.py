@@ -1,0 +1,164 @@
+"""A generator cut in two at its bottleneck, to see what passes through it and what goes around.
+
+The generator is a U-Net: from brightfield to phase there is the long way, down to the bottleneck
+and up again, and there are short cuts, the skip connections, from every stage of the encoder and
+from the input image itself. Cut in two, each part can be changed on its own:
+
+- `split_generator`: gives a `SplitGenerator`, with `encode` and `decode`.
+- `Code`: what `encode` finds of some cells: bottleneck features and skips. It can be given other
+  features, or the skips of other cells, or none.
+
+Example
+-------
+>>> from cytomad_lib.models.networks import build_generator
+>>> split = split_generator(build_generator(image_size=32, base_filters=4))
+>>> code = split.encode(np.random.default_rng(0).normal(size=(3, 32, 32, 1)).astype("float32"))
+>>> code.bottleneck.shape, len(code.skips)
+((3, 32), 5)
+>>> image = split.decode(code)                             # as the generator itself
+>>> other = split.decode(code.with_feature(7, 2.0))        # feature 7 set to 2
+>>> blind = split.decode(code.without_skips())             # from the bottleneck alone
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.models import keras
+
+AT_ONCE = 100  # cells per slice; bounds the memory, does not change the result
+
+
+@dataclass(frozen=True, eq=False)
+class Code:
+    """What the encoder passes on of some cells.
+
+    Parameters
+    ----------
+    bottleneck : float32 array (cells, features)
+    skips : list of float32 arrays (cells, height, width, channels)
+        In the order in which the decoder takes them: from the smallest to the input image.
+    """
+
+    bottleneck: np.ndarray
+    skips: list
+
+    def __len__(self):
+        """Count the cells."""
+        return len(self.bottleneck)
+
+    def with_feature(self, number, value):
+        """Return the code with one bottleneck feature set to `value`, a number or one per cell."""
+        bottleneck = self.bottleneck.copy()
+        bottleneck[:, number] = value
+        return replace(self, bottleneck=bottleneck)
+
+    def with_skips_of(self, other):
+        """Return the code with the skips of other cells: as many, or one for all."""
+        shapes = [(len(self), *skip.shape[1:]) for skip in other.skips]
+        skips = [
+            np.ascontiguousarray(np.broadcast_to(skip, shape))
+            for skip, shape in zip(other.skips, shapes, strict=True)
+        ]
+        return replace(self, skips=skips)
+
+    def without_skips(self):
+        """Return the code with zeros for all skips: the bottleneck alone."""
+        return replace(self, skips=[np.zeros_like(skip) for skip in self.skips])
+
+
+class SplitGenerator:
+    """The two parts of a generator; made by `split_generator`.
+
+    Attributes
+    ----------
+    encoder : keras.Model
+        Brightfield -> bottleneck (n, 1, 1, features) and the skips.
+    decoder : keras.Model
+        Bottleneck and skips -> phase image.
+    """
+
+    def __init__(self, encoder, decoder, prepare):
+        self.encoder = encoder
+        self.decoder = decoder
+        self._prepare = prepare
+
+    def encode(self, brightfield):
+        """Find the code of cells.
+
+        Parameters
+        ----------
+        brightfield : float32 array (cells, size, size, channels)
+
+        Returns
+        -------
+        Code
+        """
+        parts = [self._encode_some(some) for some in _slices(brightfield)]
+        bottleneck, *skips = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return Code(bottleneck[:, 0, 0], skips)
+
+    def decode(self, code):
+        """Make phase images of a code: float32 array (cells, size, size, 1), in rad."""
+        bottleneck = code.bottleneck[:, None, None]
+        parts = zip(*map(_slices, [bottleneck, *code.skips]), strict=True)
+        made = [self.decoder(list(some), training=False) for some in parts]
+        return np.concatenate([keras.ops.convert_to_numpy(images) for images in made])
+
+    def mean_code(self, brightfield):
+        """Average the codes of cells: a `Code` of one cell that is none of them."""
+        total, n = None, 0
+        for some in _slices(brightfield):
+            sums = [part.sum(axis=0, keepdims=True) for part in self._encode_some(some)]
+            total = sums if total is None else [a + b for a, b in zip(total, sums, strict=True)]
+            n += len(some)
+        bottleneck, *skips = (part / n for part in total)
+        return Code(bottleneck[:, 0, 0], skips)
+
+    def _encode_some(self, brightfield):
+        made = self.encoder(self._prepare(brightfield), training=False)
+        return [keras.ops.convert_to_numpy(part) for part in made]
+
+
+def split_generator(generator):
+    """Cut a generator at its bottleneck; the parts share its weights.
+
+    Of the conditional recipe's generator, the part that makes the image is cut. The features that
+    such a generator returns come from another encoder and have no part in the image: they are not
+    those of `Code`.
+
+    Parameters
+    ----------
+    generator : keras.Model
+        From `build_generator`, `build_conditional_generator` or `Run.generator`.
+
+    Returns
+    -------
+    SplitGenerator
+        `decode(encode(x))` is the image that the generator makes of x.
+
+    Raises
+    ------
+    CytomadError
+        If the model has no layer called "bottleneck".
+    """
+    names = [layer.name for layer in generator.layers]
+    if "normalise_image" in names and "generator" in names:
+        inner = split_generator(generator.get_layer("generator"))
+        return SplitGenerator(inner.encoder, inner.decoder, generator.get_layer("normalise_image"))
+    if "bottleneck" not in names:
+        raise CytomadError(
+            f"The model {generator.name!r} has no layer 'bottleneck', only {', '.join(names)}. "
+            "Expected a generator, such as `run.generator('pretraining')`."
+        )
+    bottleneck = generator.get_layer("bottleneck").output
+    joins = [layer for layer in generator.layers if isinstance(layer, keras.layers.Concatenate)]
+    skips = [join.input[1] for join in joins]  # each joins the decoder's stage and a skip
+    encoder = keras.Model(generator.inputs[0], [bottleneck, *skips], name="encoder")
+    decoder = keras.Model([bottleneck, *skips], generator.outputs[0], name="decoder")
+    return SplitGenerator(encoder, decoder, lambda images: images)
+
+
+def _slices(array):
+    return [array[start : start + AT_ONCE] for start in range(0, len(array), AT_ONCE)]
