@@ -1,0 +1,279 @@
+"""What all notebooks share: is this machine ready, where are the data and the trained models.
+
+- `machine_table`: versions, memory, processors, GPU, and whether they will do.
+- `choose_preset`: `workshop` where there is a GPU, else `demo`.
+- `data`, `trained`, `fresh_folder`: the demonstration data, models that come with the kit, and a
+  folder for what a notebook writes.
+- `same_cells_on_every_day`: what no experiment can do, but a simulation can.
+- `FIRST_CELL`: what every notebook begins with. It installs the kit on Google Colab.
+
+Example
+-------
+>>> machine_table()
+>>> run = trained("lung")
+>>> generator = run.generator("pretraining")
+"""
+
+import os
+import platform
+import re
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from joblib import cpu_count
+
+from cytomad_lib.data.cells import CellImages
+from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.data.layouts import LAYOUTS, LUNG
+from cytomad_lib.models import keras
+from cytomad_lib.models.networks import DEMO, WORKSHOP
+from cytomad_lib.runs import Run
+from cytomad_lib.simulation import DEMO_DATASET, simulate_cells
+from cytomad_lib.simulation.morphology import FIELD_OF_VIEW_UM
+from cytomad_lib.workflow import find_data
+
+# The one place where the address of the kit is set: first cells and badges are made from it.
+REPOSITORY = "https://github.com/cytomad-kit/cytomad-kit"
+
+FIRST_CELL = f"""\
+# On Google Colab: fetch and install the kit (or upload it as kit.zip). Elsewhere: nothing.
+import sys
+
+if "google.colab" in sys.modules:
+    !test -f kit.zip && unzip -qn kit.zip || git clone -q --depth 1 {REPOSITORY} kit
+    %cd kit/notebooks
+    %pip install -q ..
+    sys.path.insert(0, "..")"""
+
+# Where Linux says how much memory a container may use: version 2 of its control groups, and 1.
+MEMORY_LIMIT_FILES = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
+
+NEEDED_MEMORY_GB = 2
+TRAINED = Path(__file__).parents[1] / "notebooks" / "trained"
+
+NEEDED_PYTHON = "3.11"
+NEEDED_VERSIONS = {"keras": "3.13", "tensorflow": "2.20", "torch": "2.4", "numpy": "2.0"}
+
+
+def machine_table():
+    """Say what this machine has, beside what the notebooks need.
+
+    Returns
+    -------
+    DataFrame
+        Columns `found`, `needed` and `ready` (yes, no, or that it does without); one row each for
+        Python, the packages that matter, processor cores, memory and GPU.
+    """
+    memory, gpus = memory_gb(), find_gpus()
+    rows = [("Python", platform.python_version(), NEEDED_PYTHON)]
+    for package in ("keras", keras.backend.backend(), "numpy"):
+        rows.append((package, _version_of(package), NEEDED_VERSIONS[package]))
+    rows = [
+        (name, found, f"{needed} or later", _yes(_is_at_least(found, needed)))
+        for name, found, needed in rows
+    ]
+    rows += [
+        ("processor cores", str(cpu_count()), "1, better 2", "yes"),
+        (
+            "memory",
+            "unknown" if memory is None else f"{memory:.0f} GB",
+            f"{NEEDED_MEMORY_GB} GB",
+            "unknown" if memory is None else _yes(memory > 0.9 * NEEDED_MEMORY_GB),
+        ),
+        ("GPU", ", ".join(gpus) or "none", "not needed", "yes" if gpus else "works without"),
+    ]
+    return pd.DataFrame(rows, columns=["", "found", "needed", "ready"]).set_index("")
+
+
+def memory_gb():
+    """Return the memory of this machine in GB, or of the container it is; None if unknown."""
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None  # Windows
+    limits = [machine]
+    for file in MEMORY_LIMIT_FILES:
+        try:
+            limits.append(int(Path(file).read_text()))
+        except (OSError, ValueError):
+            continue  # no container, or one without a limit
+    return min(limits) / 1e9
+
+
+def find_gpus():
+    """List the GPUs that the engine under Keras can use; empty if none."""
+    if keras.backend.backend() == "torch":  # for it, Keras lists no devices
+        return _find_torch_gpus()
+    return keras.distribution.list_devices("gpu")
+
+
+def _find_torch_gpus():
+    import torch
+
+    if torch.cuda.is_available():
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return ["mps"] if torch.backends.mps.is_available() else []
+
+
+def choose_preset():
+    """Return the preset that suits this machine: `workshop` with a GPU, `demo` without."""
+    return WORKSHOP if find_gpus() else DEMO
+
+
+def data(name):
+    """Return the folder of a demonstration dataset.
+
+    Parameters
+    ----------
+    name : {"lung", "drug"}
+        Seven lung cancer cell lines, or the response of one line to three drugs.
+
+    Returns
+    -------
+    Path
+        Relative to the working folder: it reads the same on every machine.
+
+    Raises
+    ------
+    CytomadError
+        If it is not there.
+    """
+    return _relative(find_data(name))
+
+
+def trained(name):
+    """Open the trained models that come with the kit.
+
+    They were trained by the `demo` preset on all cells of the demonstration dataset, seed 0; see
+    the README in their folder.
+
+    Parameters
+    ----------
+    name : {"lung", "drug"}
+
+    Returns
+    -------
+    Run
+        With the stages "pretraining", "published" and "conditional".
+
+    Raises
+    ------
+    CytomadError
+        If they are not there.
+    """
+    if name not in LAYOUTS:
+        raise CytomadError(
+            f"There are no trained models {name!r}. Expected {' or '.join(map(repr, LAYOUTS))}."
+        )
+    folder = _relative(TRAINED / name)
+    if not (folder / "run.json").is_file():
+        raise CytomadError(
+            f"There is no training in {folder}. Expected the trained models that come with the "
+            "notebooks; start from a complete copy of the kit, or train them: "
+            f"`python -m cytomad_lib train {name} --recipe both --out {folder}`."
+        )
+    return Run.open(folder)
+
+
+def same_cells_on_every_day(class_name, n=8):
+    """Simulate cells of the lung demonstration dataset, each measured on all of its seven days.
+
+    Parameters
+    ----------
+    class_name : str
+        Cell line.
+    n : int
+        Different cells: the first ones of the Test split, of the first day that has the line.
+
+    Returns
+    -------
+    CellImages
+        Day by day, on each the same `n` cells in the same order, with their truth. The `batch` of
+        a row is the day that measured; `cell` says which cell it is.
+
+    Raises
+    ------
+    SimulationError
+        For a line that the simulator does not know.
+    """
+    size, seed = DEMO_DATASET["image_size"], DEMO_DATASET["seed"]
+    own_day = next(iter(LUNG.batches_of_class(class_name)), None)
+    days = [
+        simulate_cells(class_name, n, batch, seed, size, seen_in=own_day) for batch in LUNG.batches
+    ]
+    labels = pd.DataFrame(
+        {
+            "batch": pd.Categorical(np.repeat(LUNG.batches, n), LUNG.batches),
+            "class_name": pd.Categorical([class_name] * n * len(days), LUNG.classes),
+            "cell": np.tile(np.arange(n), len(days)),
+        }
+    )
+    images = {
+        name: np.concatenate([getattr(day, name) for day in days])[..., None].astype(np.float32)
+        for name in ("brightfield", "qpi", "truth")
+    }
+    return CellImages(labels=labels, pixel_size_um=FIELD_OF_VIEW_UM / size, **images)
+
+
+def fresh_folder(name):
+    """Make an empty folder `results/<name>` for what a notebook writes; what it held is removed.
+
+    Returns
+    -------
+    Path
+        Below the working folder.
+
+    Raises
+    ------
+    CytomadError
+        If the name is not that of one folder, or what is there cannot be removed.
+    """
+    if not name or Path(name).name != name or name in (".", "..") or "\\" in name:
+        raise CytomadError(f"{name!r} is no name of a folder. Expected one such as '04_training'.")
+    folder = Path("results") / name
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise CytomadError(
+            f"{folder} cannot be emptied: {error.strerror}. Expected a folder whose files no other "
+            "program uses; close these, or remove it by hand."
+        ) from error
+    return folder
+
+
+def _version_of(package):
+    for name in (package, f"{package}-cpu"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return "missing"
+
+
+def _is_at_least(found, needed):
+    # "2.20rc1" and "2.4.0+cu121" are versions too; "missing" is none.
+    numbers = [re.match(r"(\d+)\.(\d+)", version) for version in (found, needed)]
+    if None in numbers:
+        return False
+    found, needed = (tuple(map(int, number.groups())) for number in numbers)
+    return found >= needed
+
+
+def _yes(true):
+    return "yes" if true else "NO"
+
+
+def _relative(folder):
+    """Return the way to a folder from here: shorter, and the same on every machine."""
+    try:
+        return Path(os.path.relpath(folder))
+    except ValueError:
+        return Path(folder)  # on another drive of Windows

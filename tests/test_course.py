@@ -1,0 +1,174 @@
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from cytomad_lib import course
+from cytomad_lib.data.cells import load_cells
+from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.data.layouts import LUNG, find_layout
+from cytomad_lib.models.networks import DEMO, WORKSHOP
+
+# --- the machine ---------------------------------------------------------------------------------
+
+
+def test_this_machine_is_ready():
+    table = course.machine_table()
+    assert list(table.columns) == ["found", "needed", "ready"]
+    assert {"Python", "keras", "numpy", "processor cores", "memory", "GPU"} <= set(table.index)
+    assert (table.loc[["Python", "keras", "numpy"], "ready"] == "yes").all()
+
+
+def test_an_old_package_a_missing_one_and_little_memory_are_told(monkeypatch):
+    versions = {"keras": "3.4.1", "numpy": "missing"}
+    monkeypatch.setattr(course, "_version_of", lambda name: versions.get(name, "99.0"))
+    monkeypatch.setattr(course, "memory_gb", lambda: 1.0)
+    monkeypatch.setattr(course, "find_gpus", list)
+    ready = course.machine_table()["ready"]
+    assert ready["keras"] == ready["numpy"] == ready["memory"] == "NO"
+    assert ready["Python"] == "yes" and ready["GPU"] == "works without"
+
+
+def test_unknown_memory_is_no_failure(monkeypatch):
+    monkeypatch.setattr(course, "memory_gb", lambda: None)
+    assert course.machine_table().loc["memory"].tolist() == ["unknown", "2 GB", "unknown"]
+
+
+@pytest.mark.parametrize(
+    "found, enough",
+    [("3.13.0", True), ("3.9.2", False), ("4.0", True), ("2.99", False), ("3.13rc1", True)]
+    + [("3.13.2+cu121", True), ("missing", False), ("3", False)],
+)
+def test_versions_are_compared_as_numbers(found, enough):
+    assert course._is_at_least(found, "3.13") is enough
+
+
+def test_a_container_has_the_memory_of_its_limit(monkeypatch, tmp_path):
+    whole = course.memory_gb()
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(course, "MEMORY_LIMIT_FILES", (tmp_path / "none", limit))
+    limit.write_text("250000000\n")
+    assert course.memory_gb() == 0.25
+    limit.write_text("max\n")
+    assert course.memory_gb() >= whole
+
+
+def test_without_a_gpu_the_small_preset_is_chosen(monkeypatch):
+    monkeypatch.setattr(course, "find_gpus", list)
+    assert course.choose_preset() == DEMO
+    monkeypatch.setattr(course, "find_gpus", lambda: ["gpu:0"])
+    assert course.choose_preset() == WORKSHOP
+
+
+@pytest.mark.parametrize(
+    "cuda, mps, found", [(2, False, ["cuda:0", "cuda:1"]), (0, True, ["mps"]), (0, False, [])]
+)
+def test_pytorch_is_asked_for_its_own_gpus(monkeypatch, cuda, mps, found):
+    torch = SimpleNamespace(
+        cuda=SimpleNamespace(is_available=lambda: cuda > 0, device_count=lambda: cuda),
+        backends=SimpleNamespace(mps=SimpleNamespace(is_available=lambda: mps)),
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(course.keras.backend, "backend", lambda: "torch")
+    assert course.find_gpus() == found
+
+
+# --- data and trained models ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lung", "drug"])
+def test_data_are_found_from_any_folder(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    folder = course.data(name)
+    assert find_layout(folder)[0].name == name
+    assert not folder.is_absolute()
+
+
+@pytest.mark.parametrize("name", ["lung", "drug"])
+def test_the_trained_models_are_complete(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    run = course.trained(name)
+    layout = find_layout(course.data(name))[0]
+    assert run.preset.image_size == 64
+    assert {"pretraining", "published", "conditional"} <= set(run.stages())
+    assert run.settings["classes"] == list(layout.classes)
+
+
+def test_missing_models_are_told_with_what_makes_them(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(course, "TRAINED", tmp_path / "trained")
+    with pytest.raises(CytomadError, match="train drug --recipe both --out trained") as caught:
+        course.trained("drug")
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_models_of_another_name_are_refused():
+    with pytest.raises(CytomadError, match="'liver'.*'lung' or 'drug'"):
+        course.trained("liver")
+
+
+# --- the same cells on every day -----------------------------------------------------------------
+
+
+def test_the_same_cells_are_seen_on_every_day_and_are_those_of_the_files():
+    cells = course.same_cells_on_every_day("H520", n=2)
+    assert len(cells) == 14 and cells.labels["cell"].tolist() == [0, 1] * 7
+    assert cells.labels["batch"].astype(str).tolist() == [b for b in LUNG.batches for _ in "ab"]
+    for day in range(7):
+        assert np.array_equal(cells.truth[2 * day : 2 * day + 2], cells.truth[:2])
+    assert not np.array_equal(cells.truth[0], cells.truth[1])
+    assert np.ptp(cells.qpi.mean(axis=(1, 2, 3))[::2]) > 0.01
+
+    stored = load_cells(course.data("lung"), "Test", 2, batches=["Batch3"], classes=["H520"])
+    own = cells.select((cells.labels["batch"] == "Batch3").to_numpy())
+    assert np.abs(own.brightfield - stored.brightfield).max() < 1 / 128  # the files' steps
+    assert np.abs(own.qpi - stored.qpi).max() < 1 / 64
+    assert own.pixel_size_um == stored.pixel_size_um
+
+
+def test_cells_of_an_unknown_line_are_refused():
+    with pytest.raises(CytomadError, match="HeLa"):
+        course.same_cells_on_every_day("HeLa")
+
+
+# --- where a notebook writes ---------------------------------------------------------------------
+
+
+def test_a_fresh_folder_is_empty(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (course.fresh_folder("04_training") / "old.txt").write_text("old")
+    beside = course.fresh_folder("05_other") / "kept.txt"
+    beside.write_text("kept")
+    folder = course.fresh_folder("04_training")
+    assert folder.as_posix() == "results/04_training" and not folder.is_absolute()
+    assert list(folder.iterdir()) == [] and beside.exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../notebooks", "a/b", "a\\b", "/abs"])
+def test_no_other_folder_is_ever_emptied(name, monkeypatch, tmp_path):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(CytomadError, match="no name of a folder"):
+        course.fresh_folder(name)
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_file_in_its_place_is_told(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "04").write_text("mine")
+    with pytest.raises(CytomadError, match="cannot be emptied"):
+        course.fresh_folder("04")
+    assert (tmp_path / "results" / "04").read_text() == "mine"
+
+
+# --- the first cell ------------------------------------------------------------------------------
+
+
+def test_the_first_cell_does_nothing_outside_colab():
+    plain = [line for line in course.FIRST_CELL.splitlines() if not line.lstrip().startswith("#")]
+    at = next(number for number, line in enumerate(plain) if "google.colab" in line)
+    assert plain[:at] in (["import sys", ""], ["import sys"])
+    assert all(line.startswith("    ") for line in plain[at + 1 :])
+    assert course.REPOSITORY in course.FIRST_CELL
