@@ -1,0 +1,311 @@
+"""Watch a training: losses and the images of a few fixed cells, redrawn after every epoch.
+
+- `LiveView`: a Keras callback for any model of the kit. In a notebook it redraws one picture in
+  place, so that the saved notebook holds the last one only; elsewhere it draws nothing and keeps
+  losses and images all the same.
+- `StopAfter`: a Keras callback that interrupts after an epoch, as a learner's stop button does.
+
+Example
+-------
+>>> live = LiveView(test_cells.select([0, 30, 60]), names=("loss", "mae"))
+>>> run.pretrain(train, valid, callbacks=[live])
+>>> live.film()                          # the same cells after some of the epochs, side by side
+"""
+
+import sys
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import Normalize
+from matplotlib.ticker import MaxNLocator
+
+from cytomad_lib.models import keras  # imported there without TensorFlow's remarks
+from cytomad_lib.views.plots import (
+    PHASE_MAP,
+    Figure,
+    _interpolation,
+    _limits,
+    _scale_bar,
+    image_grid,
+)
+
+MOST_CELLS = 6  # side by side in one picture; more would be too small to see
+MOST_LOSSES = 3
+USUAL_LOSSES = ("loss", "mae", "discriminator_loss", "accuracy")  # shown first, where there are
+STYLES = {"training": ("", "-", "#0072B2"), "validation": ("val_", "--", "#D55E00")}
+
+
+class LiveView(keras.callbacks.Callback):
+    """Redraw losses, and what the generator makes of a few cells, after every epoch.
+
+    Pass it to `Run.pretrain`, `Run.remove_batches` or to `fit`. Pass the same one again when an
+    interrupted training goes on: its losses then go on, too.
+
+    Parameters
+    ----------
+    cells : CellImages, optional
+        The cells to follow, 6 at most; without them, or if the model has no generator, only losses
+        are drawn.
+    names : sequence of str, optional
+        Losses to draw, without "val_", at most 3. By default `loss` and those next to it.
+    every : int
+        Draw after every so many epochs. The last epoch is always drawn.
+    show : bool
+        If false, nothing is drawn, and losses and images are kept all the same.
+
+    Attributes
+    ----------
+    images : dict
+        Number of the epoch (0 is before the training) to what the generator made of the cells,
+        (cells, height, width, 1) in rad.
+    model : keras.Model
+        The model that is, or was, trained.
+
+    Raises
+    ------
+    ValueError
+        If there are too many cells or names.
+    """
+
+    def __init__(self, cells=None, names=None, every=1, show=True):
+        super().__init__()
+        for what, values, most in (("cells", cells, MOST_CELLS), ("names", names, MOST_LOSSES)):
+            if values is not None and not 0 < len(values) <= most:
+                raise ValueError(
+                    f"Found {len(values)} {what} to follow. Expected 1 to {most}; select fewer."
+                )
+        self.cells = cells
+        self.names = names
+        self.every = every
+        self.show = show
+        self.images = {}
+        self._rows = {}
+        self._started = False
+        self._kind = None
+
+    @property
+    def history(self):
+        """Losses seen so far: a DataFrame with one row per epoch, `epoch` counted from 1."""
+        rows = [{"epoch": number} | self._rows[number] for number in sorted(self._rows)]
+        return pd.DataFrame(rows)
+
+    def on_train_begin(self, logs=None):
+        """Take a new place in the notebook; Keras calls this."""
+        self._screen = _Screen()
+        self._started = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Show the cells before the first step, which takes long to prepare; Keras calls this."""
+        if self._started:
+            return
+        self._started = True
+        kind = self.model.name, *(metric.name for metric in self.model.metrics)
+        if epoch == 0 or kind != self._kind:  # not the training of before that goes on
+            self.images, self._rows = {}, {}
+        self._kind = kind
+        if epoch not in self.images:
+            self._look(epoch)
+        self._draw()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Take the epoch's losses and images and redraw; Keras calls this."""
+        number = epoch + 1
+        self._rows[number] = {name: float(value) for name, value in (logs or {}).items()}
+        if number % self.every == 0 or number == self._epochs():
+            self._look(number)
+            self._draw()
+
+    def figure(self):
+        """Draw the present state: losses above, cells below.
+
+        Returns
+        -------
+        Figure
+        """
+        names = self._names()
+        rows = bool(names) + bool(self.images)
+        heights = [2.3] * bool(names) + [4.2] * bool(self.images)
+        figure = Figure(figsize=(9, sum(heights) + 0.4), layout="constrained")
+        figure.suptitle(self._title(), fontsize=11)
+        parts = np.atleast_1d(figure.subfigures(max(rows, 1), height_ratios=heights or None))
+        if names:
+            self._draw_losses(parts[0], names)
+        if self.images:
+            self._draw_cells(parts[-1])
+        return figure
+
+    def film(self, epochs=None, cells=4):
+        """Show the same cells after some epochs, between brightfield and measured phase.
+
+        Parameters
+        ----------
+        epochs : sequence of int, optional
+            By default up to five, from before the training to its end.
+        cells : int
+            How many of the cells.
+
+        Returns
+        -------
+        Figure
+
+        Raises
+        ------
+        ValueError
+            If there are no images of one of the epochs.
+        """
+        if epochs is None:
+            seen = sorted(self.images)
+            places = np.linspace(0, len(seen) - 1, min(5, len(seen))).round().astype(int)
+            epochs = [seen[place] for place in places]
+        missing = [number for number in epochs if number not in self.images]
+        if missing or not epochs:
+            raise ValueError(
+                f"There are no images of epochs {missing}. Expected some of {sorted(self.images)}; "
+                "train with this view first."
+            )
+        columns = {"Brightfield": self.cells.brightfield[:cells, ..., :1]}
+        for number in epochs:
+            name = f"epoch {number}" if number else "untrained"
+            columns[name] = self.images[number][:cells]
+        columns["Measured phase"] = self.cells.qpi[:cells]
+        limits = _phase_limits(self.cells)
+        labels = _cell_names(self.cells.labels)[:cells]
+        return image_grid(
+            columns,
+            self.cells.pixel_size_um,
+            labels,
+            phase_limits=(limits.vmin, limits.vmax),
+        )
+
+    def _epochs(self):
+        return (self.params or {}).get("epochs") or 1
+
+    def _look(self, number):
+        generator = getattr(self.model, "generator", None)
+        if self.cells is not None and generator is not None:
+            made, _ = generator(self.cells.brightfield, training=False)
+            self.images[number] = keras.ops.convert_to_numpy(made)
+
+    def _draw(self):
+        if self.show and self._screen.is_there:  # else a figure would be drawn for nobody
+            self._screen.show(self.figure())
+
+    def _names(self):
+        there = dict.fromkeys(
+            name.removeprefix("val_") for row in self._rows.values() for name in row
+        )
+        if self.names is not None:
+            return [name for name in self.names if name in there]
+        usual = [name for name in USUAL_LOSSES if name in there]
+        return (usual + [name for name in there if name not in usual])[:MOST_LOSSES]
+
+    def _title(self):
+        if not self._started or not self._rows:
+            return "The first step is being prepared: this takes up to half a minute"
+        return f"After epoch {max(self._rows)} of {self._epochs()}"
+
+    def _draw_losses(self, part, names):
+        history = self.history
+        for panel, name in zip(part.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            values = []
+            for label, (prefix, line, colour) in STYLES.items():
+                if prefix + name in history:
+                    values += list(history[prefix + name].dropna())
+                    panel.plot(
+                        history["epoch"],
+                        history[prefix + name],
+                        line,
+                        color=colour,
+                        marker="o" if self._epochs() <= 20 else None,
+                        markersize=4,
+                        label=label,
+                    )
+            if values and min(values) > 0 and max(values) > 10 * min(values):
+                panel.set_yscale("log")
+            # All epochs to come have their place, so that curves grow and do not shrink.
+            panel.set(xlabel="epoch", title=name.replace("_", " "))
+            panel.set_xlim(0.7, max(self._epochs(), 2) + 0.3)
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            panel.grid(alpha=0.25)
+        panel.legend(fontsize=8, frameon=False)
+
+    def _draw_cells(self, part):
+        latest = max(self.images)
+        limits = _phase_limits(self.cells)
+        rows = {
+            "Brightfield\n(input)": (self.cells.brightfield[..., 0], "gray", None),
+            f"Generated,\nepoch {latest}": (self.images[latest][..., 0], PHASE_MAP, limits),
+            "Measured\nphase": (self.cells.qpi[..., 0], PHASE_MAP, limits),
+        }
+        axes = part.subplots(len(rows), len(self.cells), squeeze=False)
+        height, width = self.cells.qpi.shape[1:3]
+        micrometres = self.cells.pixel_size_um
+        extent = (0, width * micrometres, height * micrometres, 0)
+        for line, (name, (images, colours, norm)) in zip(axes, rows.items(), strict=True):
+            line[0].set_ylabel(name, fontsize=9)
+            for panel, image in zip(line, images, strict=True):
+                drawn = panel.imshow(
+                    image,
+                    cmap=colours,
+                    norm=norm or _limits(image),
+                    extent=extent,
+                    interpolation=_interpolation(width),
+                )
+                panel.set(xticks=[], yticks=[])
+        for panel, name in zip(axes[0], _cell_names(self.cells.labels), strict=True):
+            panel.set_title(name, fontsize=9)
+        _scale_bar(axes[0, 0], 10, extent, "white")
+        part.colorbar(drawn, ax=axes, label="phase (rad)", aspect=30, shrink=0.65, anchor=(0, 0))
+
+
+class StopAfter(keras.callbacks.Callback):
+    """Interrupt a training after an epoch, as the stop button of a notebook does.
+
+    Parameters
+    ----------
+    epoch : int
+        Counted from 1.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        When that epoch is done.
+    """
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Interrupt, if this was the epoch; Keras calls this."""
+        if epoch + 1 == self.epoch:
+            raise KeyboardInterrupt(f"stopped after epoch {self.epoch}, as asked")
+
+
+class _Screen:
+    """One place in a notebook's output, drawn over again and again."""
+
+    def __init__(self):
+        # Whoever runs in a notebook has imported IPython already; nobody else needs it.
+        ipython = sys.modules.get("IPython")
+        shell = ipython.get_ipython() if ipython else None
+        self.is_there = shell is not None and getattr(shell, "kernel", None) is not None
+        self._handle = None
+
+    def show(self, figure):
+        if self._handle is None:
+            from IPython.display import display
+
+            self._handle = display(figure, display_id=True)
+        else:
+            self._handle.update(figure)
+
+
+def _phase_limits(cells):
+    """One scale for all epochs, that of the measurement: nothing flickers."""
+    limits = _limits(cells.qpi)
+    return Normalize(min(limits.vmin, 0), limits.vmax)
+
+
+def _cell_names(labels):
+    return [f"{row.class_name}, {row.batch}" for row in labels.itertuples()]
