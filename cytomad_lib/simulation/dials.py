@@ -1,0 +1,237 @@
+"""The microscope with its dials in your hands: the same simulated cells, measured as you like.
+
+In a dataset every cell was measured once, by the microscope of its day. Here the cells stay and the
+microscope changes: `DialledCells` keeps the cells, `measure` takes the settings. What is not set
+is nominal, and noise keeps its pattern, so what changes in an image is what the dial did.
+
+- `Dial`, `DIALS`: what can be turned, how far, and which range the simulated days lie in.
+- `DialledCells`: cells that can be measured again and again.
+
+Example
+-------
+>>> cells = DialledCells("H358", 2, seed=26, batch="Batch1")      # the first two of that Test file
+>>> sharp, blurred = cells.measure({"defocus_um": 0.0}), cells.measure({"defocus_um": 9.0})
+>>> sharp.brightfield.shape, bool((sharp.truth == blurred.truth).all())
+((2, 64, 64, 1), True)
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from cytomad_lib.data.cells import CellImages
+from cytomad_lib.data.errors import SimulationError
+from cytomad_lib.simulation.acquisition import (
+    NOMINAL,
+    NOT_NEGATIVE,
+    PARAMETERS,
+    batch_table,
+    check_image_size,
+    measure_brightfield,
+    measure_qpi,
+)
+from cytomad_lib.simulation.morphology import (
+    FIELD_OF_VIEW_UM,
+    cell_generators,
+    draw_cells,
+    find_line,
+    optical_path,
+)
+from cytomad_lib.simulation.optics import bin_pixels, oversampling, phase_of_path
+from cytomad_lib.simulation.write import round_to_step
+
+NA_LIMITS = (0.2, 0.7)  # what the computed grid resolves
+DIALLED = "dialled"  # the batch that cells measured here belong to
+
+
+@dataclass(frozen=True)
+class Dial:
+    """One setting of the microscope.
+
+    Parameters
+    ----------
+    name, unit, meaning : str
+        As in `acquisition.PARAMETERS`.
+    nominal : float
+    low, high : float
+        Between these every simulated day lies.
+    least, most : float
+        How far the dial turns: half of that range further, to either side, where that is possible.
+    changes : {"brightfield", "phase"}
+        Which of the two measured images it changes.
+    """
+
+    name: str
+    unit: str
+    meaning: str
+    nominal: float
+    low: float
+    high: float
+    least: float
+    most: float
+    changes: str
+
+    def is_usual(self, value):
+        """Say whether a simulated day could have this value."""
+        slack = 1e-9 * (self.high - self.low)
+        return self.low - slack <= value <= self.high + slack
+
+
+def _make_dial(parameter):
+    room = (parameter.high - parameter.low) / 2
+    least, most = parameter.low - room, parameter.high + room
+    if parameter.name in NOT_NEGATIVE:
+        least = max(least, 0.0)
+    if parameter.name == "na":
+        least, most = max(least, NA_LIMITS[0]), min(most, NA_LIMITS[1])
+    return Dial(
+        parameter.name,
+        parameter.unit.replace("um", "µm"),
+        parameter.meaning,
+        parameter.nominal,
+        parameter.low,
+        parameter.high,
+        round(least, 9),
+        round(most, 9),
+        "phase" if parameter.name.startswith("qpi") else "brightfield",
+    )
+
+
+DIALS = {parameter.name: _make_dial(parameter) for parameter in PARAMETERS}
+
+
+def day_settings(seed, batch):
+    """Return what a simulated day has its dials at: name to value.
+
+    Parameters
+    ----------
+    seed : int
+        Of the dataset.
+    batch : str
+        "nominal", or a batch of the lung dataset.
+
+    Raises
+    ------
+    SimulationError
+        If there is no such day.
+    """
+    table = batch_table(seed)
+    if batch not in table.index:
+        raise SimulationError(
+            f"There is no day {batch!r}. Expected one of {', '.join(table.index)}."
+        )
+    return {name: float(value) for name, value in table.loc[batch].items()}
+
+
+class DialledCells:
+    """Simulated cells that can be measured again and again, with any setting of the microscope.
+
+    Parameters
+    ----------
+    class_name : str
+        Cell line of the lung dataset.
+    cells : int or sequence of int
+        How many cells, or their indices in the group's file.
+    seed : int
+        Of the dataset; the demonstration dataset has 26.
+    batch : str, optional
+        With it, the cells are those of that batch's file; without it, others.
+    image_size : int
+        Pixels along each side.
+    split : str
+
+    Raises
+    ------
+    SimulationError
+        If the simulator does not know the line, or cannot make that size.
+    """
+
+    def __init__(self, class_name, cells=1, seed=26, batch=None, image_size=64, split="Test"):
+        check_image_size(image_size)
+        self.class_name = class_name
+        self.indices = list(range(cells)) if isinstance(cells, int | np.integer) else list(cells)
+        if not self.indices:
+            raise SimulationError("No cells were asked for; expected at least one.")
+        self.image_size = image_size
+        self._seed, self._address = seed, f"{batch or 'nominal'}/{class_name}/{split}"
+        self._factor = oversampling(image_size, FIELD_OF_VIEW_UM)
+        drawn = draw_cells(find_line(class_name), self._streams("shape"))
+        self._phase = phase_of_path(optical_path(drawn, image_size * self._factor))
+        self.truth = _as_stored(bin_pixels(self._phase, self._factor), "QPI_TRUE")
+
+    def __len__(self):
+        """Count the cells."""
+        return len(self.indices)
+
+    def measure(self, settings=None):
+        """Measure the cells.
+
+        Parameters
+        ----------
+        settings : dict, optional
+            Dial to value; the same for all cells. What is left out is nominal.
+
+        Returns
+        -------
+        CellImages
+            With the batch-free truth. The grey levels are those that a dataset's files hold.
+
+        Raises
+        ------
+        SimulationError
+            If there is no such dial, or it cannot be turned so far.
+        """
+        settings = NOMINAL | check_settings(settings or {})
+        values = {name: np.full(len(self), value) for name, value in settings.items()}
+        images = {
+            "BF": measure_brightfield(
+                self._phase, values, self._streams("brightfield noise"), self._factor
+            ),
+            "QPI": measure_qpi(self._phase, values, self._streams("phase noise"), self._factor),
+        }
+        labels = pd.DataFrame(
+            {
+                "batch": pd.Categorical([DIALLED] * len(self)),
+                "class_name": pd.Categorical([self.class_name] * len(self)),
+                "cell": self.indices,
+            }
+        )
+        return CellImages(
+            _as_stored(images["BF"], "BF"),
+            _as_stored(images["QPI"], "QPI"),
+            labels,
+            FIELD_OF_VIEW_UM / self.image_size,
+            self.truth,
+        )
+
+    def _streams(self, purpose):
+        return cell_generators(self._seed, purpose, self._address, self.indices)
+
+
+def check_settings(settings):
+    """Return the settings, or refuse dials that there are not, and values out of their reach.
+
+    Raises
+    ------
+    SimulationError
+        Names them, and what is possible.
+    """
+    for name, value in settings.items():
+        if name not in DIALS:
+            raise SimulationError(
+                f"There is no dial {name!r}. Expected some of {', '.join(DIALS)}."
+            )
+        least, most = NA_LIMITS if name == "na" else (-np.inf, np.inf)
+        least = 0.0 if name in NOT_NEGATIVE else least
+        positive = value > 0 or name != "fringe_period_um"
+        if not (np.isfinite(value) and least <= value <= most and positive):
+            raise SimulationError(
+                f"{name} is {value!r}. Expected a number such as {DIALS[name].nominal}; the dial "
+                f"turns from {DIALS[name].least} to {DIALS[name].most}."
+            )
+    return dict(settings)
+
+
+def _as_stored(images, kind):
+    return round_to_step(images, kind)[..., None]
