@@ -12,6 +12,7 @@ from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.runs import Run
 
+pytestmark = pytest.mark.usefixtures("untraced")
 ONE_RECIPE = ("published",)
 
 

@@ -19,6 +19,7 @@ from cytomad_lib.evaluation import check_same_layout
 from cytomad_lib.models.conditional_removal import image_statistics
 from cytomad_lib.runs import Run
 
+pytestmark = pytest.mark.usefixtures("untraced")
 BATCHES, CLASSES = ("Tue", "Mon"), ("HeLa", "A549")  # not in the order of the alphabet
 SPLITS = {"Train": "train", "Valid": "val", "Test": "held out"}
 COUNTS = {"Train": 6, "Valid": 3, "Test": 8}

@@ -16,6 +16,8 @@ from cytomad_lib.evaluation import MEASURED, TRUTH, evaluate
 from cytomad_lib.simulation.write import simulate_dataset
 from cytomad_lib.workflow import train
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

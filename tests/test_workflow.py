@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.io import loadmat
-from training_cells import GROUPS, ONE_EPOCH, write_dataset
+from training_cells import GROUPS, ONE_EPOCH, untraced_steps, write_dataset
 
 from cytomad_lib import workflow
 from cytomad_lib.data.cells import load_cells
@@ -125,7 +125,8 @@ def test_a_run_is_not_applied_to_another_kind_of_dataset(evaluation, results, tm
 
 
 def test_only_the_recipes_asked_for_are_trained(data, tmp_path):
-    run = workflow.train(data, tmp_path, PRESET, recipes=("conditional",))
+    with untraced_steps():
+        run = workflow.train(data, tmp_path, PRESET, recipes=("conditional",))
     assert run.stages() == ["pretraining", "conditional"]
     assert not (tmp_path / "classifiers").exists()  # they serve the published recipe only
     assert np.isfinite(run.training_seconds("conditional"))
@@ -161,7 +162,8 @@ def drug(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drug_evaluation(drug, tmp_path_factory):
-    return workflow.demo(tmp_path_factory.mktemp("drug_results"), drug, PRESET, seed=1)
+    with untraced_steps():
+        return workflow.demo(tmp_path_factory.mktemp("drug_results"), drug, PRESET, seed=1)
 
 
 def test_doses_are_ordered_and_nothing_was_shown_them(drug_evaluation):

@@ -1,5 +1,7 @@
 """Tiny cells for tests of training: discs whose phase can be read off the brightfield image."""
 
+import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -29,6 +31,7 @@ TINY = Preset(
         feature_cells=8,
         adversary_steps=1,
         recent_cells=24,
+        shown_cells=24,
     ),
 )
 ONE_EPOCH = replace(TINY, pretraining_epochs=1, classifier_epochs=1, removal_epochs=1)
@@ -60,3 +63,22 @@ def make_cells(per_group=4, seed=0):
         labels=labels,
         pixel_size_um=45 / 16,
     )
+
+
+@contextmanager
+def untraced_steps():
+    """Train step by step, without tracing: for tests of what is done with a trained network.
+
+    Tracing a training takes seconds, each of its steps a fraction of one. Trainings as they are
+    traced for a user are tested in `test_pretraining`, `test_batch_removal`,
+    `test_conditional_removal`, `test_runs`, and as a whole chain in `test_workflow`.
+    """
+    if "tensorflow" not in sys.modules:
+        yield  # PyTorch never traces
+        return
+    config = sys.modules["tensorflow"].config
+    config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        config.run_functions_eagerly(False)

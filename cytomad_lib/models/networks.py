@@ -98,7 +98,7 @@ class Conditional:
     image_whitening_floor: float = 0.1
     ramp: float = 0.5
     weight_mae: float = 60.0
-    weight_structure: float = 6.0
+    weight_structure: float = 10.0
     weight_class: float = 5.0
     weight_correlation: float = 0.0
     weight_adversary: float = 8.0

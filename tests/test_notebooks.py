@@ -1,0 +1,265 @@
+"""The notebooks as they are stored: complete, run from top to bottom, and tidy.
+
+That they still run is what pytest checks by itself: it runs every cell of `notebooks/` with nbval.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from cytomad_lib.course import FIRST_CELL, REPOSITORY
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "notebooks"
+BROKEN = Path(__file__).parent / "data" / "notebooks"
+NAMES = (
+    "00_start_here",
+    "01_cells_and_data",
+    "02_generator",
+    "03_discriminator_and_classifiers",
+    "04_pretraining",
+    "05_batch_removal",
+    "06_fooled_or_forgotten",
+    "07_drug_response",
+    "08_explore",
+    "09_your_own_data",
+)
+NEXT = dict(zip(NAMES, (*NAMES[1:], NAMES[0]), strict=True))  # the last one leads to the first
+MB = 1e6
+
+_LINK = re.compile(r"\]\(([^()\s]+)\)")
+_PATH = re.compile(
+    r"(?<![\w/:.])/(?:work|home|root|tmp|Users|content|var|mnt)/|\b[A-Za-z]:\\+[A-Za-z]"
+)
+_EMBEDDED = re.compile(r"base64,[A-Za-z0-9+/=\s]+")  # pictures inside HTML hold anything
+
+
+def read(name):
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def prose(notebook):
+    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def texts_of(cell):
+    """List the source of a cell, and its outputs that are text."""
+    texts = [cell.source]
+    for output in cell.get("outputs", ()):
+        texts.append(output.get("text", ""))
+        for kind, value in output.get("data", {}).items():
+            if not kind.startswith("image/") or kind == "image/svg+xml":
+                texts.append(value if isinstance(value, str) else str(value))
+    return [_EMBEDDED.sub("", text) for text in texts]
+
+
+def run_pytest(*words):
+    """Run pytest with the project's own settings, as a reader would."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""},
+        timeout=300,
+    )
+
+
+# --- which there are ---------------------------------------------------------------------------
+
+
+def test_these_ten_notebooks_and_no_others():
+    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == sorted(NAMES)
+
+
+def test_pytest_collects_every_code_cell():
+    """A notebook that nbval does not see would pass for ever."""
+    found = run_pytest("--collect-only", "notebooks")
+    assert found.returncode == 0, found.stdout + found.stderr
+    collected = re.findall(r"^notebooks/(\w+)\.ipynb::Cell \d+$", found.stdout, re.M)
+    counts = {name: collected.count(name) for name in set(collected)}
+    assert counts == {name: len(code_cells(read(name))) for name in NAMES}
+
+
+def test_pytest_by_itself_runs_tests_and_notebooks_and_no_broken_ones(pytestconfig):
+    assert pytestconfig.getini("testpaths") == ["tests", "notebooks"]
+    options = pytestconfig.option
+    assert options.nbval_lax and options.nbval_current_env
+    assert float(options.nbval_cell_timeout) >= 300
+    assert (ROOT / options.nbval_sanitize_with).is_file()
+    found = run_pytest("--collect-only", "--ignore-glob=*.py", "tests")
+    assert found.returncode == 5 and "no tests collected" in found.stdout
+
+
+# --- a broken notebook is found ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("raises", "this cell is broken"),
+        ("prints_something_else", "mismatch"),
+        ("counts_on_an_earlier_run", "NameError"),
+    ],
+)
+def test_a_broken_notebook_fails(name, words):
+    found = run_pytest(BROKEN / f"{name}.ipynb")
+    assert found.returncode == 1, found.stdout + found.stderr
+    assert words in found.stdout and "1 failed, 1 passed" in found.stdout
+
+
+def test_a_whole_notebook_passes():
+    found = run_pytest(BROKEN / "fine.ipynb")
+    assert found.returncode == 0 and "2 passed" in found.stdout, found.stdout + found.stderr
+
+
+# --- what is stored ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_was_run_from_top_to_bottom(name):
+    notebook = read(name)
+    nbformat.validate(notebook)
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        for output in cell.outputs:
+            assert output.output_type != "error", cell.source
+            assert output.get("name") != "stderr", (cell.source, output.text)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_knows_no_folder_of_the_machine_it_was_made_on(name):
+    for cell in read(name).cells:
+        for text in texts_of(cell):
+            found = _PATH.search(text)
+            assert not found, text[max(0, found.start() - 80) : found.end() + 80]
+
+
+def test_absolute_paths_are_recognised():
+    for text in ("in /tmp/x", "'/home/me/kit'", "C:\\Users", r"D:\\data", "file=/root/a"):
+        assert _PATH.search(text), text
+    for text in ("results/tmp/x", "https://a.org/home/b", "../root/", "a/b", "Note:\\n"):
+        assert not _PATH.search(text), text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_begins_with_the_cell_for_colab(name):
+    assert code_cells(read(name))[0].source == FIRST_CELL
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_has_title_goals_time_solution_and_key_points(name):
+    notebook = read(name)
+    first, last = notebook.cells[0], notebook.cells[-1]
+    assert first.cell_type == last.cell_type == "markdown"
+    assert first.source.startswith(f"# {name[:2]} ")
+    for heading in ("Goals", "Time"):
+        assert re.search(rf"(\*\*|#+ ){heading}\b", first.source), heading
+    assert "Key points" in last.source
+    assert f"({NEXT[name]}.ipynb)" in last.source
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_solutions_are_there_and_folded(name):
+    cells = code_cells(read(name))
+    solutions = [cell for cell in cells if "solution" in cell.metadata.get("tags", ())]
+    assert solutions
+    for cell in solutions:
+        assert cell.metadata.jupyter.source_hidden
+    titled = [cell for cell in cells if re.match("# ?@title Solution", cell.source)]
+    assert titled == solutions
+
+
+def test_together_they_are_small():
+    files = sum(path.stat().st_size for path in FOLDER.glob("*.ipynb"))
+    trained = [path for path in (FOLDER / "trained").rglob("*") if path.is_file()]
+    assert 0 < files <= 12 * MB
+    assert 0 < sum(path.stat().st_size for path in trained) <= 10 * MB
+
+
+# --- links --------------------------------------------------------------------------------------
+
+
+def anchors(text):
+    """Return the anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ +(.+?) *$", text, re.M)
+    return [re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in headings]
+
+
+def pages():
+    """Return {file name: its prose} of the notebooks and the glossary."""
+    found = {f"{name}.ipynb": prose(read(name)) for name in NAMES}
+    return found | {"glossary.md": (FOLDER / "glossary.md").read_text(encoding="utf-8")}
+
+
+def test_every_term_is_explained_once():
+    found = anchors((FOLDER / "glossary.md").read_text(encoding="utf-8"))
+    assert len(found) == len(set(found)) and len(found) > 10
+
+
+@pytest.mark.parametrize("file", [*(f"{name}.ipynb" for name in NAMES), "glossary.md"])
+def test_links_lead_somewhere(file):
+    for target in _LINK.findall(pages()[file] if file == "glossary.md" else prose(read(file[:-6]))):
+        if target.startswith(("https://", "http://", "attachment:", "mailto:")):
+            continue
+        page, _, anchor = target.partition("#")
+        path = FOLDER / (page or file)
+        assert path.exists(), target
+        if anchor and path.suffix == ".md":
+            assert anchor in anchors(path.read_text(encoding="utf-8")), target
+
+
+# --- the repository's address --------------------------------------------------------------------
+
+
+def badges():
+    """Return the badges that the README should have: Binder and Colab, for the first notebook."""
+    repository = REPOSITORY.removeprefix("https://github.com/")
+    first = f"notebooks/{NAMES[0]}.ipynb"
+    return {
+        "binder": f"https://mybinder.org/v2/gh/{repository}/HEAD?urlpath=lab/tree/{first}",
+        "colab": f"https://colab.research.google.com/github/{repository}/blob/main/{first}",
+    }
+
+
+@pytest.mark.parametrize("name", badges())
+def test_the_badges_lead_to_this_repository(name):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert badges()[name] in readme
+    hosts = r"https://(?:mybinder\.org/v2|colab\.research\.google\.com)/[^)\s]+"
+    assert set(re.findall(hosts, readme)) == set(badges().values())
+
+
+# --- what mybinder.org builds -------------------------------------------------------------------
+
+
+def pins(path):
+    lines = (line.split("#")[0].split(";")[0].strip() for line in path.read_text().splitlines())
+    return dict(line.split("==") for line in lines if "==" in line)
+
+
+def test_binder_gets_the_tested_versions():
+    ours, binders = pins(ROOT / "requirements.txt"), pins(ROOT / "binder" / "requirements.txt")
+    assert binders.pop("tensorflow-cpu") == ours["tensorflow"]
+    assert binders and binders.items() <= ours.items()
+    tests_only = {"hdf5storage", "hypothesis", "ruff", "nbclient", "nbval", "playwright"}
+    tests_only |= {"pytest", "pytest-xdist"}
+    assert set(ours) - set(binders) - tests_only == {"tensorflow", "jupyterlab"}
+
+
+def test_the_step_after_the_installation_stops_at_the_first_error():
+    script = ROOT / "binder" / "postBuild"
+    lines = script.read_text().splitlines()
+    assert lines[0] == "#!/bin/bash" and "set -e" in lines
+    if os.name == "posix":
+        assert os.access(script, os.X_OK)
