@@ -236,7 +236,7 @@ def badges():
 def test_the_badges_lead_to_this_repository(name):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert badges()[name] in readme
-    hosts = r"https://(?:mybinder\.org/v2|colab\.research\.google\.com)/[^)\s]+"
+    hosts = r"https://(?:mybinder\.org/v2|colab\.research\.google\.com/github)/[^)\s]+"
     assert set(re.findall(hosts, readme)) == set(badges().values())
 
 

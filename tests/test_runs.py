@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from training_cells import TINY, make_cells
+from training_cells import TINY, make_cells, untraced_steps
 
 from cytomad_lib import runs
 from cytomad_lib.data.errors import DatasetError
@@ -431,6 +431,7 @@ def test_callbacks_come_after_the_epoch_is_safe(whole, tmp_path):
 @pytest.mark.parametrize(
     "recipe, epochs", [("published", [1, 2, 3]), ("conditional", [0, 0, 1, 2])]
 )
+@untraced_steps()
 def test_callbacks_watch_batch_removal(whole, tmp_path, recipe, epochs):
     run = whole.branch(tmp_path / "run", CELLS)
     watcher = Watcher(run, recipe)
@@ -438,6 +439,7 @@ def test_callbacks_watch_batch_removal(whole, tmp_path, recipe, epochs):
     assert watcher.seen == epochs  # the conditional recipe's first part has losses of its own
 
 
+@untraced_steps()
 def test_a_branch_begins_with_the_trained_networks(whole, tmp_path):
     small = replace(whole.copy_networks(tmp_path / "copy").preset, removal_epochs=1)
     few = make_cells(per_group=3, seed=2)
@@ -452,7 +454,8 @@ def test_a_branch_begins_with_the_trained_networks(whole, tmp_path):
             getattr(theirs, network).get_weights(),
             strict=True,
         ):
-            np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3)  # half precision in the copy
+            # Float16, then seven bits behind the point; below 6e-5 it has fewer.
+            np.testing.assert_allclose(a, b, rtol=2**-8 + 2**-11, atol=1e-6)
     branch.remove_batches(few, VALID)
     assert len(branch.history("published")) == 1 and len(branch.own_verdict(few)) == 5
 
