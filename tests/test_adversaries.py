@@ -40,7 +40,7 @@ def features_of(batch=BATCH, class_name=CLASS, shift=0.0, spread=1.0, seed=0):
 
 
 def new_adversary(kept=4 * PER_GROUP, floor=1e-4, rate=3e-3, shares=SHARES, steps=1):
-    recipe = replace(TINY.conditional, recent_cells=kept, adversary_rate=rate)
+    recipe = replace(TINY.conditional, recent_cells=kept, shown_cells=4 * kept, adversary_rate=rate)
     adversary = ConditionalAdversary(N_FEATURES, shares, recipe, steps, floor, seed=0)
     adversary.compile()
     return adversary
