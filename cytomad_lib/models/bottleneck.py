@@ -95,21 +95,21 @@ class SplitGenerator:
         -------
         Code
         """
-        parts = [self._encode_some(some) for some in _slices(brightfield)]
+        parts = [self._encode_some(some) for some in slices(brightfield)]
         bottleneck, *skips = (np.concatenate(part) for part in zip(*parts, strict=True))
         return Code(bottleneck[:, 0, 0], skips)
 
     def decode(self, code):
         """Make phase images of a code: float32 array (cells, size, size, 1), in rad."""
         bottleneck = code.bottleneck[:, None, None]
-        parts = zip(*map(_slices, [bottleneck, *code.skips]), strict=True)
+        parts = zip(*map(slices, [bottleneck, *code.skips]), strict=True)
         made = [self.decoder(list(some), training=False) for some in parts]
         return np.concatenate([keras.ops.convert_to_numpy(images) for images in made])
 
     def mean_code(self, brightfield):
         """Average the codes of cells: a `Code` of one cell that is none of them."""
         total, n = None, 0
-        for some in _slices(brightfield):
+        for some in slices(brightfield):
             sums = [part.sum(axis=0, keepdims=True) for part in self._encode_some(some)]
             total = sums if total is None else [a + b for a, b in zip(total, sums, strict=True)]
             n += len(some)
@@ -160,5 +160,6 @@ def split_generator(generator):
     return SplitGenerator(encoder, decoder, lambda images: images)
 
 
-def _slices(array):
+def slices(array):
+    """Cut an array into parts of some cells each."""
     return [array[start : start + AT_ONCE] for start in range(0, len(array), AT_ONCE)]

@@ -22,8 +22,8 @@ import pandas as pd
 from keras import Model, layers, ops
 
 from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.models.bottleneck import slices
 
-AT_ONCE = 256  # images that a network is shown together; bounds the memory
 STATISTICS = ("running", "minibatch")
 
 # A block begins with one of these; what follows it (normalisation, activation, …) belongs to it.
@@ -157,16 +157,17 @@ def judge(discriminator, brightfield, phase, statistics="running"):
         raise DissectionError(
             f"There are no {statistics!r} statistics. Expected one of {', '.join(STATISTICS)}."
         )
+    images = [np.asarray(stack, "float32") for stack in (brightfield, phase)]
     if statistics == "minibatch":
         # Without state: a plain call with training=True would move the running statistics.
         patches, _ = discriminator.stateless_call(
             [variable.value for variable in discriminator.trainable_variables],
             [variable.value for variable in discriminator.non_trainable_variables],
-            [np.asarray(brightfield, "float32"), np.asarray(phase, "float32")],
+            images,
             training=True,
         )
         return ops.convert_to_numpy(patches)[..., 0]
-    pairs = zip(_slices(brightfield), _slices(phase), strict=True)
+    pairs = zip(*map(slices, images), strict=True)
     patches = [ops.convert_to_numpy(discriminator(list(p), training=False)) for p in pairs]
     return np.concatenate(patches)[..., 0]
 
@@ -258,8 +259,3 @@ def _sensitivity_of(discriminator, brightfield, phase, patch, spot, change):
 def _log_odds(probability):
     probability = np.clip(probability.astype("float64"), 1e-7, 1 - 1e-7)
     return np.log(probability / (1 - probability))
-
-
-def _slices(images):
-    images = np.asarray(images, "float32")
-    return [images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE)]

@@ -22,7 +22,7 @@ Example
 import numpy as np
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from cytomad_lib.views.plots import METHOD_COLOURS, PHASE_MAP, Figure, _scale_bar
+from cytomad_lib.views.plots import METHOD_COLOURS, PHASE_MAP, Figure, colour_limits, scale_bar
 
 # Other maps than that of phase, so that nothing is taken for radians that is none.
 ACTIVATION_MAP = "cividis"
@@ -331,14 +331,14 @@ def patch_maps(pairs, pixel_size_um, title=""):
         name: [np.squeeze(np.asarray(image)) for image in images] for name, images in pairs.items()
     }
     phases = np.stack([phase for _, phase, _ in rows.values()])
-    low, high = np.quantile(phases, (0.005, 0.9995))
+    shared = colour_limits(phases)
     figure = Figure(figsize=(8.4, 2.35 * len(rows) + 0.4), layout="constrained")
     axes = figure.subplots(len(rows), 3, squeeze=False)
     for row, (name, (brightfield, phase, patches)) in zip(axes, rows.items(), strict=True):
         side = phase.shape[0] * pixel_size_um
         extent = (0, side, side, 0)
         row[0].imshow(brightfield, cmap="gray", extent=extent)
-        drawn = row[1].imshow(phase, cmap=PHASE_MAP, vmin=low, vmax=high, extent=extent)
+        drawn = row[1].imshow(phase, cmap=PHASE_MAP, norm=shared, extent=extent)
         said = row[2].imshow(patches, cmap=PROBABILITY_MAP, vmin=0, vmax=1, extent=extent)
         step = side / len(patches)
         for (i, j), value in np.ndenumerate(patches):
@@ -353,7 +353,7 @@ def patch_maps(pairs, pixel_size_um, title=""):
             )
         for panel in row:
             panel.set(xticks=[], yticks=[])
-        _scale_bar(row[0], 10, extent, "white")
+        scale_bar(row[0], 10, extent, "white")
         row[0].set_ylabel(name, fontsize=10)
     for panel, heading in zip(axes[0], ("Brightfield", "Phase", "Patches"), strict=True):
         panel.set_title(heading, fontsize=10)
@@ -409,7 +409,7 @@ def sensitivity_map(heard, phase, patch, windows, n_patches, pixel_size_um, titl
         panel.add_patch(frame)
         panel.plot(*reversed(middle), "+", color="#EE6677", markersize=13, markeredgewidth=2)
         panel.set(xticks=[], yticks=[], xlim=(0, side), ylim=(side, 0))
-    _scale_bar(left, 10, extent, "white")
+    scale_bar(left, 10, extent, "white")
     left.set_title("Frame: place of the patch in the map\n+: middle of what it can see", fontsize=9)
     right.set_title("What it listens to\n(half of it inside the contours)", fontsize=9)
     if title:

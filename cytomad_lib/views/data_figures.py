@@ -28,10 +28,10 @@ from cytomad_lib.views.plots import (
     BATCH_COLOURS,
     PHASE_MAP,
     Figure,
-    _interpolation,
-    _limits,
-    _scale_bar,
     category_colours,
+    colour_limits,
+    interpolation_of,
+    scale_bar,
 )
 
 SCALE_BAR_UM = 10
@@ -116,7 +116,7 @@ def gallery(
         raise ValueError(f"Found {len(column_labels)} labels for {n_cells} cells; give one each.")
     kinds = {name: "brightness" if name in brightfield else "phase (rad)" for name in images}
     norms = {
-        kind: _limits(np.stack([images[name] for name in images if kinds[name] == kind]))
+        kind: colour_limits(np.stack([images[name] for name in images if kinds[name] == kind]))
         for kind in set(kinds.values())
     }
     if phase_limits and "phase (rad)" in norms:
@@ -131,11 +131,13 @@ def gallery(
         kind = kinds[name]
         look = {"cmap": "gray" if kind == "brightness" else PHASE_MAP, "norm": norms[kind]}
         for panel, image in zip(line, stack, strict=True):
-            drawn = panel.imshow(image, extent=extent, interpolation=_interpolation(width), **look)
+            drawn = panel.imshow(
+                image, extent=extent, interpolation=interpolation_of(width), **look
+            )
             panel.set(xticks=[], yticks=[])
         line[0].set_ylabel(textwrap.fill(name, 14), fontsize=10)
         figure.colorbar(drawn, ax=line, label=kind, shrink=0.95, aspect=12)
-    _scale_bar(axes[0, 0], SCALE_BAR_UM, extent, "white")
+    scale_bar(axes[0, 0], SCALE_BAR_UM, extent, "white")
     for panel, text in zip(axes[0], column_labels or [], strict=False):
         panel.set_title(text.replace(", ", "\n"), fontsize=10)
     if title:
@@ -244,11 +246,11 @@ def phase_profile(phase, pixel_size_um, title=""):
     extent = (0, width * pixel_size_um, height * pixel_size_um, 0)
     figure = Figure(figsize=(8.2, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
-    drawn = left.imshow(image, cmap=PHASE_MAP, extent=extent, interpolation=_interpolation(width))
+    drawn = left.imshow(image, cmap=PHASE_MAP, extent=extent, interpolation=interpolation_of(width))
     middle = (height // 2 + 0.5) * pixel_size_um
     left.axhline(middle, color="white", linestyle=":", linewidth=1.2)
     left.set(xticks=[], yticks=[])
-    _scale_bar(left, SCALE_BAR_UM, extent, "white")
+    scale_bar(left, SCALE_BAR_UM, extent, "white")
     figure.colorbar(drawn, ax=left, label="phase (rad)", shrink=0.9)
     along = (np.arange(width) + 0.5) * pixel_size_um
     right.plot(along, image[height // 2], color="#0072B2", linewidth=2)
@@ -289,14 +291,14 @@ def image_steps(steps, field_of_view_um, title=""):
         drawn = panel.imshow(
             image,
             cmap=colours,
-            norm=_limits(image),
+            norm=colour_limits(image),
             extent=extent,
-            interpolation=_interpolation(image.shape[1]),
+            interpolation=interpolation_of(image.shape[1]),
         )
         panel.set(xticks=[], yticks=[])
         panel.set_title(textwrap.fill(name, 22), fontsize=10)
         figure.colorbar(drawn, ax=panel, orientation="horizontal", shrink=0.9, label=unit)
-    _scale_bar(axes[0], SCALE_BAR_UM, extent, "white")
+    scale_bar(axes[0], SCALE_BAR_UM, extent, "white")
     if title:
         figure.suptitle(title, fontsize=11)
     return figure

@@ -284,7 +284,7 @@ def _draw_images(figure, axes, panels, pixel_size_um, limits, bars=True):
         if number == 0:
             # White on the dark ends of gray and of viridis would vanish on a bright background.
             colour = "black" if panel.kind != "phase" else "white"
-            plots._scale_bar(axis, SCALE_BAR_UM, extent, colour)
+            plots.scale_bar(axis, SCALE_BAR_UM, extent, colour)
         if bars and panel.kind in BAR_LABELS and last[panel.kind] == number:
             figure.colorbar(
                 drawn, ax=axis, label=BAR_LABELS[panel.kind], fraction=0.08, extend="both"

@@ -23,10 +23,10 @@ from cytomad_lib.models import keras  # imported there without TensorFlow's rema
 from cytomad_lib.views.plots import (
     PHASE_MAP,
     Figure,
-    _interpolation,
-    _limits,
-    _scale_bar,
+    colour_limits,
     image_grid,
+    interpolation_of,
+    scale_bar,
 )
 
 MOST_CELLS = 6  # side by side in one picture; more would be too small to see
@@ -247,14 +247,14 @@ class LiveView(keras.callbacks.Callback):
                 drawn = panel.imshow(
                     image,
                     cmap=colours,
-                    norm=norm or _limits(image),
+                    norm=norm or colour_limits(image),
                     extent=extent,
-                    interpolation=_interpolation(width),
+                    interpolation=interpolation_of(width),
                 )
                 panel.set(xticks=[], yticks=[])
         for panel, name in zip(axes[0], _cell_names(self.cells.labels), strict=True):
             panel.set_title(name, fontsize=9)
-        _scale_bar(axes[0, 0], 10, extent, "white")
+        scale_bar(axes[0, 0], 10, extent, "white")
         part.colorbar(drawn, ax=axes, label="phase (rad)", aspect=30, shrink=0.65, anchor=(0, 0))
 
 
@@ -303,7 +303,7 @@ class _Screen:
 
 def _phase_limits(cells):
     """One scale for all epochs, that of the measurement: nothing flickers."""
-    limits = _limits(cells.qpi)
+    limits = colour_limits(cells.qpi)
     return Normalize(min(limits.vmin, 0), limits.vmax)
 
 

@@ -96,7 +96,7 @@ def image_grid(
     ValueError
         If columns differ in shape, or a column named in `error_of` is missing.
     """
-    images = {name: _squeezed(stack) for name, stack in columns.items()}
+    images = {name: squeezed(stack) for name, stack in columns.items()}
     shapes = {name: stack.shape for name, stack in images.items()}
     if len(set(shapes.values())) != 1:
         raise ValueError(f"Columns have shapes {shapes}; expected the same cells at the same size.")
@@ -104,10 +104,10 @@ def image_grid(
     if row_labels is not None and len(row_labels) != n_cells:
         raise ValueError(f"Found {len(row_labels)} row labels for {n_cells} cells; give one each.")
     phase_names = [name for name in images if name not in brightfield]
-    norms = {name: _limits(images[name]) for name in images if name in brightfield}
+    norms = {name: colour_limits(images[name]) for name in images if name in brightfield}
     if phase_names:
         shown = np.stack([images[name] for name in phase_names])
-        norm = Normalize(*phase_limits) if phase_limits else _limits(shown)
+        norm = Normalize(*phase_limits) if phase_limits else colour_limits(shown)
         norms |= dict.fromkeys(phase_names, norm)
     maps = {name: PHASE_MAP if name in phase_names else "gray" for name in images}
     error_name = None
@@ -135,11 +135,11 @@ def image_grid(
                 cmap=maps[name],
                 norm=norms[name],
                 extent=extent,
-                interpolation=_interpolation(width),
+                interpolation=interpolation_of(width),
             )
             panel.set(xticks=[], yticks=[])
         colour = "black" if name == error_name else "white"
-        _scale_bar(column[0], 10, extent, colour)
+        scale_bar(column[0], 10, extent, colour)
         if phase_names and name == phase_names[-1]:
             figure.colorbar(drawn, ax=axes[:, -1], label=quantity, shrink=0.9, aspect=30)
         if name == error_name:
@@ -564,7 +564,8 @@ def save_figure(figure, path, dpi=150):
     return path
 
 
-def _squeezed(images):
+def squeezed(images):
+    """Return images (cells, height, width[, 1]) without the last axis; others are refused."""
     images = np.asarray(images)
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
@@ -576,18 +577,20 @@ def _squeezed(images):
     return images
 
 
-def _limits(images):
+def colour_limits(images):
+    """Return the colour scale of images: from the 0.5 to the 99.95 % quantile of all pixels."""
     low, high = np.quantile(images, (0.005, 0.9995))
     return Normalize(low, high if high > low else low + 1)
 
 
-def _interpolation(width):
+def interpolation_of(width):
+    """Return how images of so many pixels are to be enlarged, for `imshow`."""
     # Small images are enlarged so much that their pixels can be shown as they are: that is
     # honest, and a third of the size in a saved notebook.
     return "nearest" if width <= 64 else None
 
 
-def _scale_bar(panel, length_um, extent, colour):
+def scale_bar(panel, length_um, extent, colour):
     """Draw a bar of `length_um` at the lower right of a panel whose axes are in micrometres."""
     width, height = extent[1], extent[2]
     left, bottom = 0.95 * width - length_um, 0.95 * height

@@ -29,9 +29,9 @@ from cytomad_lib.views.plots import (
     MARKERS,
     METHOD_COLOURS,
     Figure,
-    _scale_bar,
-    _squeezed,
     category_colours,
+    scale_bar,
+    squeezed,
 )
 
 # Chance in the lung dataset: 3 batches per class, 7 classes.
@@ -121,8 +121,8 @@ def other_days(measured, moved, own_days, pixel_size_um, row_labels=None):
     Figure
         One grey scale for each cell, so that brightness can be compared along a row.
     """
-    columns = {"measured": _squeezed(measured)}
-    columns |= {f"as {day}": _squeezed(images) for day, images in moved.items()}
+    columns = {"measured": squeezed(measured)}
+    columns |= {f"as {day}": squeezed(images) for day, images in moved.items()}
     n_cells, height, width = columns["measured"].shape
     extent = (0, width * pixel_size_um, height * pixel_size_um, 0)
     figure = Figure(figsize=(1.08 * len(columns) + 0.5, 1.1 * n_cells + 0.7), layout="constrained")
@@ -140,7 +140,7 @@ def other_days(measured, moved, own_days, pixel_size_um, row_labels=None):
             axes[row, 0].set_ylabel(row_labels[row].replace(", ", "\n"), fontsize=10)
     for panel, name in zip(axes[0], columns, strict=True):
         panel.set_title(name, fontsize=10)
-    _scale_bar(axes[0, 0], 10, extent, "white")
+    scale_bar(axes[0, 0], 10, extent, "white")
     axes[0, 0].texts[-1].set_fontsize(7)  # the panels are small
     frame = Patch(fill=False, edgecolor=METHOD_COLOURS[1], linewidth=3, label="the cell's own day")
     figure.legend(handles=[frame], loc="outside lower center", frameon=False)

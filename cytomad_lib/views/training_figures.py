@@ -23,10 +23,10 @@ from cytomad_lib.views.plots import (
     METHOD_COLOURS,
     PHASE_MAP,
     Figure,
-    _interpolation,
-    _limits,
-    _scale_bar,
-    _squeezed,
+    colour_limits,
+    interpolation_of,
+    scale_bar,
+    squeezed,
 )
 
 PATCH_MAP = "cividis"  # another map than that of phase, so that neither is taken for the other
@@ -59,17 +59,17 @@ def judged_pairs(brightfield, phases, patches, pixel_size_um):
         raise ValueError(
             f"Found phases of {list(phases)} and patches of {list(patches)}; expected the same."
         )
-    images = _squeezed(np.stack([_as_array(image) for image in phases.values()]))
-    given = _squeezed(_as_array(brightfield)[None])[0]
-    answers = _squeezed(np.stack([_as_array(answer) for answer in patches.values()]))
+    images = squeezed(np.stack([_as_array(image) for image in phases.values()]))
+    given = squeezed(_as_array(brightfield)[None])[0]
+    answers = squeezed(np.stack([_as_array(answer) for answer in patches.values()]))
     height, width = given.shape
     extent = (0, width * pixel_size_um, height * pixel_size_um, 0)
-    drawing = {"extent": extent, "interpolation": _interpolation(width)}
+    drawing = {"extent": extent, "interpolation": interpolation_of(width)}
     figure = Figure(figsize=(8.2, 2.3 * len(images) + 0.3), layout="constrained")
     axes = figure.subplots(len(images), 3, squeeze=False)
-    shared = _limits(images)
+    shared = colour_limits(images)
     for line, name, image, answer in zip(axes, phases, images, answers, strict=True):
-        line[0].imshow(given, cmap="gray", norm=_limits(given), **drawing)
+        line[0].imshow(given, cmap="gray", norm=colour_limits(given), **drawing)
         drawn = line[1].imshow(image, cmap=PHASE_MAP, norm=shared, **drawing)
         judged = line[2].imshow(answer, cmap=PATCH_MAP, norm=Normalize(0, 1), extent=extent)
         line[0].set_ylabel(name, fontsize=10)
@@ -78,7 +78,7 @@ def judged_pairs(brightfield, phases, patches, pixel_size_um):
             panel.set(xticks=[], yticks=[])
     for panel, title in zip(axes[0], ("Brightfield", "Phase", "Answer per patch"), strict=True):
         panel.set_title(title, fontsize=10)
-    _scale_bar(axes[0, 0], 10, extent, "white")
+    scale_bar(axes[0, 0], 10, extent, "white")
     figure.colorbar(drawn, ax=axes[:, 1], label="phase (rad)", aspect=25)
     figure.colorbar(judged, ax=axes[:, 2], label='probability of "measured"', aspect=25)
     return figure
