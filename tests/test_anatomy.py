@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 
 from cytomad_lib.models import networks
 from cytomad_lib.models.dissection import block_table
@@ -159,6 +160,17 @@ def test_dealt_features_are_where_they_were_dealt():
     }
     assert set(places) == {(0, 0), (5, 0), (3, 1), (1, 1)}
     assert places[0, 0] == places[5, 0] != places[3, 1]
+
+
+def test_each_feature_has_the_colour_of_its_mlp():
+    subsets = np.random.default_rng(0).permutation(128).reshape(4, 32)
+    (panel,) = anatomy.dealt_features(subsets, 128).axes
+    owner = np.full(128, -1)
+    colours = [to_rgba(colour) for colour in METHOD_COLOURS]
+    for patch in panel.patches:
+        owner[round(patch.get_x() + 0.5)] = colours.index(patch.get_facecolor())
+    for number, dealt in enumerate(subsets):
+        assert (owner[dealt] == number).all()
 
 
 def test_features_dealt_twice_are_refused():

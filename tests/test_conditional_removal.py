@@ -75,29 +75,27 @@ class Kernels:
 # --- who moves ---------------------------------------------------------------------------------
 
 
-def test_a_step_on_images_moves_all_that_makes_them_and_nothing_that_reads_features():
-    model = tiny_model(ImageRemoval)
-    moving = [Kernels(model.unet), model.view, model.adversary.mlp]
-    encoder = model.generator.get_layer("feature_encoder")
-    before, still = [network.get_weights() for network in moving], encoder.get_weights()
+def step_that_moves(model, moving, still):
+    """Take one step; `moving` has to change, `still` must not."""
+    before, unmoved = [network.get_weights() for network in moving], still.get_weights()
     seen = model.train_step(minibatch_of(CELLS))
     for network, weights in zip(moving, before, strict=True):
         assert np.mean(moved(weights, network)) > 0.8, network
-    assert not any(moved(still, encoder))
-    assert ops.convert_to_numpy(model.adversary.recent_filled).sum() == len(CELLS)
+    assert not any(moved(unmoved, still))
     assert np.isfinite([float(value) for value in seen.values()]).all()
+
+
+def test_a_step_on_images_moves_all_that_makes_them_and_nothing_that_reads_features():
+    model = tiny_model(ImageRemoval)
+    moving = [Kernels(model.unet), model.view, model.adversary.mlp]
+    step_that_moves(model, moving, still=model.generator.get_layer("feature_encoder"))
+    assert ops.convert_to_numpy(model.adversary.recent_filled).sum() == len(CELLS)
 
 
 def test_a_step_on_features_moves_encoder_class_head_and_adversary():
     model = tiny_model(FeatureRemoval)
     moving = [Kernels(model.encoder), model.class_head, model.adversary.mlp]
-    unet = model.generator.get_layer("generator")
-    before, still = [network.get_weights() for network in moving], unet.get_weights()
-    seen = model.train_step(minibatch_of(CELLS))
-    for network, weights in zip(moving, before, strict=True):
-        assert np.mean(moved(weights, network)) > 0.8, network
-    assert not any(moved(still, unet))
-    assert np.isfinite([float(value) for value in seen.values()]).all()
+    step_that_moves(model, moving, still=model.generator.get_layer("generator"))
 
 
 def test_without_image_weights_no_adversary_is_trained():

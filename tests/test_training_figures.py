@@ -6,7 +6,6 @@ import pytest
 
 from cytomad_lib.views.training_figures import (
     called_first_batch,
-    dealt_features,
     judged_pairs,
     loss_parts,
     loss_table,
@@ -38,14 +37,6 @@ def test_the_parts_add_up_to_the_loss():
     ends = sorted(patch.get_x() + patch.get_width() for patch in panel.patches)
     np.testing.assert_allclose(ends, [0.5, 0.7, 10.5, 20.7])
     assert [text.get_text() for text in panel.texts] == [" 21", " 10"]
-
-
-def test_each_feature_has_the_colour_of_its_mlp():
-    subsets = np.random.default_rng(0).permutation(128).reshape(4, 32)
-    panel = dealt_features(subsets, 128).axes[0]
-    owner = panel.collections[0].get_array().ravel()
-    for number, dealt in enumerate(subsets):
-        assert (owner[dealt] == number).all()
 
 
 def test_judges_beside_the_true_share():

@@ -2,7 +2,6 @@
 
 - `judged_pairs`: what the discriminator is shown, and its answer patch by patch.
 - `loss_parts`: what each term adds to the generator's loss.
-- `dealt_features`: which batch MLP sees which feature.
 - `called_first_batch`: the share of cells that the recipe's judges call "first batch".
 
 Example
@@ -15,8 +14,7 @@ Example
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import ListedColormap, Normalize
-from matplotlib.patches import Patch
+from matplotlib.colors import Normalize
 
 from cytomad_lib.models import keras  # imported there without TensorFlow's remarks
 from cytomad_lib.views.plots import (
@@ -144,47 +142,6 @@ def loss_parts(tables):
     panel.invert_yaxis()
     panel.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=min(6, len(terms)), frameon=False, fontsize=9)
-    return figure
-
-
-def dealt_features(subsets, n_features):
-    """Draw the bottleneck features as a strip, coloured by the batch MLP that sees them.
-
-    Parameters
-    ----------
-    subsets : array of int, (MLPs, features of each)
-    n_features : int
-
-    Returns
-    -------
-    Figure
-    """
-    subsets = np.asarray(subsets)
-    owner = np.full(n_features, len(subsets))
-    for number, dealt in enumerate(subsets):
-        owner[dealt] = number
-    n_columns = min(n_features, 64)
-    owner = np.pad(owner, (0, -n_features % n_columns), constant_values=len(subsets))
-    colours = [*METHOD_COLOURS[: len(subsets)], "#FFFFFF"]
-    rows = owner.reshape(-1, n_columns)
-    figure = Figure(figsize=(8.2, 0.9 + 0.14 * len(rows)), layout="constrained")
-    panel = figure.subplots()
-    panel.pcolormesh(
-        rows,
-        cmap=ListedColormap(colours),
-        vmin=-0.5,
-        vmax=len(subsets) + 0.5,
-        edgecolors="white",
-        linewidth=0.8,
-    )
-    panel.invert_yaxis()
-    panel.set(yticks=[], xlabel="bottleneck feature" + (", row by row" if len(rows) > 1 else ""))
-    panel.spines[:].set_visible(False)
-    handles = [
-        Patch(color=colour, label=f"batch MLP {number}")
-        for number, colour in enumerate(colours[:-1], start=1)
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
     return figure
 
 
