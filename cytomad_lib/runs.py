@@ -140,7 +140,9 @@ class Run:
         }
         if (folder / SETTINGS).exists():
             earlier = cls.open(folder)
-            _check_same_settings(folder, earlier.settings, settings)
+            # Fields that a preset did not have when the run began have their defaults.
+            begun = earlier.settings | {"preset": earlier.preset.as_dict()}
+            _check_same_settings(folder, begun, settings)
             return earlier
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder} is a file. Expected a folder for the run; give another name.")

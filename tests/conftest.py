@@ -5,9 +5,8 @@ import sys
 
 import pytest
 
-
-# What TensorFlow does to a graph before it runs it. Two more parts stay on: without them, an untidied
-# graph needs more than twice the memory, which a process never gets back.
+# What TensorFlow does to a graph before it runs it. Two more parts stay on: an untidied graph needs
+# more than twice the memory, which a process never gets back.
 POLISHING = (
     "arithmetic_optimization",
     "constant_folding",

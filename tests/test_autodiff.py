@@ -42,6 +42,40 @@ def test_a_step_inside_a_step_keeps_both_gradients():
     assert float(w.value) == pytest.approx(2.4)
 
 
+def test_two_steps_from_one_computation_use_the_weights_before_both():
+    w, v = keras.Variable(3.0), keras.Variable(2.0)
+    calls = []
+
+    def losses():
+        calls.append(1)
+        return {"of_w": w * v, "of_v": v * v + w}
+
+    seen = autodiff.minimise_together(
+        losses, [autodiff.Step("of_w", [w], sgd([w])), autodiff.Step("of_v", [v], sgd([v]))]
+    )
+    assert len(calls) == 1
+    assert float(seen["of_w"]) == pytest.approx(6) and float(seen["of_v"]) == pytest.approx(7)
+    assert float(w.value) == pytest.approx(3 - 0.1 * 2)
+    assert float(v.value) == pytest.approx(2 - 0.1 * 2 * 2)
+
+
+def test_adam_in_one_pass_is_adam():
+    random = np.random.default_rng(0)
+    start = random.normal(size=(5, 4)).astype("float32")
+    ends = []
+    for make in (autodiff.adam, lambda rate, beta: keras.optimizers.Adam(rate, beta_1=beta)):
+        w, optimizer = keras.Variable(start), make(0.01, 0.5)
+        optimizer.build([w])
+        for size in (1.0, 30.0, 1e-4, 2.0):  # steps of very different gradients
+            autodiff.minimise(
+                lambda w=w, size=size: {"loss": size * keras.ops.sum(w**3)}, [w], optimizer
+            )
+        ends.append([keras.ops.convert_to_numpy(part) for part in (w, *optimizer.variables)])
+    assert np.abs(ends[0][0] - start).max() > 0.01
+    for ours, theirs in zip(*ends, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-7)
+
+
 def test_other_backends_are_refused(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     w = keras.Variable(np.float32(1))

@@ -100,3 +100,30 @@ def test_training_lowers_the_error():
     feed = Minibatches.of_cells(cells, 6, seed=0)
     history = model.fit(feed, epochs=15, shuffle=False, verbose=0).history
     assert history["mae"][-1] < 0.5 * history["mae"][0]
+
+
+def generator_after_one_step(**settings):
+    model, cells = tiny_model(replace(TINY, **settings)), make_cells()
+    model.train_step(one_minibatch(cells))
+    return np.concatenate([part.ravel() for part in model.generator.get_weights()])
+
+
+@pytest.mark.parametrize("updates", ["alternating", "simultaneous"])
+def test_whether_the_generator_meets_the_updated_discriminator(updates):
+    # Dropout draws the same units in both, as the seeds are the same.
+    slow, fast = (
+        generator_after_one_step(updates=updates, weight_adversarial=50.0, discriminator_rate=rate)
+        for rate in (1e-4, 5e-2)
+    )
+    assert np.allclose(slow, fast, atol=1e-7) == (updates == "simultaneous")
+
+
+def test_simultaneous_updates_move_both_networks_and_lower_the_error():
+    preset = replace(TINY, generator_rate=2e-3, updates="simultaneous")
+    model, cells = tiny_model(preset), make_cells(per_group=6)
+    discriminator = model.discriminator.get_weights()
+    feed = Minibatches.of_cells(cells, 6, seed=0)
+    history = model.fit(feed, epochs=15, shuffle=False, verbose=0).history
+    assert history["mae"][-1] < 0.5 * history["mae"][0]
+    assert history["discriminator_loss"][-1] < history["discriminator_loss"][0]
+    assert any(moved(discriminator, model.discriminator))

@@ -361,6 +361,17 @@ def test_a_run_of_before_the_conditional_recipe_opens(tmp_path):
     assert Run.open(tmp_path).preset == replace(TINY, conditional=Conditional())
 
 
+def test_a_run_of_before_a_field_goes_on_with_its_default(tmp_path):
+    Run.create(tmp_path, TINY, CELLS, "lung")
+    path = tmp_path / "run.json"
+    settings = json.loads(path.read_text())
+    assert settings["preset"].pop("updates") == "alternating"
+    path.write_text(json.dumps(settings))
+    assert Run.create(tmp_path, TINY, CELLS, "lung").preset == TINY
+    with pytest.raises(RunError, match="simultaneous"):
+        Run.create(tmp_path, replace(TINY, updates="simultaneous"), CELLS, "lung")
+
+
 # --- channels ----------------------------------------------------------------------------------
 
 

@@ -33,7 +33,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from cytomad_lib.models.autodiff import minimise
+from cytomad_lib.models.autodiff import adam, minimise
 from cytomad_lib.models.networks import build_leaky_mlp
 
 MLP_WIDTHS = (128, 64)
@@ -111,7 +111,7 @@ class ConditionalAdversary(layers.Layer):
 
     def compile(self):
         """Make the optimizer; at once, so that a checkpoint holds its state."""
-        self.optimizer = keras.optimizers.Adam(self.recipe.adversary_rate, beta_1=0.5)
+        self.optimizer = adam(self.recipe.adversary_rate, 0.5)
         self.optimizer.build(self.mlp.trainable_variables)
 
     @property

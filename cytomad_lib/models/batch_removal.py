@@ -32,6 +32,7 @@ from keras import ops
 from tqdm import tqdm
 
 from cytomad_lib.models import losses, networks
+from cytomad_lib.models.autodiff import adam
 from cytomad_lib.models.feeding import Minibatches
 from cytomad_lib.models.pretraining import Pix2Pix
 
@@ -112,7 +113,7 @@ class ClassifierJob:
 
     def compile(self, preset):
         """Compile the classifier with Adam and cross-entropy, as published."""
-        optimizer = keras.optimizers.Adam(self.rate, beta_1=preset.beta_1)
+        optimizer = adam(self.rate, preset.beta_1)
         self.classifier.compile(
             optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"]
         )
@@ -173,7 +174,7 @@ class BatchRemoval(Pix2Pix):
         """Return the features (n, n_features / 4) that batch MLP `number` (0 to 3) sees."""
         return ops.take(features, self.subsets[number], axis=1)
 
-    def generator_losses(self, brightfield, targets, generated, features):
+    def generator_losses(self, brightfield, targets, generated, features, patches=None):
         """Loss terms of the generator; see `Pix2Pix.generator_losses`.
 
         Parameters
@@ -182,12 +183,13 @@ class BatchRemoval(Pix2Pix):
         targets : dict
             `"qpi"` (n, size, size, 1) in rad, `"batch"` and `"class_name"` (n,) codes.
         features : tensor (n, n_features)
+        patches : tensor (n, size / 8, size / 8, 1), optional
 
         Returns
         -------
         dict of scalar tensors
         """
-        terms = super().generator_losses(brightfield, targets, generated, features)
+        terms = super().generator_losses(brightfield, targets, generated, features, patches)
         steering = {
             "class_mlp": losses.cross_entropy(
                 targets["class_name"], self.class_mlp(features, training=False)
@@ -278,7 +280,7 @@ class _Panel:
         self.together = keras.Model(
             inputs, ops.stack([mlp(x) for mlp, x in zip(mlps, inputs, strict=True)], axis=1)
         )
-        optimizer = keras.optimizers.Adam(preset.batch_mlp_rate, beta_1=preset.beta_1)
+        optimizer = adam(preset.batch_mlp_rate, preset.beta_1)
         optimizer.build(self.together.trainable_variables)
         self._fresh = [ops.convert_to_numpy(variable) for variable in optimizer.variables]
         self.together.compile(optimizer=optimizer, loss=_sum_of_cross_entropies)

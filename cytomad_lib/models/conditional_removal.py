@@ -44,7 +44,7 @@ from keras import ops
 
 from cytomad_lib.models import losses
 from cytomad_lib.models.adversaries import ConditionalAdversary
-from cytomad_lib.models.autodiff import minimise
+from cytomad_lib.models.autodiff import adam, minimise
 from cytomad_lib.models.calibration import BatchView
 from cytomad_lib.models.erasure import fit_leace, within_class_concept
 from cytomad_lib.models.image_summary import ImageSummary
@@ -79,7 +79,7 @@ class _Removal(TrackedLosses):
         """Make the optimizers, at once, so that a checkpoint holds their states."""
         super().compile(optimizer=None, **options)
         rate = _LateFall(self.recipe.generator_rate, self.steps)
-        self.learner = keras.optimizers.Adam(rate, beta_1=0.5)
+        self.learner = adam(rate, 0.5)
         self.learner.build(self.learning)
         self.adversary.compile()
 

@@ -35,6 +35,7 @@ from cytomad_lib.data.errors import CytomadError
 
 LEAKY_SLOPE = 0.2
 DROPOUT = 0.5
+UPDATES = ("alternating", "simultaneous")  # of generator and discriminator, see `Preset`
 KERNEL = 4  # every convolution of the published networks is 4x4
 
 
@@ -153,6 +154,9 @@ class Preset:
         The generator's learning rate during batch removal.
     beta_1 : float
         First-moment decay of every Adam optimizer.
+    updates : {"alternating", "simultaneous"}
+        Whether the generator is updated after the discriminator, as published, or together with it,
+        which is faster; see `Pix2Pix`.
     weight_adversarial, weight_mae_pretraining, weight_mae_removal, weight_classifier : float
         Weights of the generator's loss terms.
     norm_momentum : float
@@ -180,12 +184,20 @@ class Preset:
     class_mlp_rate: float = 1e-3
     cnn_rate: float = 1e-3
     beta_1: float = 0.5
+    updates: str = "alternating"
     weight_adversarial: float = 1.0
     weight_mae_pretraining: float = 100.0
     weight_mae_removal: float = 300.0
     weight_classifier: float = 100.0
     norm_momentum: float = 0.99
     conditional: Conditional = Conditional()
+
+    def __post_init__(self):
+        """Refuse an order of updates that there is not."""
+        if self.updates not in UPDATES:
+            raise CytomadError(
+                f"updates is {self.updates!r}. Expected one of {', '.join(UPDATES)}."
+            )
 
     @classmethod
     def from_dict(cls, fields):

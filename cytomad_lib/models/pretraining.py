@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from cytomad_lib.models import losses
-from cytomad_lib.models.autodiff import minimise
+from cytomad_lib.models.autodiff import Step, adam, minimise, minimise_together
 
 
 class TrackedLosses(keras.Model):
@@ -59,10 +59,13 @@ class TrackedLosses(keras.Model):
 class Pix2Pix(TrackedLosses):
     """Generator against discriminator, with a pixel-wise error to hold the two together.
 
-    One step updates the discriminator on measured pairs, then on generated pairs (each at half
-    weight), then the generator against the updated discriminator.
+    With the preset's `updates` "alternating", as published, one step updates the discriminator on
+    measured pairs, then on generated pairs (each at half weight), then the generator against the
+    updated discriminator. With "simultaneous", both networks are updated from the same state: the
+    discriminator, by both kinds of pairs at once, and the generator by the discriminator before
+    that. So the generated pairs are judged once instead of twice.
 
-    Source: the CytoMAD publication, "pretraining".
+    Source: the CytoMAD publication, "pretraining", for "alternating".
 
     Parameters
     ----------
@@ -100,6 +103,13 @@ class Pix2Pix(TrackedLosses):
     def train_step(self, data):
         """Update both networks on one minibatch `(brightfield, {"qpi": ...})`."""
         brightfield, targets = data
+        if self.preset.updates == "simultaneous":
+            terms = self._update_together(brightfield, targets)
+        else:
+            terms = self._update_in_turn(brightfield, targets)
+        return self.track(terms, ops.shape(brightfield)[0])
+
+    def _update_in_turn(self, brightfield, targets):
         seen = {}
 
         def generator_losses():
@@ -114,17 +124,38 @@ class Pix2Pix(TrackedLosses):
         terms = minimise(
             generator_losses, self.generator.trainable_variables, self.generator_optimizer
         )
-        return self.track(terms | seen, ops.shape(brightfield)[0])
+        return terms | seen
+
+    def _update_together(self, brightfield, targets):
+        def both_losses():
+            generated, features = self.generator(brightfield, training=True)
+            # Measured and generated pairs are normalised apart, as in the two published steps.
+            measured = self._judge(brightfield, targets["qpi"], training=True)
+            patches = self._judge(brightfield, generated, training=True)
+            terms = self.generator_losses(brightfield, targets, generated, features, patches)
+            return terms | {"discriminator_loss": _discriminator_loss(measured, patches)}
+
+        discriminator, generator = self.discriminator, self.generator
+        return minimise_together(
+            both_losses,
+            [
+                Step("loss", generator.trainable_variables, self.generator_optimizer),
+                Step(
+                    "discriminator_loss",
+                    discriminator.trainable_variables,
+                    self.discriminator_optimizer,
+                ),
+            ],
+        )
 
     def test_step(self, data):
         """Losses on validation cells, with running statistics and without dropout."""
         brightfield, targets = data
         generated, features = self.generator(brightfield, training=False)
-        terms = self.generator_losses(brightfield, targets, generated, features)
-        terms["discriminator_loss"] = 0.5 * (
-            self._judge(brightfield, targets["qpi"], real=True, training=False)
-            + self._judge(brightfield, generated, real=False, training=False)
-        )
+        measured = self._judge(brightfield, targets["qpi"], training=False)
+        patches = self._judge(brightfield, generated, training=False)
+        terms = self.generator_losses(brightfield, targets, generated, features, patches)
+        terms["discriminator_loss"] = _discriminator_loss(measured, patches)
         return self.track(terms, ops.shape(brightfield)[0])
 
     def update_discriminator(self, brightfield, measured, generated):
@@ -133,7 +164,8 @@ class Pix2Pix(TrackedLosses):
         for phase, real in ((measured, True), (generated, False)):
             step = minimise(
                 lambda phase=phase, real=real: {
-                    "loss": 0.5 * self._judge(brightfield, phase, real, training=True)
+                    "loss": 0.5
+                    * losses.real_or_fake(self._judge(brightfield, phase, training=True), real)
                 },
                 self.discriminator.trainable_variables,
                 self.discriminator_optimizer,
@@ -141,7 +173,7 @@ class Pix2Pix(TrackedLosses):
             half_losses.append(step["loss"])
         return sum(half_losses)
 
-    def generator_losses(self, brightfield, targets, generated, features):
+    def generator_losses(self, brightfield, targets, generated, features, patches=None):
         """Loss terms of the generator; `"loss"` is their weighted sum.
 
         Parameters
@@ -151,25 +183,32 @@ class Pix2Pix(TrackedLosses):
             `"qpi"` (n, size, size, 1) in rad.
         features : tensor (n, n_features)
             Not used here; batch removal adds terms on them.
+        patches : tensor (n, size / 8, size / 8, 1), optional
+            What the discriminator says of the generated images. By default it is asked here, with
+            running statistics, as in the published program.
 
         Returns
         -------
         dict of scalar tensors
         """
-        # The discriminator only judges here: running statistics, as in the published program.
-        adversarial = self._judge(brightfield, generated, real=True, training=False)
+        if patches is None:
+            patches = self._judge(brightfield, generated, training=False)
+        adversarial = losses.real_or_fake(patches, True)
         mae = losses.mean_absolute_error(targets["qpi"], generated)
         loss = (
             self.preset.weight_adversarial * adversarial + self.preset.weight_mae_pretraining * mae
         )
         return {"loss": loss, "adversarial": adversarial, "mae": mae}
 
-    def _judge(self, brightfield, phase, real, training):
-        patches = self.discriminator([brightfield, phase], training=training)
-        return losses.real_or_fake(patches, real)
+    def _judge(self, brightfield, phase, training):
+        return self.discriminator([brightfield, phase], training=training)
+
+
+def _discriminator_loss(measured, generated):
+    return 0.5 * (losses.real_or_fake(measured, True) + losses.real_or_fake(generated, False))
 
 
 def _adam(rate, beta_1, network):
-    optimizer = keras.optimizers.Adam(rate, beta_1=beta_1)
+    optimizer = adam(rate, beta_1)
     optimizer.build(network.trainable_variables)
     return optimizer
