@@ -58,6 +58,7 @@ from cytomad_lib.models.networks import (
     build_conditional_generator,
     build_discriminator,
     build_generator,
+    computing_in,
 )
 from cytomad_lib.models.pretraining import Pix2Pix
 from cytomad_lib.models.reimaging import Reimaging
@@ -192,7 +193,8 @@ class Run:
             Losses per epoch.
         """
         self._check_cells(train)
-        generator, discriminator = self._new_generator(), self._new_discriminator()
+        generator = self._new_generator(self.preset.precision)
+        discriminator = self._new_discriminator(self.preset.precision)
         model = Pix2Pix(generator, discriminator, self.preset)
         model.compile()
         stage = _Stage(
@@ -273,7 +275,7 @@ class Run:
 
     def _remove_conditional(self, train, valid, verbose, watching):
         check_enough_cells("conditional", self.preset, len(train))
-        generator = self._new_conditional_generator()
+        generator = self._new_conditional_generator(self.preset.precision)
         adopt_weights(generator, self.generator("pretraining"), *image_statistics(train))
         shares, reimaging = batch_shares(train.labels), Reimaging.fit(train)
         feeds = train, valid, verbose, watching
@@ -347,9 +349,10 @@ class Run:
         for job in classifiers.jobs(self.preset):
             name = job.classifier.name
             self._load(f"classifiers/{name}", name, job.classifier)
+        precision = self.preset.precision
         model = BatchRemoval(
-            self.generator("pretraining"),
-            self.discriminator(),
+            self._load("pretraining", "generator", self._new_generator(precision)),
+            self._load("pretraining", "discriminator", self._new_discriminator(precision)),
             classifiers,
             self.preset,
         )
@@ -597,14 +600,19 @@ class Run:
     def _image_network(self):
         return self.preset.image_network | {"channels": self.channels}
 
-    def _new_generator(self):
-        return build_generator(**self._image_network, seed=self._seed(20))
+    def _new_generator(self, precision="float32"):
+        return self._build(build_generator, 20, precision)
 
-    def _new_conditional_generator(self):
-        return build_conditional_generator(**self._image_network, seed=self._seed(24))
+    def _new_conditional_generator(self, precision="float32"):
+        return self._build(build_conditional_generator, 24, precision)
 
-    def _new_discriminator(self):
-        return build_discriminator(**self._image_network, seed=self._seed(21))
+    def _new_discriminator(self, precision="float32"):
+        return self._build(build_discriminator, 21, precision)
+
+    def _build(self, build, purpose, precision):
+        # To learn, a network is built in the preset's precision; to predict, in float32.
+        with computing_in(precision):
+            return build(**self._image_network, seed=self._seed(purpose))
 
     def _new_classifiers(self):
         return Classifiers.build(

@@ -11,7 +11,7 @@ import pytest
 from training_cells import TINY, make_cells, untraced_steps
 
 from cytomad_lib import runs
-from cytomad_lib.data.errors import DatasetError
+from cytomad_lib.data.errors import CytomadError, DatasetError
 from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.models.networks import Conditional
 from cytomad_lib.runs import Run, RunError
@@ -500,3 +500,15 @@ def test_a_discriminator_that_there_is_not(whole, tmp_path):
         whole.discriminator("conditional")
     with pytest.raises(RunError, match="no finished epoch"):
         Run.create(tmp_path, TINY, CELLS, "lung", seed=4).discriminator()
+
+
+def test_half_precision_is_for_training_and_predictions_are_in_full(tmp_path):
+    preset = replace(TINY, precision="mixed_bfloat16", pretraining_epochs=1)
+    run = Run.create(tmp_path, preset, CELLS, "lung")
+    with untraced_steps():
+        run.pretrain(CELLS, VALID)
+    assert run._new_generator(preset.precision).get_layer("bottleneck").compute_dtype == "bfloat16"
+    assert run.generator("pretraining").get_layer("bottleneck").compute_dtype == "float32"
+    assert keras.config.dtype_policy().name == "float32"
+    with pytest.raises(CytomadError, match="precision is 'half'. Expected one of float32"):
+        replace(TINY, precision="half")

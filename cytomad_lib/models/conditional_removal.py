@@ -69,7 +69,7 @@ class _Removal(TrackedLosses):
     def __init__(self, generator, terms, preset, steps, turn_seed, name):
         super().__init__(generator, ("loss", *terms, *_BATCH_TERMS), name)
         self.normalise = generator.get_layer("normalise_image")
-        self.recipe = preset.conditional
+        self.recipe, self.precision = preset.conditional, preset.precision
         self.recipe.check_cells()
         self.steps = steps
         self.turn_seed = keras.random.SeedGenerator(turn_seed)
@@ -79,7 +79,7 @@ class _Removal(TrackedLosses):
         """Make the optimizers, at once, so that a checkpoint holds their states."""
         super().compile(optimizer=None, **options)
         rate = _LateFall(self.recipe.generator_rate, self.steps)
-        self.learner = adam(rate, 0.5)
+        self.learner = adam(rate, 0.5, self.precision)
         self.learner.build(self.learning)
         self.adversary.compile()
 

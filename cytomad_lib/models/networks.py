@@ -26,15 +26,17 @@ Example
 """
 
 import random
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-from keras import Input, Model, initializers, layers, ops, saving
+from keras import Input, Model, config, initializers, layers, ops, saving
 
 from cytomad_lib.data.errors import CytomadError
 
 LEAKY_SLOPE = 0.2
 DROPOUT = 0.5
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 UPDATES = ("alternating", "simultaneous")  # of generator and discriminator, see `Preset`
 KERNEL = 4  # every convolution of the published networks is 4x4
 
@@ -162,6 +164,10 @@ class Preset:
     norm_momentum : float
         How slowly the running statistics of batch normalisation follow the minibatches. At
         0.99 they need some 500 steps to arrive; short trainings take 0.9.
+    precision : {"float32", "mixed_float16", "mixed_bfloat16"}
+        In which the networks of images compute while they are trained. The mixed ones are for
+        GPUs (float16 from NVIDIA's V100 and T4 on, bfloat16 from the A100 on); weights, losses,
+        outputs and classifiers stay in float32.
     conditional : Conditional
         All about the conditional recipe.
     """
@@ -190,10 +196,15 @@ class Preset:
     weight_mae_removal: float = 300.0
     weight_classifier: float = 100.0
     norm_momentum: float = 0.99
+    precision: str = "float32"
     conditional: Conditional = Conditional()
 
     def __post_init__(self):
-        """Refuse an order of updates that there is not."""
+        """Refuse a precision or an order of updates that there is not."""
+        if self.precision not in PRECISIONS:
+            raise CytomadError(
+                f"precision is {self.precision!r}. Expected one of {', '.join(PRECISIONS)}."
+            )
         if self.updates not in UPDATES:
             raise CytomadError(
                 f"updates is {self.updates!r}. Expected one of {', '.join(UPDATES)}."
@@ -288,6 +299,23 @@ WORKSHOP = Preset(
 PRESETS = {preset.name: preset for preset in (PUBLISHED, DEMO, STUDY, WORKSHOP)}
 
 
+@contextmanager
+def computing_in(precision):
+    """Let the networks that are built inside compute in this precision; see `Preset`.
+
+    >>> with computing_in("mixed_float16"):
+    ...     generator = build_generator(64, 8)
+    >>> generator.compute_dtype
+    'float16'
+    """
+    before = config.dtype_policy()
+    config.set_dtype_policy(precision)
+    try:
+        yield
+    finally:
+        config.set_dtype_policy(before)
+
+
 def find_preset(name):
     """Return the preset called `name`.
 
@@ -369,8 +397,8 @@ def build_generator(
     x = layers.ReLU()(layers.Concatenate()([x, brightfield]))
     for filters in thin:
         x = layers.ReLU()(_up(x, filters, 1, seeds, norm))
-    image = layers.Activation("linear", name="image")(_transposed(1, 1, seeds)(x))
-    features = layers.Flatten(name="features")(bottleneck)
+    image = layers.Activation("linear", dtype="float32", name="image")(_transposed(1, 1, seeds)(x))
+    features = layers.Flatten(dtype="float32", name="features")(bottleneck)
     return Model(brightfield, [image, features], name="generator")
 
 
@@ -389,7 +417,7 @@ def build_conditional_generator(
     seeds = _Seeds(seed)
     sizes = (image_size, base_filters, norm_momentum)
     brightfield = Input((image_size, image_size, channels), name="brightfield")
-    shown = NormaliseImage(name="normalise_image")(brightfield)
+    shown = NormaliseImage(dtype="float32", name="normalise_image")(brightfield)
     # No dropout: its noise would hide from the adversaries what can be read without it.
     image, _ = build_generator(*sizes, seeds.next(), dropout=0.0, channels=channels)(shown)
     features = build_feature_encoder(*sizes, seeds.next(), channels)(shown)
@@ -418,10 +446,14 @@ def build_feature_encoder(
     encoded = _encoder(brightfield, widths, seeds, norm_momentum)
     bottleneck = layers.ReLU()(_convolution(n_features, 2, seeds)(encoded[-1]))
     standard = layers.BatchNormalization(
-        momentum=norm_momentum, center=False, scale=False, name="standardised_features"
+        momentum=norm_momentum,
+        center=False,
+        scale=False,
+        dtype="float32",
+        name="standardised_features",
     )(layers.Flatten()(bottleneck))
     features = layers.Dense(
-        n_features, kernel_initializer="identity", trainable=False, name="features"
+        n_features, kernel_initializer="identity", trainable=False, dtype="float32", name="features"
     )(standard)
     return Model(brightfield, features, name="feature_encoder")
 
@@ -498,7 +530,7 @@ def build_discriminator(image_size=128, base_filters=64, norm_momentum=0.99, see
     x = layers.Concatenate()([brightfield, phase])
     for block, (multiple, stride) in enumerate([(1, 2), (2, 2), (4, 2), (8, 1), (8, 1)]):
         x = _conv(x, multiple * base_filters, stride, seeds, norm if block > 0 else None)
-    patches = _convolution(1, 1, seeds, activation="sigmoid", name="patches")(x)
+    patches = _convolution(1, 1, seeds, activation="sigmoid", dtype="float32", name="patches")(x)
     return Model([brightfield, phase], patches, name="discriminator")
 
 

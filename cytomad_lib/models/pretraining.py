@@ -90,9 +90,9 @@ class Pix2Pix(TrackedLosses):
         silently skips the state of an optimizer that is not built.
         """
         super().compile(optimizer=None, **options)
-        self.generator_optimizer = _adam(self.generator_rate, self.preset.beta_1, self.generator)
-        self.discriminator_optimizer = _adam(
-            self.preset.discriminator_rate, self.preset.beta_1, self.discriminator
+        self.generator_optimizer = self._adam(self.generator_rate, self.generator)
+        self.discriminator_optimizer = self._adam(
+            self.preset.discriminator_rate, self.discriminator
         )
 
     @property
@@ -200,15 +200,14 @@ class Pix2Pix(TrackedLosses):
         )
         return {"loss": loss, "adversarial": adversarial, "mae": mae}
 
+    def _adam(self, rate, network):
+        optimizer = adam(rate, self.preset.beta_1, self.preset.precision)
+        optimizer.build(network.trainable_variables)
+        return optimizer
+
     def _judge(self, brightfield, phase, training):
         return self.discriminator([brightfield, phase], training=training)
 
 
 def _discriminator_loss(measured, generated):
     return 0.5 * (losses.real_or_fake(measured, True) + losses.real_or_fake(generated, False))
-
-
-def _adam(rate, beta_1, network):
-    optimizer = adam(rate, beta_1)
-    optimizer.build(network.trainable_variables)
-    return optimizer
