@@ -19,7 +19,7 @@ from cytomad_lib.data.cells import (
 )
 from cytomad_lib.data.errors import CytomadError, DatasetError, MatFileError
 from cytomad_lib.data.layouts import DRUG, LUNG, SPLITS
-from cytomad_lib.data.matfiles import write_mat
+from cytomad_lib.data.matfiles import read_mat, write_mat
 
 SIZE, COUNT = 8, 5
 KINDS = ("BF", "QPI")
@@ -351,6 +351,45 @@ def test_read_in_any_order(lung_once):
     assert len(files.read(files.labels["batch"] == "Batch2")) == 3 * COUNT
     with pytest.raises(IndexError):
         files.read([105])
+
+
+def test_neighbours_are_read_together_whatever_the_order(few, monkeypatch):
+    asked = []
+
+    def read(path, variable, cells):
+        asked.append((path.name, list(cells)))
+        return read_mat(path, variable, cells)
+
+    monkeypatch.setattr(cells_module, "read_mat", read)
+    files = CellFiles(few, "Train")
+    assert list(files.file_codes) == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
+    part = files.read([12, 4, 3, 11, 2])
+    first, second = (LUNG.groups[number].stem for number in (0, 2))
+    brightfield = [found for found in asked if found[0].endswith("_BF.mat")]
+    assert brightfield == [(f"{first}_BF.mat", [2, 3, 4]), (f"{second}_BF.mat", [1, 2])]
+    np.testing.assert_array_equal(part.qpi[..., 0], expected_pixels(part, "Train", "QPI"))
+    assert len(files.read([])) == 0
+
+
+def test_v5_files_are_read_once_and_do_not_stream(few, monkeypatch):
+    group = LUNG.groups[1]
+    make_group(few, group, ["Train"], version="5", count=200)
+    whole = []
+
+    def read(path, variable, cells):
+        whole.append(path)
+        return read_mat(path, variable, cells)
+
+    monkeypatch.setattr(cells_module, "read_mat", read)
+    files = CellFiles(few, "Train")
+    part = files.read(files.file_codes == 1)
+    assert len(part) == 200 and len(whole) == 2  # BF and QPI, once each
+    np.testing.assert_array_equal(
+        part.qpi[..., 0], images_of(group, "Train", "QPI", 200).transpose(2, 0, 1)
+    )
+    with pytest.raises(DatasetError, match=f"{group.stem}_BF.mat is a MATLAB v5.*write_mat"):
+        files.check_streams()
+    CellFiles(few, "Valid").check_streams()
 
 
 def test_labels_are_known_without_reading_pixels(lung_once, monkeypatch):

@@ -400,8 +400,9 @@ def _check_number(name, value):
 class CellFiles(_Labelled):
     """Cells of one split, read from their files only when asked for.
 
-    A dataset may have only some of its layout's groups. In v7.3 files a minibatch costs its own
-    cells; a v5 file is read as a whole each time, so convert those with `write_mat` to stream.
+    A dataset may have only some of its layout's groups. Of v7.3 files only what is asked for is
+    read, fastest where cells lie side by side: `models.feeding` trains from disk that way. A v5
+    file is read as a whole each time, see `check_streams`.
 
     Parameters
     ----------
@@ -477,6 +478,30 @@ class CellFiles(_Labelled):
         """Number of images per cell that go in."""
         return len(self.layout.inputs)
 
+    @property
+    def file_codes(self):
+        """File of each cell: int array (cells,). Cells of one file are neighbours, in its order."""
+        return self._group_of_cell
+
+    def check_streams(self):
+        """Refuse files of which a part cannot be read without the rest.
+
+        Raises
+        ------
+        DatasetError
+            Names the first MATLAB v5 file.
+        """
+        for infos in self._infos:
+            for info in infos.values():
+                if info.version == "5":
+                    raise DatasetError(
+                        f"{info.path} is a MATLAB v5 file, which can only be read as a whole. "
+                        "Expected v7.3 to read cells from disk a few at a time; save the dataset "
+                        "again with save(..., '-v7.3') or "
+                        "cytomad_lib.data.matfiles.write_mat(path, {name: array}), or load it "
+                        "into memory."
+                    )
+
     def read(self, indices, progress=False):
         """Read cells.
 
@@ -504,10 +529,8 @@ class CellFiles(_Labelled):
         places = {kind: brightfield[..., number] for number, kind in enumerate(self.layout.inputs)}
         for kind in kinds[self.channels :]:
             places[kind] = np.empty(shape, np.float32)
-        file_order = np.argsort(self._group_of_cell[indices], kind="stable")
         with tqdm(total=len(indices), disable=not progress, unit="cell") as bar:
-            for start in range(0, len(indices), CELLS_AT_ONCE):
-                rows = file_order[start : start + CELLS_AT_ONCE]
+            for rows in self._read_together(indices):
                 for kind, images in places.items():
                     stored = self._read_as_stored(kind, indices[rows])
                     images[rows] = resize_images(stored, self.image_size)
@@ -524,7 +547,8 @@ class CellFiles(_Labelled):
         """Go once through all cells in shuffled order: an iterator of `CellImages`.
 
         Every cell comes exactly once; the last minibatch may be smaller. The order depends on
-        `seed` alone: give each epoch its own.
+        `seed` alone: give each epoch its own. Each cell is looked up by itself, which is slow: to
+        train, take `Minibatches.of_cells`, which reads neighbours together.
         """
         _check_number("batch_size", batch_size)
         order = np.random.default_rng(seed).permutation(len(self))
@@ -577,13 +601,27 @@ class CellFiles(_Labelled):
         labels["cell"] = np.concatenate([np.arange(count) for count in counts])
         return labels, group_of_cell
 
+    def _read_together(self, indices):
+        """Give the rows of `indices` in the order of the files: some at a time, all of one file."""
+        order = np.argsort(indices, kind="stable")
+        files = self._group_of_cell[indices[order]]
+        for rows in np.split(order, np.flatnonzero(np.diff(files)) + 1):
+            if not len(rows):
+                return
+            versions = [info.version for info in self._infos_of(indices[rows]).values()]
+            # A v5 file is read as a whole each time; MATLAB allows it 2 GB.
+            at_once = len(rows) if "5" in versions else CELLS_AT_ONCE
+            for start in range(0, len(rows), at_once):
+                yield rows[start : start + at_once]
+
+    def _infos_of(self, indices):
+        """Return what is known of the files of these cells, all of one group."""
+        return self._infos[self._group_of_cell[indices[0]]]
+
     def _read_as_stored(self, kind, indices):
-        """Read the images of these cells, not yet resized."""
-        images = np.empty((len(indices), *self._infos[0][kind].shape[:2]), np.float32)
-        cells, groups = self._cell_in_file[indices], self._group_of_cell[indices]
-        for number in np.unique(groups):
-            info, here = self._infos[number][kind], groups == number
-            images[here] = read_mat(info.path, info.variable, cells[here])
+        """Read the images of these cells, all of one group and not yet resized."""
+        info = self._infos_of(indices)[kind]
+        images = read_mat(info.path, info.variable, self._cell_in_file[indices])
         images *= self.layout.contrasts[kind].scale
         return images
 
