@@ -123,13 +123,16 @@ def train(
     cells: Cells = None,
     recipe: Recipe = "both",
     seed: Seed = 0,
+    from_disk: Annotated[
+        bool, typer.Option("--from-disk", help="For cells that do not fit into memory (v7.3).")
+    ] = False,
 ):
     """Train on a dataset; an interrupted training goes on when called again."""
     from cytomad_lib import workflow
     from cytomad_lib.models.networks import find_preset
 
     settings = find_preset(preset), seed, cells, _verbosity(), _recipes(recipe)
-    run = workflow.train(_data(data), out, *settings)
+    run = workflow.train(_data(data), out, *settings, from_disk=from_disk)
     print(f"\nTrained: {', '.join(run.stages())}. The run is in {run.folder}")
 
 

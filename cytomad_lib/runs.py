@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 
 import cytomad_lib
-from cytomad_lib.data.cells import check_trainable
+from cytomad_lib.data.cells import CellFiles, check_trainable
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import write_table, write_text, written_beside
 from cytomad_lib.data.layouts import LAYOUTS
@@ -66,6 +66,7 @@ from cytomad_lib.models.reimaging import Reimaging
 SETTINGS = "run.json"
 HISTORY = "history.csv"
 IMAGES = "conditional/images"  # the first part of that stage, with losses of its own
+GENERATED = "generated"  # images on which classifiers are fitted, if too large for memory
 SECONDS = "seconds"  # the history's column of wall time
 ERASED = "generator_erased.weights.h5"  # the conditional recipe's generator, when all is done
 RECIPES = ("published", "conditional")  # of batch removal
@@ -208,7 +209,8 @@ class Run:
     def fit_classifiers(self, train, valid, verbose=0):
         """Stage 2: fit class MLP, class CNN and batch CNN on what the generator makes.
 
-        Parameters as in `pretrain`.
+        Parameters as in `pretrain`. Of `CellFiles`, the generated images are kept in the run's
+        folder, and removed at the end.
 
         Returns
         -------
@@ -217,8 +219,22 @@ class Run:
         """
         self._check_cells(train)
         self._check_pretrained()
+        try:
+            return self._fit_on_generated(train, valid, verbose)
+        finally:
+            shutil.rmtree(self.folder / GENERATED, ignore_errors=True)
+
+    def _fit_on_generated(self, train, valid, verbose):
         generator = self.generator("pretraining")
-        made = generate(generator, train), generate(generator, valid)
+        # What was too large to be loaded is too large when generated.
+        places = [
+            self.folder / GENERATED / f"{name}.npy" if isinstance(cells, CellFiles) else True
+            for name, cells in (("train", train), ("valid", valid))
+        ]
+        made = [
+            generate(generator, cells, images=place)
+            for cells, place in zip((train, valid), places, strict=True)
+        ]
         histories = {}
         for number, job in enumerate(self._new_classifiers().jobs(self.preset)):
             job.compile(self.preset)
@@ -232,14 +248,15 @@ class Run:
             )
             feeds = [
                 Minibatches.of_arrays(
-                    cells[job.inputs],
-                    cells[job.codes],
+                    found[job.inputs],
+                    found[job.codes],
                     self.preset.classifier_batch_size,
+                    getattr(cells, "file_codes", None),
                     seed=self._seed(10 + number),
                     first_epoch=stage.epochs_done,
-                    shuffle=cells is made[0],
+                    shuffle=cells is train,
                 )
-                for cells in made
+                for cells, found in zip((train, valid), made, strict=True)
             ]
             histories[name] = stage.fit(*feeds, verbose=verbose)
         return histories
@@ -285,9 +302,8 @@ class Run:
         folder = self.folder / "conditional"
         if self.preset.conditional.erased and not (folder / ERASED).exists():
             _say(verbose, "Erasing the linear trace of the batch that is left in the features")
-            erase_linear_trace(
-                generator, generate(generator, train), self.preset.conditional.directions
-            )
+            made = generate(generator, train, images=False)
+            erase_linear_trace(generator, made, self.preset.conditional.directions)
             _save_weights(generator, folder / ERASED)
         return history
 
@@ -720,6 +736,15 @@ class _Stage:
             _say(verbose, f"Going on after epoch {self.epochs_done} of {self.epochs}")
             self.model.load_weights(self.folder / _weights_name("checkpoint", self.epochs_done))
         if self.epochs_done < self.epochs:
+            self._fit(feed, valid_feed, verbose, [*callbacks, _KeepEpoch(self), *watching])
+        history = _read_history(self.folder)
+        best = _best_epoch(history, self.last)
+        for name, network in self.networks.items():
+            network.load_weights(self.folder / _weights_name(name, best))
+        return history
+
+    def _fit(self, feed, valid_feed, verbose, callbacks):
+        try:
             self.model.fit(
                 feed,
                 validation_data=valid_feed,
@@ -727,13 +752,11 @@ class _Stage:
                 epochs=self.epochs,
                 shuffle=False,  # the feed does, by the run's seed
                 verbose=verbose,
-                callbacks=[*callbacks, _KeepEpoch(self), *watching],
+                callbacks=callbacks,
             )
-        history = _read_history(self.folder)
-        best = _best_epoch(history, self.last)
-        for name, network in self.networks.items():
-            network.load_weights(self.folder / _weights_name(name, best))
-        return history
+        except Exception as error:
+            # A damaged file, in the words of whoever met it, not in those of the engine.
+            raise feed.error or valid_feed.error or error from None
 
 
 class _KeepEpoch(keras.callbacks.Callback):

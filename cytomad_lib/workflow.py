@@ -119,6 +119,7 @@ def train(
     verbose=0,
     recipes=("published",),
     batches=None,
+    from_disk=False,
 ):
     """Train a generator and remove batches from it, or take up where an earlier call stopped.
 
@@ -139,6 +140,10 @@ def train(
         Of batch removal; each begins with the same pretrained generator.
     batches : sequence of str, optional
         Train with the cells of these batches only; files of others are not opened.
+    from_disk : bool
+        Read the cells while training, instead of loading them before: for datasets larger than
+        memory. They come in another order; see `models.feeding.StreamedMinibatches`. Classifiers
+        of the published recipe then need room on the disk for the generated images.
 
     Returns
     -------
@@ -147,15 +152,22 @@ def train(
     Raises
     ------
     CytomadError
-        If a recipe is unknown, or takes more cells in one step than there are. Nothing is trained
-        then.
+        If a recipe is unknown, or takes more cells in one step than there are, or cells cannot be
+        read from disk a few at a time. Nothing is trained then.
     """
     check_recipes(recipes)
     layout, _ = find_layout(data)
     preset = preset.for_dataset(layout.name)
-    size, bar = preset.image_size, verbose == 1
-    cells = load_cells(data, "Train", cells_per_group, size, batches, progress=bar)
-    valid = load_cells(data, "Valid", None, size, batches, progress=bar)
+    wanted = {"image_size": preset.image_size, "batches": batches}
+    if from_disk:
+        cells = CellFiles(data, "Train", cells_per_group, **wanted)
+        valid = CellFiles(data, "Valid", **wanted)
+        for files in (cells, valid):
+            files.check_streams()
+    else:
+        wanted["progress"] = verbose == 1
+        cells = load_cells(data, "Train", cells_per_group, **wanted)
+        valid = load_cells(data, "Valid", **wanted)
     for recipe in recipes:
         check_enough_cells(recipe, preset, len(cells))
     run = Run.create(out, preset, cells, layout, seed)

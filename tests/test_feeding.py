@@ -1,12 +1,23 @@
 """Minibatches: every cell once, pairs kept together, an order that resuming repeats."""
 
+import threading
+import time
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
-from training_cells import TINY, make_cells
+from training_cells import TINY, make_cells, write_dataset
 
-from cytomad_lib.models.feeding import Minibatches, ReseedDropout
+from cytomad_lib.data.cells import CellFiles, load_cells
+from cytomad_lib.data.files import StoredArray
+from cytomad_lib.models.feeding import (
+    BLOCK_BYTES,
+    SLICE,
+    Minibatches,
+    ReseedDropout,
+    StreamedMinibatches,
+)
 from cytomad_lib.models.networks import build_generator
 
 
@@ -157,3 +168,186 @@ def test_a_change_is_the_same_whenever_a_minibatch_is_read():
     first.on_epoch_end()
     np.testing.assert_array_equal(first[1][0], feed(seed=1, first_epoch=1)[1][0])
     assert not np.allclose(first[1][0], second)
+
+
+# --- From disk ---------------------------------------------------------------------------------
+
+FILES = np.repeat([0, 1, 2, 3], [4000, 1000, 3000, 2000])  # 2.5 cells of 10 are of the second half
+NUMBERS = np.arange(len(FILES))
+
+
+def streamed(batch_size=20, block=1000, read=None, files=FILES, **options):
+    """Stream the cells' numbers, so many to a block."""
+    return StreamedMinibatches(
+        read or (lambda positions: (positions, positions)),
+        len(files),
+        batch_size,
+        files,
+        BLOCK_BYTES // block,
+        **options,
+    )
+
+
+def reading_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "reading ahead"]
+
+
+def wait_for_readers():
+    for thread in reading_threads():
+        thread.join(10)
+    assert not reading_threads()
+
+
+def test_a_streamed_epoch_has_every_cell_once_in_a_new_order():
+    first, second = orders(streamed(seed=1), 2)
+    for order in (first, second):
+        np.testing.assert_array_equal(np.sort(order), NUMBERS)
+    assert not np.array_equal(first, second)
+    short = streamed(batch_size=64, seed=1, keep_last=False)
+    (order,) = orders(short, 1)
+    assert len(order) == len(np.unique(order)) == 10000 // 64 * 64
+
+
+def test_a_streamed_order_depends_on_seed_and_epoch_alone():
+    whole = orders(streamed(seed=7), 3)
+    np.testing.assert_array_equal(whole[2], orders(streamed(seed=7, first_epoch=2), 1)[0])
+    assert not np.array_equal(whole[0], orders(streamed(seed=8), 1)[0])
+    feed = streamed(seed=7)  # a minibatch by itself, from the middle of another block
+    np.testing.assert_array_equal(feed[170][1], whole[0][170 * 20 : 171 * 20])
+
+
+def test_streamed_minibatches_are_mixed_nearly_as_by_a_full_shuffle():
+    def counts(feed):
+        seen = [np.bincount(FILES[feed[i][1]], minlength=4) for i in range(len(feed))]
+        return np.array(seen)
+
+    ours = counts(streamed(seed=3))
+    full = counts(Minibatches.of_arrays(NUMBERS, NUMBERS, 20, seed=3))
+    np.testing.assert_array_equal(ours.mean(axis=0), full.mean(axis=0))
+    # The spread over 500 minibatches: known to 3 %.
+    np.testing.assert_allclose(ours.std(axis=0), full.std(axis=0), rtol=0.12)
+    # And over time: each tenth of the epoch has every file in its share.
+    tenths = ours.reshape(10, 50, 4).sum(axis=1)
+    np.testing.assert_allclose(tenths, np.tile([400, 100, 300, 200], (10, 1)), atol=2)
+    # In a block, the cells are from all over their file.
+    order = np.concatenate([feed_part[1] for feed_part in (streamed(seed=3)[i] for i in range(50))])
+    own = order[FILES[order] == 0]
+    assert own.min() < 600 and own.max() > 3400 and np.diff(np.sort(own)).max() > 10 * SLICE
+
+
+def test_what_is_streamed_is_read_in_slices():
+    asked = []
+
+    def read(positions):
+        asked.append(positions)
+        return positions, positions
+
+    orders(streamed(read=read, seed=0), 1)
+    wait_for_readers()
+    for positions in asked[:10]:
+        assert len(positions) <= 1000 and (np.diff(positions) > 0).all()
+        pieces = 1 + np.count_nonzero(np.diff(positions) > 1)
+        assert pieces <= 2 * (1000 / SLICE + 4)
+
+
+def test_streamed_groups_are_in_every_minibatch():
+    groups = FILES // 2
+    feed = streamed(seed=0, groups=groups)
+    counts = np.array([np.sum(groups[feed[i][1]]) for i in range(len(feed))])
+    assert np.abs(counts - 10).max() <= 2
+    (order,) = orders(streamed(seed=0, groups=groups), 1)
+    np.testing.assert_array_equal(np.sort(order), NUMBERS)
+
+
+def test_a_stream_holds_two_blocks_and_reads_while_one_is_dealt():
+    begun, alive = [], []
+
+    def read(positions):
+        begun.append(len(positions))
+        return positions, positions
+
+    feed = streamed(read=read, seed=0)
+    feed[0]
+    wait_for_readers()
+    assert len(begun) == 2  # the next block came without being asked for
+    for index in range(len(feed)):
+        feed[index]
+        alive.append(len(feed._blocks))
+    assert max(alive) == 2 and len(begun) == 10
+    wait_for_readers()
+
+
+def test_few_cells_are_read_once_for_all_epochs():
+    begun = []
+
+    def read(positions):
+        begun.append(len(positions))
+        return positions, positions
+
+    few = streamed(read=read, files=FILES[:900], seed=0)
+    first, second, _ = orders(few, 3)
+    assert begun == [900] and not np.array_equal(first, second)
+    ordered = streamed(read=read, files=FILES[:900], shuffle=False)
+    np.testing.assert_array_equal(orders(ordered, 2), [NUMBERS[:900]] * 2)
+    assert begun == [900, 900]
+
+
+def test_what_goes_wrong_in_the_reader_is_raised_in_its_turn():
+    def read(positions):
+        if 9999 in positions:
+            raise OSError("the disk is gone")
+        return positions, positions
+
+    feed = streamed(read=read, shuffle=False)
+    for index in range(450):
+        feed[index]
+    with pytest.raises(OSError, match="the disk is gone"):
+        feed[450]
+    assert isinstance(feed.error, OSError)
+    wait_for_readers()
+
+
+def test_interrupting_a_stream_leaves_no_thread():
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 3:
+                raise KeyboardInterrupt
+
+    def read(positions):
+        time.sleep(0.05)
+        return np.ones((len(positions), 1), "float32"), np.ones((len(positions), 1), "float32")
+
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(streamed(read=read), shuffle=False, verbose=0, callbacks=[Interrupt()])
+    wait_for_readers()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+def test_cells_in_files_are_streamed_with_their_labels_and_resized(dataset):
+    files, cells = CellFiles(dataset, "Train", image_size=8), load_cells(dataset, "Train", None, 8)
+    streams = [Minibatches.of_cells(files, 5, seed=2, shuffle=shuffle) for shuffle in (True, False)]
+    assert all(isinstance(feed, StreamedMinibatches) for feed in streams)
+    assert [len(feed) for feed in streams] == [len(cells) // 5, -(-len(cells) // 5)]
+    feed = streams[0]
+    for index in range(len(feed)):
+        brightfield, targets = feed[index]
+        rows = feed._order[5 * index : 5 * index + 5]
+        np.testing.assert_allclose(brightfield, cells.brightfield[rows], atol=1e-6)
+        np.testing.assert_allclose(targets["qpi"], cells.qpi[rows], atol=1e-6)
+        np.testing.assert_array_equal(targets["batch"], cells.batch_codes[rows])
+        np.testing.assert_array_equal(targets["class_name"], cells.class_codes[rows])
+
+
+def test_arrays_in_a_file_are_streamed(tmp_path):
+    images = np.arange(24, dtype="float32").reshape(12, 2)
+    stored = StoredArray.write(tmp_path / "images.npy", [images[:5], images[5:]], images.shape)
+    feed = Minibatches.of_arrays(stored, np.arange(12), 5, files=np.repeat([0, 1], 6), seed=0)
+    assert isinstance(feed, StreamedMinibatches)
+    for inputs, codes in (feed[i] for i in range(len(feed))):
+        np.testing.assert_array_equal(inputs, images[codes])

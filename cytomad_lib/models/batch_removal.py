@@ -31,6 +31,7 @@ import numpy as np
 from keras import ops
 from tqdm import tqdm
 
+from cytomad_lib.data.files import StoredArray
 from cytomad_lib.models import losses, networks
 from cytomad_lib.models.autodiff import adam
 from cytomad_lib.models.feeding import Minibatches
@@ -254,7 +255,7 @@ class RefitBatchMLPs(keras.callbacks.Callback):
             self._panel = _Panel(model.batch_mlps, preset)
         random = np.random.default_rng([self.seed, epoch])
         model.draw_subsets(random)
-        made = generate(model.generator, self.cells)
+        made = generate(model.generator, self.cells, images=False)
         seen = [
             ops.convert_to_numpy(model.features_of_mlp(made["features"], number))
             for number in range(preset.batch_mlps)
@@ -305,7 +306,7 @@ def _sum_of_cross_entropies(codes, probabilities):
     return ops.sum(keras.losses.sparse_categorical_crossentropy(codes, probabilities), axis=-1)
 
 
-def generate(generator, cells, at_once=100, progress=False):
+def generate(generator, cells, at_once=100, progress=False, images=True):
     """Features and images of cells, in inference mode, with their codes.
 
     Parameters
@@ -317,22 +318,36 @@ def generate(generator, cells, at_once=100, progress=False):
         Cells per slice. It does not change the result.
     progress : bool
         Show a progress bar over the slices.
+    images : bool or path
+        Whether to keep the images. A path: in this new file instead of memory. (Features always
+        stay in memory: 512 numbers per cell at published size, 2 kB.)
 
     Returns
     -------
     dict of numpy arrays
-        `"images"` (n, size, size, 1) in rad, `"features"` (n, n_features), `"batch_codes"` and
-        `"class_codes"` (n,).
+        `"images"` (n, size, size, 1) in rad (of a path, a `StoredArray`; or missing), `"features"`
+        (n, n_features), `"batch_codes"` and `"class_codes"` (n,).
     """
-    made = {"images": [], "features": [], "batch_codes": [], "class_codes": []}
-    slices, total = cells.in_slices(at_once), -(-len(cells) // at_once)
-    for part in tqdm(slices, "predicting", total, unit="slice", disable=not progress):
-        images, features = generator(part.brightfield, training=False)
-        made["images"].append(ops.convert_to_numpy(images))
-        made["features"].append(ops.convert_to_numpy(features))
-        made["batch_codes"].append(part.batch_codes)
-        made["class_codes"].append(part.class_codes)
-    return {name: np.concatenate(parts) for name, parts in made.items()}
+    made = {"features": [], "batch_codes": [], "class_codes": []}
+
+    def parts():
+        slices, total = cells.in_slices(at_once), -(-len(cells) // at_once)
+        for part in tqdm(slices, "predicting", total, unit="slice", disable=not progress):
+            generated, features = generator(part.brightfield, training=False)
+            made["features"].append(ops.convert_to_numpy(features))
+            made["batch_codes"].append(part.batch_codes)
+            made["class_codes"].append(part.class_codes)
+            yield generated if images is False else ops.convert_to_numpy(generated)
+
+    if images is False:
+        for _ in parts():
+            pass
+    elif images is True:
+        made["images"] = list(parts())
+    else:
+        stored = StoredArray.write(images, parts(), (len(cells), *generator.output_shape[0][1:]))
+    found = {name: np.concatenate(some) for name, some in made.items()}
+    return found if isinstance(images, bool) else {"images": stored, **found}
 
 
 def _start_anew(mlp, random):

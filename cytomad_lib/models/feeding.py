@@ -3,6 +3,9 @@
 The order of epoch 7 depends on the seed and on the number 7 alone, so that a run that was
 interrupted and resumed sees the same minibatches as one that was not.
 
+Cells on disk need not fit into memory: `StreamedMinibatches` reads them a block at a time, while
+the training is busy with the block before.
+
 Example
 -------
 >>> feed = Minibatches.of_cells(cells, batch_size=10, seed=0)  # CellImages or CellFiles
@@ -12,8 +15,18 @@ Example
 ((10, 64, 64, 1), (10,))
 """
 
+import threading
+
 import keras
 import numpy as np
+
+from cytomad_lib.data.cells import CellFiles
+from cytomad_lib.data.files import StoredArray
+
+# Images in the block that is dealt from; another one is being read. 4096 pairs of 64 x 64 pixels.
+BLOCK_BYTES = 128 * 2**20
+# Neighbours in a file that are read together: a single cell costs as much as half of these.
+SLICE = 32
 
 
 class Minibatches(keras.utils.PyDataset):
@@ -75,6 +88,7 @@ class Minibatches(keras.utils.PyDataset):
         self.keep_last = keep_last
         self.groups = groups
         self.change = change
+        self.error = None  # TensorFlow passes on the text of what went wrong, and not its kind
         self._arrange()
 
     @classmethod
@@ -82,7 +96,8 @@ class Minibatches(keras.utils.PyDataset):
         """Minibatches `(brightfield, {"qpi", "batch", "class_name"})` of cells.
 
         The images are float32 `(n, size, size, 1)`, the batch and class int32 codes `(n,)`.
-        Nothing is copied but the minibatch.
+        Of cells in memory nothing is copied but the minibatch; cells in files are streamed, see
+        `StreamedMinibatches`.
 
         Parameters
         ----------
@@ -104,19 +119,31 @@ class Minibatches(keras.utils.PyDataset):
             }
             return some.brightfield, targets
 
-        return cls(
-            read, len(cells), batch_size, keep_last=not options.get("shuffle", True), **options
-        )
+        options = {"keep_last": not options.get("shuffle", True)} | options
+        if isinstance(cells, CellFiles):
+            cells.check_streams()
+            cell_bytes = 4 * cells.image_size**2 * (cells.channels + 1)
+            return StreamedMinibatches(
+                read, len(cells), batch_size, cells.file_codes, cell_bytes, **options
+            )
+        return cls(read, len(cells), batch_size, **options)
 
     @classmethod
-    def of_arrays(cls, inputs, targets, batch_size, **options):
-        """Minibatches of one input array, or a list of them, and one target array."""
+    def of_arrays(cls, inputs, targets, batch_size, files=None, **options):
+        """Minibatches of one input array, or a list of them, and one target array.
+
+        Inputs in a file, a `StoredArray`, are streamed: `files` as for `StreamedMinibatches`.
+        """
 
         def read(positions):
             if isinstance(inputs, list):
                 return tuple(part[positions] for part in inputs), targets[positions]
             return inputs[positions], targets[positions]
 
+        if isinstance(inputs, StoredArray):
+            return StreamedMinibatches(
+                read, len(targets), batch_size, files, inputs.row_bytes, **options
+            )
         return cls(read, len(targets), batch_size, **options)
 
     def __len__(self):
@@ -125,9 +152,16 @@ class Minibatches(keras.utils.PyDataset):
         return whole + (rest > 0 and self.keep_last)
 
     def __getitem__(self, index):
-        """Read one minibatch."""
+        """Read one minibatch. What goes wrong is kept in `error`."""
+        try:
+            return self._minibatch(index)
+        except Exception as error:
+            self.error = error
+            raise
+
+    def _minibatch(self, index):
         start = index * self.batch_size
-        inputs, targets = self.read(self._order[start : start + self.batch_size])
+        inputs, targets = self._take(start, start + self.batch_size)
         if self.change is None:
             return inputs, targets
         return self.change(inputs, targets, np.random.default_rng([self.seed, self.epoch, index]))
@@ -137,13 +171,119 @@ class Minibatches(keras.utils.PyDataset):
         self.epoch += 1
         self._arrange()
 
+    def _take(self, start, end):
+        return self.read(self._order[start:end])
+
     def _arrange(self):
         self._order = np.arange(self.n)
         if self.shuffle:
-            random = np.random.default_rng([self.seed, self.epoch])
-            random.shuffle(self._order)
+            self._order = self._shuffled(np.random.default_rng([self.seed, self.epoch]))
+
+    def _shuffled(self, random):
+        order = random.permutation(self.n)
+        return order if self.groups is None else _spread_groups(order, self.groups, random)
+
+
+class StreamedMinibatches(Minibatches):
+    """Minibatches of cells that do not fit into memory, in an order that suits the disk.
+
+    To shuffle all cells, each would have to be looked up by itself. Instead, short slices of every
+    file are shuffled, and the files are dealt out evenly: each block of the epoch has its share of
+    every file, from slices all over the file. The cells of a block are read together, shuffled, and
+    dealt into minibatches. So their mix of files is nearly that of a full shuffle; but cells that
+    are neighbours in their file often come in the same block.
+
+    Two blocks are in memory at most. While one is dealt from, a thread reads the next; it ends with
+    its block. What goes wrong in it is raised when the block is asked for.
+
+    Usually made by `Minibatches.of_cells`.
+
+    Parameters
+    ----------
+    read, n, batch_size
+        As for `Minibatches`; `read` gets a block's positions, in rising order.
+    files : int array (n,)
+        File of each cell. Cells of one file have neighbouring positions.
+    cell_bytes : int
+        Memory for one cell. It decides, with `BLOCK_BYTES`, the cells in a block, and so the order.
+    **options
+        As for `Minibatches`.
+
+    Source
+    ------
+    Blocks of neighbours, mixed in memory: D'Ascenzo and Cultrera di Montesano 2025, scDataset
+    (arXiv 2506.01883). Shares of every file, instead of blocks drawn by chance, are ours.
+    """
+
+    def __init__(self, read, n, batch_size, files, cell_bytes, **options):
+        self.files = np.asarray(files)
+        self.block = batch_size * max(1, BLOCK_BYTES // (cell_bytes * batch_size))
+        self._blocks = {}  # by number: the one that is dealt from, the one that is being read
+        super().__init__(read, n, batch_size, **options)
+
+    def on_epoch_end(self):
+        """Arrange the cells anew and begin to read them, while Keras validates."""
+        super().on_epoch_end()
+        if self.shuffle and self.n > self.block:  # else each block has the cells that it had
+            self._blocks = {}
+        self._begin(0)
+
+    def _take(self, start, end):
+        number = start // self.block
+        self._begin(number)
+        self._blocks = {k: self._blocks[k] for k in self._blocks if k in (number, number + 1)}
+        block = self._blocks[number].wait()
+        self._begin(number + 1)
+        return block.deal(self._order[start:end])
+
+    def _begin(self, number):
+        """Begin to read a block, if there is one of this number and it was not begun before."""
+        positions = self._order[number * self.block : (number + 1) * self.block]
+        if number not in self._blocks and len(positions):
+            self._blocks[number] = _Block(self.read, np.sort(positions))
+
+    def _shuffled(self, random):
+        # Slices of another cut in every epoch, so that neighbours part.
+        place = np.arange(self.n) + random.integers(SLICE)
+        new = (place % SLICE == 0) | (np.diff(self.files, prepend=-1) != 0)
+        slices = np.cumsum(new) - 1
+        order = np.argsort(random.random(slices[-1] + 1)[slices], kind="stable")
+        order = _spread_groups(order, self.files, random)
+        for start in range(0, self.n, self.block):
+            block = order[start : start + self.block]
+            random.shuffle(block)
             if self.groups is not None:
-                self._order = _spread_groups(self._order, self.groups, random)
+                block[:] = _spread_groups(block, self.groups, random)
+        return order
+
+
+class _Block(threading.Thread):
+    """Cells on their way into memory; `positions` in rising order."""
+
+    def __init__(self, read, positions):
+        super().__init__(name="reading ahead")
+        self.positions = positions
+        self._read = read
+        self._error = None
+        self.start()
+
+    def run(self):
+        try:
+            self.inputs, self.targets = self._read(self.positions)
+        except Exception as error:
+            self._error = error
+
+    def wait(self):
+        self.join()
+        if self._error is not None:
+            raise self._error
+        return self
+
+    def deal(self, positions):
+        rows = np.searchsorted(self.positions, positions)
+        if isinstance(self.targets, dict):
+            return self.inputs[rows], {name: some[rows] for name, some in self.targets.items()}
+        return self.inputs[rows], self.targets[rows]
 
 
 def _spread_groups(order, groups, random):
