@@ -158,6 +158,17 @@ def test_more_cells_than_there_are(data, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_v5_files_cannot_be_trained_on_from_disk(data, tmp_path, capsys):
+    path = data / LUNG.groups[0].file("Train", "BF")
+    write_mat(path, {"BF": np.ones((16, 16, 4), "float32")}, version="5")
+    words = ("train", data, "--out", tmp_path / "out", "--preset", "tiny")
+    assert run(*words, "--from-disk") == 1
+    said = capsys.readouterr().err
+    for words in (f"{path} is a MATLAB v5 file", "Expected v7.3", "write_mat"):
+        assert words in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_single_batch(data, tmp_path, capsys):
     shutil.rmtree(data / "Batch2")
     out = tmp_path / "out"

@@ -8,11 +8,17 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from training_cells import TINY, make_cells, untraced_steps
+from training_cells import TINY, make_cells, untraced_steps, write_dataset
 
 from cytomad_lib import runs
 from cytomad_lib.data.errors import CytomadError, DatasetError
+
+
+from cytomad_lib.data.cells import CellFiles
+from cytomad_lib.data.errors import DatasetError, MatFileError
+from cytomad_lib.data.files import StoredArray
 from cytomad_lib.data.layouts import LUNG
+from cytomad_lib.models import feeding
 from cytomad_lib.models.networks import Conditional
 from cytomad_lib.runs import Run, RunError
 
@@ -512,3 +518,86 @@ def test_half_precision_is_for_training_and_predictions_are_in_full(tmp_path):
     assert keras.config.dtype_policy().name == "float32"
     with pytest.raises(CytomadError, match="precision is 'half'. Expected one of float32"):
         replace(TINY, precision="half")
+
+
+# --- from disk ---------------------------------------------------------------------------------
+
+FEW = replace(
+    TINY,
+    pretraining_epochs=2,
+    classifier_epochs=1,
+    removal_epochs=1,
+    conditional=replace(TINY.conditional, image_epochs=1, feature_epochs=1),
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def files(dataset, monkeypatch):
+    """Train and Valid cells on disk, the former in two blocks of 12 cells."""
+    monkeypatch.setattr(feeding, "BLOCK_BYTES", 12 * 2 * 4 * TINY.image_size**2)
+    return CellFiles(dataset, "Train"), CellFiles(dataset, "Valid")
+
+
+@untraced_steps()
+def test_every_stage_trains_from_disk(files, tmp_path, monkeypatch):
+    seen = []
+    of_arrays = feeding.Minibatches.of_arrays
+
+    def watched(inputs, *others, **options):
+        seen.append(inputs)
+        return of_arrays(inputs, *others, **options)
+
+    monkeypatch.setattr(feeding.Minibatches, "of_arrays", watched)
+    run = Run.create(tmp_path / "run", FEW, files[0], "lung", seed=4)
+    run.pretrain(*files)
+    run.fit_classifiers(*files)
+    images = [inputs for inputs in seen if isinstance(inputs, StoredArray)]
+    assert [len(one) for one in images] == [24, 12] * 2  # two CNNs
+    assert not (run.folder / "generated").exists()
+    for recipe in runs.RECIPES:
+        run.remove_batches(*files, recipe=recipe)
+    assert run.stages() == list(runs.STAGES)
+    assert np.isfinite(run.training_seconds("published"))
+
+
+@untraced_steps()
+def test_training_from_disk_survives_interruptions(files, tmp_path, monkeypatch):
+    def train(folder):
+        run = Run.create(folder, FEW, files[0], "lung", seed=4)
+        run.pretrain(*files)
+        return run
+
+    whole = train(tmp_path / "whole")
+    save = runs._save_weights
+    cut_at = ["pretraining/checkpoint_000002.weights.h5", "class_cnn/checkpoint_000001.weights.h5"]
+
+    def save_or_stop(model, path):
+        if cut_at and path.as_posix().endswith(cut_at[0]):
+            cut_at.pop(0)
+            raise PowerCut
+        save(model, path)
+
+    monkeypatch.setattr(runs, "_save_weights", save_or_stop)
+    with pytest.raises(PowerCut):
+        train(tmp_path / "cut")
+    cut = train(tmp_path / "cut")
+    ours, theirs = (run.history("pretraining").drop(columns="seconds") for run in (whole, cut))
+    pd.testing.assert_frame_equal(ours, theirs, rtol=1e-4)
+    with pytest.raises(PowerCut):
+        cut.fit_classifiers(*files)
+    assert not (cut.folder / "generated").exists()
+
+
+def test_a_file_that_is_damaged_while_training_is_named(files, dataset, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(dataset, broken)
+    train, valid = CellFiles(broken, "Train"), files[1]
+    next(broken.rglob("Train/H520_QPI.mat")).write_bytes(b"MATLAB, but not for long")
+    run = Run.create(tmp_path / "run", FEW, train, "lung", seed=4)
+    with pytest.raises(MatFileError, match="H520_QPI.mat does not start like a .mat file"):
+        run.pretrain(train, valid)

@@ -1,5 +1,6 @@
 """The whole chain, from `.mat` files to scores and figures, on a handful of tiny cells."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,6 +134,25 @@ def test_only_the_recipes_asked_for_are_trained(data, tmp_path):
     with pytest.raises(CytomadError, match="no recipe 'best'.*published, conditional"):
         workflow.train(data, tmp_path / "other", PRESET, recipes=("best",))
     assert not (tmp_path / "other").exists()
+
+
+def test_training_from_disk_loads_nothing_before(data, tmp_path, monkeypatch):
+    def no_loading(*args, **options):
+        raise AssertionError("the cells were loaded")
+
+    monkeypatch.setattr(workflow, "load_cells", no_loading)
+    with untraced_steps():
+        run = workflow.train(data, tmp_path / "run", PRESET, recipes=(), from_disk=True)
+    assert run.stages() == ["pretraining"]  # `test_runs` has the stages that come after it
+
+
+def test_v5_files_are_refused_before_a_run_from_disk_begins(data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    path = next((tmp_path / "data").rglob("Valid/H520_QPI.mat"))
+    write_mat(path, {"QPI": np.ones((16, 16, 3), "float32")}, version="5")
+    with pytest.raises(CytomadError, match="H520_QPI.mat is a MATLAB v5 file.*v7.3"):
+        workflow.train(tmp_path / "data", tmp_path / "run", PRESET, from_disk=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_conditional_stage_can_be_predicted(evaluation, results, data, tmp_path):
