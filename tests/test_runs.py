@@ -11,11 +11,8 @@ import pytest
 from training_cells import TINY, make_cells, untraced_steps, write_dataset
 
 from cytomad_lib import runs
-from cytomad_lib.data.errors import CytomadError, DatasetError
-
-
 from cytomad_lib.data.cells import CellFiles
-from cytomad_lib.data.errors import DatasetError, MatFileError
+from cytomad_lib.data.errors import CytomadError, DatasetError, MatFileError
 from cytomad_lib.data.files import StoredArray
 from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.models import feeding
