@@ -35,6 +35,7 @@ from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import write_table
 from cytomad_lib.data.matfiles import write_mat
 from cytomad_lib.models import keras  # imported there without TensorFlow's remarks
+from cytomad_lib.models.autodiff import without_gradients
 from cytomad_lib.models.batch_removal import generate
 
 FEATURE_TABLE = "features.csv"
@@ -195,6 +196,7 @@ def predict_together(generator, cells, minibatches, dropout=True, seed=0, progre
     return Prediction(images, features, cells.labels.reset_index(drop=True))
 
 
+@without_gradients()
 def _normalised_together(generator, brightfield, random):
     """Return images and features; without state, so that nothing of the generator changes."""
     seeds = {

@@ -399,7 +399,7 @@ class Run:
         made = generate(model.generator, cells)
         verdicts = {"batch_cnn": model.batch_cnn.predict(made["images"], verbose=0)}
         for number, mlp in enumerate(model.batch_mlps):
-            seen = model.features_of_mlp(made["features"], number)
+            seen = keras.ops.convert_to_numpy(model.features_of_mlp(made["features"], number))
             verdicts[mlp.name] = mlp.predict(seen, verbose=0)
         return pd.Series(
             {

@@ -58,7 +58,7 @@ def all_losses(model, cells=CELLS):
     if isinstance(model, FeatureRemoval):
         terms = model.losses_of(features, targets, training=False)
     else:
-        terms = model.losses_of(image, model.summary(image), targets)
+        terms = model.losses_of(image, model.image_summary(image), targets)
     return {name: float(value) for name, value in terms.items()}
 
 
@@ -193,7 +193,7 @@ def test_the_image_is_compared_through_the_eyes_of_its_batch():
     model.view.start_from_scales(scales)
     image = model.generator(brightfield, training=False)[0]
     targets = targets | {"qpi": model.view(image, targets["batch"])}
-    terms = model.losses_of(image, model.summary(image), targets)
+    terms = model.losses_of(image, model.image_summary(image), targets)
     assert float(terms["mae"]) == pytest.approx(0, abs=1e-6)
     assert np.abs(ops.convert_to_numpy(targets["qpi"] - image)).max() > 1e-4
 

@@ -240,14 +240,16 @@ class _Trainer:
     def probabilities(self, inputs):
         """Return (cells, batches)."""
         from cytomad_lib.models import keras
+        from cytomad_lib.models.autodiff import without_gradients
 
         # Called directly: `predict` would compile for each new number of cells, and warn of it.
-        logits = [
-            keras.ops.convert_to_numpy(
-                self.network([part[i : i + 128] for part in inputs], training=False)
-            )
-            for i in range(0, len(inputs[0]), 128)
-        ]
+        with without_gradients():
+            logits = [
+                keras.ops.convert_to_numpy(
+                    self.network([part[i : i + 128] for part in inputs], training=False)
+                )
+                for i in range(0, len(inputs[0]), 128)
+            ]
         return softmax(np.concatenate(logits), axis=1)
 
     def _compile(self, network, steps):

@@ -1,4 +1,4 @@
-"""Gradient steps: the one file that knows TensorFlow from PyTorch.
+"""Gradient steps, and steps without: the one file that knows TensorFlow from PyTorch.
 
 Everything else in the kit is written with `keras` and `keras.ops` and runs on both.
 
@@ -10,6 +10,7 @@ Example
 >>> loss = minimise(lambda: {"loss": w * w}, [w], optimizer)["loss"]   # 9.0; w is now 2.4
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import keras
@@ -147,6 +148,22 @@ def minimise_together(compute_losses, steps):
     )
 
 
+@contextmanager
+def without_gradients():
+    """Compute without keeping, for gradients, what was computed on the way; also a decorator.
+
+    PyTorch keeps it at every call of a network, which takes many times the memory of the result.
+    TensorFlow keeps it in `minimise` only.
+    """
+    if keras.backend.backend() != "torch":
+        yield
+        return
+    import torch
+
+    with torch.no_grad():
+        yield
+
+
 def _minimise_tensorflow(compute_losses, steps):
     import tensorflow as tf
 
@@ -176,6 +193,7 @@ def _minimise_torch(compute_losses, steps):
             step.optimizer.scale_loss(losses[step.loss]),
             _values(step),
             retain_graph=step is not steps[-1],
+            allow_unused=True,  # as TensorFlow: a weight without influence stays as it is
         )
         for step in steps
     ]

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from cytomad_lib.data.files import StoredArray
 from cytomad_lib.models import losses, networks
-from cytomad_lib.models.autodiff import adam
+from cytomad_lib.models.autodiff import adam, without_gradients
 from cytomad_lib.models.feeding import Minibatches
 from cytomad_lib.models.pretraining import Pix2Pix
 
@@ -283,7 +283,8 @@ class _Panel:
         )
         optimizer = adam(preset.batch_mlp_rate, preset.beta_1)
         optimizer.build(self.together.trainable_variables)
-        self._fresh = [ops.convert_to_numpy(variable) for variable in optimizer.variables]
+        # Copies: an array from PyTorch would else follow its variable.
+        self._fresh = [np.array(ops.convert_to_numpy(own)) for own in optimizer.variables]
         self.together.compile(optimizer=optimizer, loss=_sum_of_cross_entropies)
 
     def fit_anew(self, seen, batch_codes, random):
@@ -306,6 +307,7 @@ def _sum_of_cross_entropies(codes, probabilities):
     return ops.sum(keras.losses.sparse_categorical_crossentropy(codes, probabilities), axis=-1)
 
 
+@without_gradients()
 def generate(generator, cells, at_once=100, progress=False, images=True):
     """Features and images of cells, in inference mode, with their codes.
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.models import keras
+from cytomad_lib.models.autodiff import without_gradients
 
 AT_ONCE = 100  # cells per slice; bounds the memory, does not change the result
 
@@ -99,6 +100,7 @@ class SplitGenerator:
         bottleneck, *skips = (np.concatenate(part) for part in zip(*parts, strict=True))
         return Code(bottleneck[:, 0, 0], skips)
 
+    @without_gradients()
     def decode(self, code):
         """Make phase images of a code: float32 array (cells, size, size, 1), in rad."""
         bottleneck = code.bottleneck[:, None, None]
@@ -116,6 +118,7 @@ class SplitGenerator:
         bottleneck, *skips = (part / n for part in total)
         return Code(bottleneck[:, 0, 0], skips)
 
+    @without_gradients()
     def _encode_some(self, brightfield):
         made = self.encoder(self._prepare(brightfield), training=False)
         return [keras.ops.convert_to_numpy(part) for part in made]

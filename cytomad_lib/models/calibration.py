@@ -76,7 +76,7 @@ class BatchView(keras.layers.Layer):
         changes = ops.conv(image, kernels, padding="same")  # one channel per batch
         change = ops.sum(changes * own[:, None, None, :], axis=-1, keepdims=True)
         plane = ops.matmul(own, planes)[:, :, None, None, None]
-        axis = np.linspace(-1, 1, image.shape[1]).astype("float32")
+        axis = ops.linspace(-1.0, 1.0, image.shape[1], dtype="float32")
         slope = plane[:, 1] * axis[None, :, None, None] + plane[:, 2] * axis[None, None, :, None]
         return image + change + plane[:, 0] + slope
 

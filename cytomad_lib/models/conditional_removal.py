@@ -134,9 +134,9 @@ class ImageRemoval(_Removal):
         super().__init__(generator, terms, preset, steps, seeds[1], name="image_removal")
         self.unet = generator.get_layer("generator")
         self.view = BatchView(shares.shape[1])
-        self.summary = ImageSummary(preset.image_size)
+        self.image_summary = ImageSummary(preset.image_size)
         self.adversary = ConditionalAdversary(
-            self.summary.length,
+            self.image_summary.length,
             shares,
             self.recipe,
             self.recipe.image_adversary_steps,
@@ -164,7 +164,7 @@ class ImageRemoval(_Removal):
         def image_losses():
             turn = self._draw_turns(brightfield)
             image = _turned_back(self._images(_turned(brightfield, turn), training=True), turn)
-            numbers = self.summary(image, training=True)
+            numbers = self.image_summary(image, training=True)
             made["numbers"] = ops.stop_gradient(numbers)
             return self.losses_of(image, numbers, targets)
 
@@ -176,7 +176,7 @@ class ImageRemoval(_Removal):
         """Losses on validation cells, with running statistics, batch terms weighted as by now."""
         brightfield, targets = data
         image = self._images(brightfield, training=False)
-        terms = self.losses_of(image, self.summary(image, training=False), targets)
+        terms = self.losses_of(image, self.image_summary(image, training=False), targets)
         return self.track(terms, ops.shape(brightfield)[0])
 
     def losses_of(self, image, numbers, targets):

@@ -22,6 +22,7 @@ import pandas as pd
 from keras import Model, layers, ops
 
 from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.models.autodiff import without_gradients
 from cytomad_lib.models.bottleneck import slices
 
 STATISTICS = ("running", "minibatch")
@@ -130,6 +131,7 @@ def exchange_paths(code, order):
     return exchanged
 
 
+@without_gradients()
 def judge(discriminator, brightfield, phase, statistics="running"):
     """Ask a discriminator, patch by patch, whether phase images are measured ones.
 

@@ -90,6 +90,7 @@ def lost_structure(measured, generated, coarse):
     scalar tensor
         0: the same structure; 1: unrelated.
     """
+    measured, generated = ops.convert_to_tensor(measured), ops.convert_to_tensor(generated)
     peak = ops.max(measured, axis=(1, 2, 3), keepdims=True)
     inside = ops.cast(measured > CELL * peak, measured.dtype)
     dome = _dome_powers(inside)
@@ -122,6 +123,7 @@ def mean_squared_correlation(features):
     scalar tensor
         0: no two say the same; 1: all do.
     """
+    features = ops.convert_to_tensor(features)
     centred = features - ops.mean(features, axis=0, keepdims=True)
     # The floor is for features that never vary: they correlate with nothing.
     standard = centred / ops.sqrt(ops.mean(centred**2, axis=0, keepdims=True) + 1e-6)
@@ -146,7 +148,7 @@ def _dome_powers(inside):
     (n, size, size, 1): (n, size * size, powers), 0 outside of the cells.
     """
     size = inside.shape[1]
-    line = np.arange(size, dtype="float32")
+    line = ops.arange(size, dtype="float32")
     y, x = line[None, :, None, None], line[None, None, :, None]
     y, x = y - _mean(y * inside, inside), x - _mean(x * inside, inside)
     # Of a filled ellipse the variance along an axis is a quarter of that half-axis squared.

@@ -20,6 +20,7 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
 from cytomad_lib.models import keras  # imported there without TensorFlow's remarks
+from cytomad_lib.models.autodiff import without_gradients
 from cytomad_lib.views.plots import (
     PHASE_MAP,
     Figure,
@@ -183,7 +184,8 @@ class LiveView(keras.callbacks.Callback):
     def _look(self, number):
         generator = getattr(self.model, "generator", None)
         if self.cells is not None and generator is not None:
-            made, _ = generator(self.cells.brightfield, training=False)
+            with without_gradients():
+                made, _ = generator(self.cells.brightfield, training=False)
             self.images[number] = keras.ops.convert_to_numpy(made)
 
     def _draw(self):
