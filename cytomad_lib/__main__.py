@@ -126,13 +126,21 @@ def train(
     from_disk: Annotated[
         bool, typer.Option("--from-disk", help="For cells that do not fit into memory (v7.3).")
     ] = False,
+    devices: Annotated[
+        int,
+        typer.Option(
+            help="GPUs that share each minibatch (published recipe, TensorFlow); without a GPU, "
+            "parts of the CPU.",
+            min=1,
+        ),
+    ] = 1,
 ):
     """Train on a dataset; an interrupted training goes on when called again."""
     from cytomad_lib import workflow
     from cytomad_lib.models.networks import find_preset
 
     settings = find_preset(preset), seed, cells, _verbosity(), _recipes(recipe)
-    run = workflow.train(_data(data), out, *settings, from_disk=from_disk)
+    run = workflow.train(_data(data), out, *settings, from_disk=from_disk, devices=devices)
     print(f"\nTrained: {', '.join(run.stages())}. The run is in {run.folder}")
 
 

@@ -23,7 +23,9 @@ Example
 import json
 import platform
 import shutil
+import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +53,7 @@ from cytomad_lib.models.conditional_removal import (
     exchange_days,
     image_statistics,
 )
+from cytomad_lib.models.devices import ONE, DevicesError
 from cytomad_lib.models.feeding import Minibatches, ReseedDropout
 from cytomad_lib.models.networks import (
     Preset,
@@ -72,6 +75,7 @@ ERASED = "generator_erased.weights.h5"  # the conditional recipe's generator, wh
 RECIPES = ("published", "conditional")  # of batch removal
 STAGES = ("pretraining", *RECIPES)  # stages that leave a generator
 JUDGED_STAGES = ("pretraining", "published")  # of these, stages with a discriminator
+CLASSIFIERS = ("class_mlp", "class_cnn", "batch_cnn")  # of the published recipe, fitted once
 LAST = ("conditional",)  # of these the last epoch is kept, see `Run.best_epoch`
 VALIDATION_BATCH = 100  # cells per minibatch where nothing is learned
 
@@ -90,9 +94,12 @@ class Run:
     folder : Path
     settings : dict
         What `run.json` holds.
+    devices : Devices
+        What pretraining and the published removal are shared by; see `models.devices`. A run may
+        be gone on with on others.
     """
 
-    def __init__(self, folder, settings):
+    def __init__(self, folder, settings, devices=ONE):
         self.folder = Path(folder)
         self.settings = settings
         self.preset = Preset.from_dict(settings["preset"])
@@ -100,9 +107,10 @@ class Run:
         self.batches = tuple(settings["batches"])
         self.classes = tuple(settings["classes"])
         self.channels = settings.setdefault("channels", 1)  # runs of before had but one
+        self.devices = devices
 
     @classmethod
-    def create(cls, folder, preset, cells, dataset, seed=0):
+    def create(cls, folder, preset, cells, dataset, seed=0, devices=ONE):
         """Start a run, or take up an interrupted one of the same settings.
 
         Parameters
@@ -115,6 +123,8 @@ class Run:
         dataset : str or Layout
             The dataset's layout, as `find_layout` gives it, or its name, such as `"lung"`.
         seed : int
+        devices : Devices
+            See `Run`.
 
         Returns
         -------
@@ -141,7 +151,7 @@ class Run:
             "versions": _versions(),
         }
         if (folder / SETTINGS).exists():
-            earlier = cls.open(folder)
+            earlier = cls.open(folder, devices)
             # Fields that a preset did not have when the run began have their defaults.
             begun = earlier.settings | {"preset": earlier.preset.as_dict()}
             _check_same_settings(folder, begun, settings)
@@ -150,10 +160,10 @@ class Run:
             raise RunError(f"{folder} is a file. Expected a folder for the run; give another name.")
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
-        return cls(folder, settings)
+        return cls(folder, settings, devices)
 
     @classmethod
-    def open(cls, folder):
+    def open(cls, folder, devices=ONE):
         """Open a run's folder.
 
         Raises
@@ -168,7 +178,7 @@ class Run:
                 "give the folder that `train` or `demo` wrote."
             )
         try:
-            return cls(folder, json.loads(path.read_text(encoding="utf-8")))
+            return cls(folder, json.loads(path.read_text(encoding="utf-8")), devices)
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"{path} cannot be used ({type(error).__name__}: {error}). Expected the settings "
@@ -194,10 +204,12 @@ class Run:
             Losses per epoch.
         """
         self._check_cells(train)
-        generator = self._new_generator(self.preset.precision)
-        discriminator = self._new_discriminator(self.preset.precision)
-        model = Pix2Pix(generator, discriminator, self.preset)
-        model.compile()
+        self.devices.check_minibatch(self.preset.batch_size, "The preset")
+        with self.devices.scope():
+            generator = self._new_generator(self.preset.precision)
+            discriminator = self._new_discriminator(self.preset.precision)
+            model = Pix2Pix(generator, discriminator, self.preset)
+            model.compile()
         stage = _Stage(
             self.folder / "pretraining",
             model,
@@ -219,10 +231,15 @@ class Run:
         """
         self._check_cells(train)
         self._check_pretrained()
+        if not self.devices.writes:
+            self.devices.wait()  # for the first machine, which fits them
+            return {name: self.history(f"classifiers/{name}") for name in CLASSIFIERS}
         try:
-            return self._fit_on_generated(train, valid, verbose)
+            histories = self._fit_on_generated(train, valid, verbose)
         finally:
             shutil.rmtree(self.folder / GENERATED, ignore_errors=True)
+        self.devices.wait()
+        return histories
 
     def _fit_on_generated(self, train, valid, verbose):
         generator = self.generator("pretraining")
@@ -280,7 +297,9 @@ class Run:
         return remove(train, valid, verbose, callbacks)
 
     def _remove_as_published(self, train, valid, verbose, watching):
-        model = self.removal_model()
+        self.devices.check_minibatch(self.preset.batch_size, "The preset")
+        with self.devices.scope():
+            model = self.removal_model()
         stage = _Stage(
             self.folder / "published",
             model,
@@ -291,6 +310,7 @@ class Run:
         return self._fit_on_cells(stage, train, valid, verbose, [refit], watching)
 
     def _remove_conditional(self, train, valid, verbose, watching):
+        check_devices("conditional", self.devices)
         check_enough_cells("conditional", self.preset, len(train))
         generator = self._new_conditional_generator(self.preset.precision)
         adopt_weights(generator, self.generator("pretraining"), *image_statistics(train))
@@ -608,9 +628,12 @@ class Run:
             seed=self._seed(1),
             first_epoch=stage.epochs_done,
         )
-        valid_feed = Minibatches.of_cells(valid, VALIDATION_BATCH, shuffle=False)
+        at_once = self.devices.evaluation_minibatch(len(valid), VALIDATION_BATCH)
+        valid_feed = Minibatches.of_cells(valid, at_once, shuffle=False)
+        self.devices.drop_differently(stage.model.generator)
         reseed = ReseedDropout(stage.model.generator, self._seed(2))
-        return stage.fit(feed, valid_feed, verbose, [reseed, *callbacks], watching)
+        callbacks = [reseed, *callbacks]
+        return stage.fit(feed, valid_feed, verbose, callbacks, watching, self.devices)
 
     @property
     def _image_network(self):
@@ -696,6 +719,24 @@ def check_recipes(recipes):
             raise RunError(f"There is no recipe {recipe!r}. Expected one of {', '.join(RECIPES)}.")
 
 
+def check_devices(recipe, devices):
+    """Refuse several devices for a recipe that they cannot share.
+
+    The adversaries of the conditional recipe compare the cells of a minibatch with one another and
+    with those remembered; parts of a minibatch, each by itself, are not the same.
+
+    Raises
+    ------
+    DevicesError
+    """
+    if recipe == "conditional" and len(devices) > 1:
+        raise DevicesError(
+            f"The conditional recipe is trained on one device, there are {len(devices)}: its "
+            "adversaries need the whole minibatch. Train with the published recipe only, then call "
+            "again with one device for the conditional one; it goes on with the same pretraining."
+        )
+
+
 def check_enough_cells(recipe, preset, n):
     """Refuse fewer training cells than a recipe takes in one step.
 
@@ -730,13 +771,17 @@ class _Stage:
         self.epochs = epochs
         self.epochs_done = len(_read_history(self.folder))
 
-    def fit(self, feed, valid_feed, verbose=0, callbacks=(), watching=()):
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def fit(self, feed, valid_feed, verbose=0, callbacks=(), watching=(), devices=ONE):
+        if devices.writes:
+            self.folder.mkdir(parents=True, exist_ok=True)
         if 0 < self.epochs_done < self.epochs:
             _say(verbose, f"Going on after epoch {self.epochs_done} of {self.epochs}")
             self.model.load_weights(self.folder / _weights_name("checkpoint", self.epochs_done))
         if self.epochs_done < self.epochs:
-            self._fit(feed, valid_feed, verbose, [*callbacks, _KeepEpoch(self), *watching])
+            with _kept_in(self.folder, devices) as folder:
+                keep = _KeepEpoch(self, folder)
+                self._fit(feed, valid_feed, verbose, [*callbacks, keep, *watching])
+        devices.wait()  # until the last epoch is written
         history = _read_history(self.folder)
         best = _best_epoch(history, self.last)
         for name, network in self.networks.items():
@@ -759,18 +804,32 @@ class _Stage:
             raise feed.error or valid_feed.error or error from None
 
 
+@contextmanager
+def _kept_in(folder, devices):
+    """Give the folder for the epochs: of machines that write nothing one that is thrown away.
+
+    They have to save, too: to read the metrics, all machines must add up theirs.
+    """
+    if devices.writes:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as thrown_away:
+        yield Path(thrown_away)
+
+
 class _KeepEpoch(keras.callbacks.Callback):
     """Write an epoch's checkpoint, its networks if they are the best so far, then its losses."""
 
-    def __init__(self, stage):
+    def __init__(self, stage, folder):
         super().__init__()
         self.stage = stage
+        self.folder = folder
 
     def on_train_begin(self, logs=None):
         self.since = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        number, folder = epoch + 1, self.stage.folder
+        number, folder = epoch + 1, self.folder
         row = {"epoch": number} | {name: float(value) for name, value in logs.items()}
         # Since the last epoch's end: what other callbacks do before an epoch is training, too.
         now = time.perf_counter()
@@ -793,7 +852,7 @@ class _KeepEpoch(keras.callbacks.Callback):
     def _forget_others(self, last, best):
         keep = {_weights_name("checkpoint", last)}
         keep |= {_weights_name(name, best) for name in self.stage.networks}
-        for path in self.stage.folder.glob("*.weights.h5"):
+        for path in self.folder.glob("*.weights.h5"):
             if path.name not in keep:
                 path.unlink()
 

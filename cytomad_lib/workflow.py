@@ -25,10 +25,11 @@ from cytomad_lib.evaluation import (
     evaluate,
     save_loss_figures,
 )
+from cytomad_lib.models.devices import find_devices
 from cytomad_lib.models.legacy import load_legacy_generator
 from cytomad_lib.models.networks import DEMO
 from cytomad_lib.prediction import predict, write_prediction
-from cytomad_lib.runs import RECIPES, Run, check_enough_cells, check_recipes
+from cytomad_lib.runs import RECIPES, Run, check_devices, check_enough_cells, check_recipes
 from cytomad_lib.simulation.write import DEMO_DATASET, DEMO_DRUG_DATASET, simulate_dataset
 
 # Training cells per group: enough for minutes; the others wait for `train`.
@@ -120,6 +121,7 @@ def train(
     recipes=("published",),
     batches=None,
     from_disk=False,
+    devices=1,
 ):
     """Train a generator and remove batches from it, or take up where an earlier call stopped.
 
@@ -144,6 +146,9 @@ def train(
         Read the cells while training, instead of loading them before: for datasets larger than
         memory. They come in another order; see `models.feeding.StreamedMinibatches`. Classifiers
         of the published recipe then need room on the disk for the generated images.
+    devices : int
+        How many devices of this machine share each minibatch; see `models.devices`, also for
+        several machines. The published recipe only.
 
     Returns
     -------
@@ -152,10 +157,14 @@ def train(
     Raises
     ------
     CytomadError
-        If a recipe is unknown, or takes more cells in one step than there are, or cells cannot be
-        read from disk a few at a time. Nothing is trained then.
+        If a recipe is unknown, takes more cells in one step than there are, or cannot be shared by
+        the devices, or cells cannot be read from disk a few at a time. Nothing is trained then.
     """
     check_recipes(recipes)
+    devices = find_devices(devices)
+    for recipe in recipes:
+        check_devices(recipe, devices)
+    verbose = verbose if devices.writes else 0
     layout, _ = find_layout(data)
     preset = preset.for_dataset(layout.name)
     wanted = {"image_size": preset.image_size, "batches": batches}
@@ -170,7 +179,12 @@ def train(
         valid = load_cells(data, "Valid", **wanted)
     for recipe in recipes:
         check_enough_cells(recipe, preset, len(cells))
-    run = Run.create(out, preset, cells, layout, seed)
+    devices.check_minibatch(preset.batch_size, f"The preset {preset.name}")
+    if not devices.writes:
+        devices.wait()  # for the first machine, which begins the run's folder
+    run = Run.create(out, preset, cells, layout, seed, devices)
+    if devices.writes:
+        devices.wait()
     announce(verbose, "Interrupt when you like: the same command goes on after the last epoch.")
     conversion = f"{' and '.join(layout.images['input'])} to {layout.images['target']}"
     announce(verbose, f"Pretraining on {len(cells)} cells: {conversion}")
@@ -181,7 +195,8 @@ def train(
     for recipe in recipes:
         announce(verbose, f"Batch removal, {METHOD_NAMES[recipe]}")
         run.remove_batches(cells, valid, verbose, recipe)
-    save_loss_figures(run)
+    if devices.writes:
+        save_loss_figures(run)
     return run
 
 

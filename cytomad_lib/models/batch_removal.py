@@ -276,10 +276,13 @@ class _Panel:
 
     def __init__(self, mlps, preset):
         self.mlps = mlps
+        # Copies are fitted: the MLPs themselves may be spread over several devices.
+        self.copies = [keras.models.clone_model(mlp) for mlp in mlps]
         self.preset = preset
         inputs = [keras.Input(mlp.input_shape[1:]) for mlp in mlps]
         self.together = keras.Model(
-            inputs, ops.stack([mlp(x) for mlp, x in zip(mlps, inputs, strict=True)], axis=1)
+            inputs,
+            ops.stack([mlp(x) for mlp, x in zip(self.copies, inputs, strict=True)], axis=1),
         )
         optimizer = adam(preset.batch_mlp_rate, preset.beta_1)
         optimizer.build(self.together.trainable_variables)
@@ -288,8 +291,8 @@ class _Panel:
         self.together.compile(optimizer=optimizer, loss=_sum_of_cross_entropies)
 
     def fit_anew(self, seen, batch_codes, random):
-        for mlp in self.mlps:
-            _start_anew(mlp, random)
+        for copy in self.copies:
+            _start_anew(copy, random)
         optimizer = self.together.optimizer
         for variable, value in zip(optimizer.variables, self._fresh, strict=True):
             variable.assign(value)
@@ -298,6 +301,8 @@ class _Panel:
             seen, targets, self.preset.classifier_batch_size, seed=int(random.integers(2**31))
         )
         self.together.fit(feed, epochs=self.preset.refit_epochs, shuffle=False, verbose=0)
+        for mlp, copy in zip(self.mlps, self.copies, strict=True):
+            mlp.set_weights(copy.get_weights())
         guesses = self.together.predict(seen, batch_size=1000, verbose=0).argmax(axis=-1)
         return np.mean(guesses == targets, axis=0).tolist()
 

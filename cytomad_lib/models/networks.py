@@ -33,6 +33,7 @@ import numpy as np
 from keras import Input, Model, config, initializers, layers, ops, saving
 
 from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.models import devices
 
 LEAKY_SLOPE = 0.2
 DROPOUT = 0.5
@@ -692,7 +693,10 @@ def _up(x, filters, stride, seeds, norm_momentum):
 
 
 def _batch_norm(momentum):
-    return layers.BatchNormalization(momentum=momentum, epsilon=1e-3)
+    # Where several devices share a minibatch, it is normalised as a whole.
+    return layers.BatchNormalization(
+        momentum=momentum, epsilon=1e-3, synchronized=devices.replicas() > 1
+    )
 
 
 def _dense(units, seeds, activation="relu"):

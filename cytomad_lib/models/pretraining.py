@@ -12,6 +12,7 @@ from keras import ops
 
 from cytomad_lib.models import losses
 from cytomad_lib.models.autodiff import Step, adam, minimise, minimise_together
+from cytomad_lib.models.devices import replicas
 
 
 class TrackedLosses(keras.Model):
@@ -47,13 +48,20 @@ class TrackedLosses(keras.Model):
         """Generate phase images and features; see `build_generator`."""
         return self.generator(brightfield, training=training)
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Build nothing: the networks are built. Keras 3.15 fails at it on several machines."""
+
     def track(self, values, cells):
         """Add the terms of one minibatch of so many cells; return the means of these terms."""
+        # As if this device's cells were the whole minibatch: Keras divides losses by the devices.
+        values = {name: value * replicas() for name, value in values.items()}
         # Weighted by the cells of the minibatch: the last one of a validation set is smaller.
         for name, value in values.items():
             self.trackers[name].update_state(value, sample_weight=cells)
         # Only what was seen here: validation asks no adversary for its accuracy.
-        return {name: self.trackers[name].result() for name in values}
+        means = {name: self.trackers[name].result() for name in values}
+        # Keras averages over devices along an axis, and over one device there is none.
+        return means if replicas() == 1 else {name: mean[None] for name, mean in means.items()}
 
 
 class Pix2Pix(TrackedLosses):
