@@ -47,13 +47,14 @@ class Devices:
     ----------
     strategy : tf.distribute.Strategy, optional
         None is one device, and whatever Keras does by itself.
-    machine : int
-        Number of this machine, from 0.
+    machine, machines : int
+        Number of this machine, from 0, and how many there are.
     """
 
-    def __init__(self, strategy=None, machine=0):
+    def __init__(self, strategy=None, machine=0, machines=1):
         self.strategy = strategy
         self.machine = machine
+        self.machines = machines
 
     def __len__(self):
         """Count the devices, of all machines together."""
@@ -70,9 +71,15 @@ class Devices:
 
     def wait(self):
         """Wait until all machines are here."""
-        if self.strategy is not None:
-            here = self.strategy.run(lambda: ops.ones(()))
-            float(self.strategy.reduce("SUM", here, axis=None))
+        if self.machines == 1:
+            return
+        import tensorflow as tf
+
+        @tf.function
+        def count():
+            return self.strategy.reduce("SUM", self.strategy.run(lambda: ops.ones(())), axis=None)
+
+        float(count())
 
     def check_minibatch(self, cells, what):
         """Refuse a number of cells per minibatch that is no multiple of the devices.
@@ -163,7 +170,7 @@ def find_devices(n=1):
     if machines > 1:
         _check_number(n, len(gpus) or 1, "GPUs" if gpus else "device of the CPU")
         tf.config.set_visible_devices(gpus[:n], "GPU")
-        return Devices(tf.distribute.MultiWorkerMirroredStrategy(), own)
+        return Devices(tf.distribute.MultiWorkerMirroredStrategy(), own, machines)
     if not gpus:
         _divide_cpu(n)
     _check_number(n, len(gpus) or n, "GPUs")
