@@ -1,4 +1,4 @@
-"""Gradient steps, and steps without: the one file that knows TensorFlow from PyTorch.
+"""Gradient steps, steps without, and GPUs: the file that knows TensorFlow from PyTorch.
 
 Everything else in the kit is written with `keras` and `keras.ops` and runs on both.
 
@@ -205,3 +205,39 @@ def _minimise_torch(compute_losses, steps):
 
 def _values(step):
     return [variable.value for variable in step.variables]
+
+
+def accelerator():
+    """Return the name of the GPU that the backend computes on, or None if it has none."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_name()
+        return "Apple GPU (MPS)" if torch.backends.mps.is_available() else None
+    import tensorflow as tf
+
+    devices = tf.config.list_physical_devices("GPU")
+    if not devices:
+        return None
+    details = tf.config.experimental.get_device_details(devices[0])
+    return details.get("device_name", devices[0].name)
+
+
+def accelerator_peak():
+    """Return the most memory in use on the GPU since the last call, in bytes; None if not known."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        if not torch.cuda.is_available():
+            return None
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+    import tensorflow as tf
+
+    if not tf.config.list_physical_devices("GPU"):
+        return None
+    peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    tf.config.experimental.reset_memory_stats("GPU:0")
+    return peak
