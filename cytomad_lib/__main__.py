@@ -231,6 +231,27 @@ def leave_batch_out(
     print(f"\nTable: {out / comparison.LEFT_OUT}")
 
 
+@app.command()
+def bench(
+    out: Out = Path("results/bench"),
+    preset: Annotated[str, typer.Option(help="published, demo or both.")] = "both",
+    quick: Annotated[bool, typer.Option(help="A first look: less work, fewer times.")] = False,
+    gpu: Annotated[bool, typer.Option(help="Measure our side on the GPU.")] = False,
+    rounds: Annotated[
+        str,
+        typer.Option(help="A whole round of removal at: published (hours), demo, both or none."),
+    ] = "demo",
+):
+    """Measure how fast all this is here, beside the same work done the published way."""
+    from cytomad_lib import bench as benches
+
+    presets = benches.find_presets(preset)
+    of_rounds = () if rounds == "none" else [p.name for p in benches.find_presets(rounds)]
+    result = benches.bench(presets, quick, gpu, of_rounds, verbose=1)
+    paths = result.write(out)
+    print(f"\n{result.summary()}\n\nTables: {', '.join(map(str, paths))}")
+
+
 def main():
     """Run the command line; a user's error ends it with a message and exit code 1."""
     try:

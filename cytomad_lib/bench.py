@@ -123,7 +123,7 @@ class MatrixProduct:
         Rows and columns.
     """
 
-    def __init__(self, size=PRODUCT_SIZE):
+    def __init__(self, size):
         self.operations = 2 * size**3
         self.factors = [keras.random.normal((size, size), seed=seed) for seed in (0, 1)]
         self.products = 1
@@ -244,8 +244,6 @@ class Work:
         Whether it is measured a few times only.
     per_second : bool
         Whether it is told in units per second rather than seconds per unit.
-    in_memory : bool
-        Whether the peak of its memory is measured, in a process of its own.
     """
 
     unit: str
@@ -254,19 +252,18 @@ class Work:
     operations: int | None = None
     long: bool = False
     per_second: bool = False
-    in_memory: bool = True
 
 
-def _pretraining(bed):
+def _pretraining(bed, updates="alternating"):
     preset, steps = bed.preset, bed.effort.steps
 
     def ours():
-        return _our_steps(Pix2Pix(*bed.networks(), preset), bed)
+        return _our_steps(Pix2Pix(*bed.networks(), replace(preset, updates=updates)), bed)
 
     def published():
         return _published_steps(bed.way.Pretraining(*bed.networks(), preset), bed)
 
-    operations = step_operations(*bed.networks()) * preset.batch_size
+    operations = step_operations(*bed.networks(), updates=updates) * preset.batch_size
     return Work("step", steps, {OURS: ours, PUBLISHED_WAY: published}, operations)
 
 
@@ -401,11 +398,13 @@ def _cold_start(bed):
         start = time.time()
         return _in_new_process(bed, "cold start") - start
 
-    return Work("start", 1, {OURS: lambda: run}, long=True, in_memory=False)
+    return Work("start", 1, {OURS: lambda: run}, long=True)
 
 
 WORKS = {
     "pretraining step": _pretraining,
+    # The published way has no such order; beside it stands its own.
+    "pretraining step, simultaneous updates": partial(_pretraining, updates="simultaneous"),
     "batch-removal step": _removal,
     "re-fit of the batch MLPs": _refit,
     "removal round": _round,
@@ -737,7 +736,8 @@ def bench(
     works : sequence of str
         Some of `WORKS`.
     memory : bool
-        Measure the peak of the memory, too: each in a process of its own.
+        Measure the peak of the memory, too: each side in a process of its own. (That of a GPU is
+        asked of the backend.)
 
     Returns
     -------
@@ -748,12 +748,15 @@ def bench(
     CytomadError
         If a GPU is asked for and Keras has none, or a process that was started fails.
     """
+    # Before the backend takes the whole GPU for itself, which is its habit: the processes that
+    # measure memory want some of it.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     if gpu:
         _check_gpu()
     way = None if gpu else find_published_way()
     works = [name for name in works if not (gpu and name in ON_CPU)]
     efforts = efforts or _usual_efforts(quick)
-    facts, product, measurements = machine_facts(), MatrixProduct(), []
+    facts, product, measurements = machine_facts(), MatrixProduct(PRODUCT_SIZE), []
     for preset in presets:
         effort = efforts[preset.name]
         chosen = [name for name in works if name not in ROUND or preset.name in rounds]
@@ -763,7 +766,15 @@ def bench(
                 _say(verbose, f"{preset.name}: writing files to load")
                 write_files(folder, effort.stored_size, {"Train": effort.pairs, "Valid": 10})
             bed = Bed(preset, effort, folder, way)
-            measurements += [_measure_row(name, bed, product, memory, verbose) for name in chosen]
+            for name in chosen:
+                _say(verbose, f"{preset.name}: {name}")
+                found = _measure_row(name, bed, product)
+                if gpu:
+                    found.memory = {OURS: accelerator_peak()}
+                elif memory:
+                    found.memory = _memory_of(name, bed, found.seconds)
+                _say(verbose, "  " + _line(found.row()))
+                measurements.append(found)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     return BenchResult(measurements, facts, _notes(way, gpu, quick, presets, efforts))
@@ -775,29 +786,17 @@ def _usual_efforts(quick):
     return {name: replace(effort, **QUICK[name]) for name, effort in EFFORTS.items()}
 
 
-def _measure_row(name, bed, product, memory, verbose):
-    _say(verbose, f"{bed.preset.name}: {name}")
+def _measure_row(name, bed, product):
     accelerator_peak()  # what was before does not count
     work = WORKS[name](bed)
     if bed.way is None:
         work.sides.pop(PUBLISHED_WAY, None)
     repeats = bed.effort.long_repeats if work.long else bed.effort.repeats
-    found = Measurement(
-        bed.preset.name,
-        name,
-        work.unit,
-        work.per_second,
-        work.operations,
-        *measure(work, repeats, product),
-    )
-    peak = accelerator_peak()
-    sides = list(work.sides)
+    about = bed.preset.name, name, work.unit, work.per_second, work.operations
+    found = Measurement(*about, *measure(work, repeats, product))
     del work
     keras.backend.clear_session()
     gc.collect()
-    if memory and WORKS[name] is not _cold_start:
-        found.memory = {OURS: peak} if peak else _memory_of(name, bed, sides)
-    _say(verbose, "  " + _line(found.row()))
     return found
 
 
@@ -809,7 +808,9 @@ def _line(row):
 
 
 def _memory_of(name, bed, sides):
-    """Return the peak memory of each side, each from a new process."""
+    """Return the peak memory of each side, each from a new process; nothing of a cold start."""
+    if WORKS[name] is _cold_start:
+        return {}
     return {side: _in_new_process(bed, name, side) for side in sides}
 
 
@@ -867,8 +868,6 @@ def _first_epoch(bed):
 
 
 def _check_gpu():
-    # Before the backend takes the whole GPU for itself, which is its habit.
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     if accelerator() is None:
         raise CytomadError(
             f"Keras computes with {keras.backend.backend()} and finds no GPU. Expected one for "

@@ -49,7 +49,7 @@ def count_operations(network, weights=False, inner=False, inputs=False):
     return total
 
 
-def step_operations(generator, discriminator, judges=()):
+def step_operations(generator, discriminator, judges=(), updates="alternating"):
     """Count the operations that a training step needs for one cell of its minibatch.
 
     The discriminator learns from a measured and from a generated pair; then it and the frozen
@@ -60,16 +60,22 @@ def step_operations(generator, discriminator, judges=()):
     generator, discriminator : keras.Model
     judges : sequence of keras.Model
         The frozen classifiers of batch removal; none in pretraining.
+    updates : {"alternating", "simultaneous"}
+        In the latter the generated pair is judged once for both networks. What they make of the
+        verdict differs, so that a gradient goes back through the discriminator for each.
 
     Returns
     -------
     int
     """
-    return (
+    operations = (
         count_operations(generator, weights=True, inner=True)
         + 2 * count_operations(discriminator, weights=True, inner=True)
         + sum(count_operations(judge, inputs=True) for judge in (discriminator, *judges))
     )
+    if updates == "simultaneous":
+        operations -= count_operations(discriminator)
+    return operations
 
 
 def _layers(network):
