@@ -433,8 +433,9 @@ class Run:
 
         Settings, losses, and of each stage the networks that are kept, without the checkpoints.
         The weights are rounded to seven bits behind the point, as in bfloat16; that changes a phase
-        by some 0.01 rad. A copy can be opened and predicted with; a stage that was finished can be
-        built upon, one that was not cannot be resumed.
+        by some 0.01 rad. What erases directions of the features stays exact. A copy can be opened
+        and predicted with; a stage that was finished can be built upon, one that was not cannot be
+        resumed.
 
         Parameters
         ----------
@@ -889,7 +890,9 @@ def _copy_rounded(path, copy):
         def add(name, item):
             if isinstance(item, h5py.Group):
                 target = new.require_group(name)
-            elif item.ndim and item.dtype == "float32" and np.abs(item[()]).max() < HALF_MAX:
+            elif _may_be_rounded(item) and not (path.name == ERASED and item.ndim == 2):
+                # The linear map that erases directions stays exact: of a rounded one, so much of
+                # them is left that a probe can read the batch there.
                 numbers = _rounded(item[()])
                 target = new.create_dataset(name, data=numbers, compression="gzip", shuffle=True)
             else:
@@ -898,6 +901,10 @@ def _copy_rounded(path, copy):
 
         new.attrs.update(old.attrs)
         old.visititems(add)
+
+
+def _may_be_rounded(item):
+    return item.ndim and item.dtype == "float32" and np.abs(item[()]).max() < HALF_MAX
 
 
 def _rounded(numbers):

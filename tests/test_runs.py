@@ -454,6 +454,17 @@ def test_callbacks_watch_batch_removal(whole, tmp_path, recipe, epochs):
 
 
 @untraced_steps()
+def test_a_copy_leaves_nothing_of_the_directions_that_were_erased(whole, tmp_path):
+    preset = replace(TINY, conditional=replace(TINY.conditional, image_epochs=1, feature_epochs=1))
+    run = whole.branch(tmp_path / "run", CELLS, preset)
+    run.remove_batches(CELLS, VALID, recipe="conditional")
+    for found in (run, run.copy_networks(tmp_path / "copy")):
+        encoder = found.generator("conditional").get_layer("feature_encoder")
+        kept = np.linalg.svd(encoder.get_layer("features").get_weights()[0], compute_uv=False)
+        assert (kept > 1e-5 * kept[0]).sum() == preset.conditional.directions
+
+
+@untraced_steps()
 def test_a_branch_begins_with_the_trained_networks(whole, tmp_path):
     small = replace(whole.copy_networks(tmp_path / "copy").preset, removal_epochs=1)
     few = make_cells(per_group=3, seed=2)
