@@ -134,12 +134,26 @@ def train(
             min=1,
         ),
     ] = 1,
+    updates: Annotated[
+        str,
+        typer.Option(
+            help="Of generator and discriminator: alternating, as published, or simultaneous, "
+            "which is faster."
+        ),
+    ] = "alternating",
+    precision: Annotated[
+        str,
+        typer.Option(help="float32, or for GPUs mixed_float16 or mixed_bfloat16."),
+    ] = "float32",
 ):
     """Train on a dataset; an interrupted training goes on when called again."""
+    from dataclasses import replace
+
     from cytomad_lib import workflow
     from cytomad_lib.models.networks import find_preset
 
-    settings = find_preset(preset), seed, cells, _verbosity(), _recipes(recipe)
+    chosen = replace(find_preset(preset), updates=updates, precision=precision)
+    settings = chosen, seed, cells, _verbosity(), _recipes(recipe)
     run = workflow.train(_data(data), out, *settings, from_disk=from_disk, devices=devices)
     print(f"\nTrained: {', '.join(run.stages())}. The run is in {run.folder}")
 

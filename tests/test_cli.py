@@ -169,6 +169,14 @@ def test_v5_files_cannot_be_trained_on_from_disk(data, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("option", ["--updates", "--precision"])
+def test_training_options_that_there_are_not(data, tmp_path, capsys, option):
+    words = ("train", data, "--out", tmp_path / "out", "--preset", "tiny")
+    assert run(*words, option, "sideways") == 1
+    assert f"{option[2:]} is 'sideways'. Expected one of" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_single_batch(data, tmp_path, capsys):
     shutil.rmtree(data / "Batch2")
     out = tmp_path / "out"

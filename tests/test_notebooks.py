@@ -207,6 +207,16 @@ def test_every_term_is_explained_once():
     assert len(found) == len(set(found)) and len(found) > 10
 
 
+def test_terms_with_capitals_have_an_anchor_without():
+    # GitHub's links are in small letters, JupyterLab keeps the capitals of a heading.
+    text = (FOLDER / "glossary.md").read_text(encoding="utf-8")
+    titles = re.findall(r"^## (.+)$", text, re.M)
+    capital = [title for title in titles if title != title.lower()]
+    assert capital
+    for title in capital:
+        assert f'<a id="{anchors("## " + title)[0]}"></a>\n\n## {title}' in text, title
+
+
 @pytest.mark.parametrize("file", [*(f"{name}.ipynb" for name in NAMES), "glossary.md"])
 def test_links_lead_somewhere(file):
     for target in _LINK.findall(pages()[file] if file == "glossary.md" else prose(read(file[:-6]))):

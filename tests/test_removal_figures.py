@@ -157,6 +157,15 @@ def test_trade_off_of_images_needs_no_pretrained_point():
     assert "pretrained" not in legend_texts(figure)
 
 
+def test_trade_off_does_not_join_trainings_with_other_terms():
+    table = trade_table()
+    table["earlier"] = table["weight"] == table.query("part == 'images'")["weight"].max()
+    structure, _ = figures.trade_off(table, "images").axes
+    joined, _, alone = structure.lines[:3]
+    assert len(joined.get_xdata()) == 1 and joined.get_markerfacecolor() != "none"
+    assert alone.get_linestyle() == "None" and alone.get_markerfacecolor() == "none"
+
+
 @pytest.mark.parametrize(
     ("table", "part"),
     [

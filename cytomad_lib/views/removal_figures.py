@@ -208,7 +208,8 @@ def trade_off(table, part, chance=None, title=""):
     table : pandas.DataFrame
         Columns `part` ("features" or "images"), `weight` of the adversary (missing: the pretrained
         generator, drawn as a star), `batch_within_class`, and what is kept: `class_accuracy`,
-        `unseen_batch` for features; `structure_r`, `mae_rad` for images.
+        `unseen_batch` for features; `structure_r`, `mae_rad` for images. Optional: `earlier`, true
+        for trainings with other loss terms, which are drawn hollow and not joined to the rest.
     part : {"features", "images"}
     chance : dict, optional
         Accuracy of guessing the "batch" and the "class"; that of the lung dataset by default.
@@ -237,7 +238,12 @@ def trade_off(table, part, chance=None, title=""):
     figure = Figure(figsize=(9.6, 3.9), layout="constrained")
     axes = figure.subplots(1, len(columns))
     for panel, (column, name, better, colour) in zip(axes, _KEPT[part], strict=True):
-        _curve(panel, rows[["weight", "batch_within_class", column]].dropna(subset=column), colour)
+        earlier = (
+            rows["earlier"].fillna(0).astype(bool) if "earlier" in rows else rows["weight"] < 0
+        )
+        own = rows[["weight", "batch_within_class", column]]
+        _curve(panel, own[~earlier].dropna(subset=column), colour)
+        _curve(panel, own[earlier].dropna(subset=column), colour, joined=False)
         panel.axvline(chance["batch"], **_CHANCE)
         if part == "features":
             panel.axhline(chance["class"], **_CHANCE)
@@ -448,11 +454,17 @@ def measures_by_dose(measures, labels, names, reference="DMSO"):
 # --- helpers ---------------------------------------------------------------------------------
 
 
-def _curve(panel, rows, colour):
-    """Join points in the order of their weights; the pretrained one stands alone."""
+def _curve(panel, rows, colour, joined=True):
+    """Join points in the order of their weights, or leave them alone and hollow.
+
+    The pretrained one stands alone in any case.
+    """
+    if rows.empty:
+        return
     _, batch, column = rows.columns
     curve, start = rows[rows["weight"].notna()], rows[rows["weight"].isna()]
-    panel.plot(curve[batch], curve[column], marker="o", color=colour)
+    hollow = {} if joined else {"linestyle": "", "markerfacecolor": "none"}
+    panel.plot(curve[batch], curve[column], marker="o", color=colour, **hollow)
     for weight, x, y in curve.itertuples(index=False):
         panel.annotate(f"{weight:g}", (x, y), (5, 6), textcoords="offset points", fontsize=9)
     panel.plot(start[batch], start[column], "*", ms=12, color=colour)
