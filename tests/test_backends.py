@@ -17,6 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from training_cells import environment_of_a_program
 
 BACKENDS = ("tensorflow", "torch")
 STEPS = 5
@@ -32,10 +33,9 @@ needs_torch = pytest.mark.skipif(
 
 
 def on_backend(backend, *arguments, program=(__file__,)):
-    environment = os.environ | {"KERAS_BACKEND": backend}
     done = subprocess.run(
         [sys.executable, *program, *map(str, arguments)],
-        env=environment,
+        env=environment_of_a_program(KERAS_BACKEND=backend),
         capture_output=True,
         text=True,
     )

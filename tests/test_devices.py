@@ -6,7 +6,6 @@ file, started as a program. No unit is dropped (rate 0), as devices drop others 
 """
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -19,7 +18,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from training_cells import TINY, make_cells
+from training_cells import TINY, environment_of_a_program, make_cells
 
 from cytomad_lib import runs
 from cytomad_lib.models import devices
@@ -101,9 +100,8 @@ def test_a_cluster_that_cannot_be_read_is_refused(monkeypatch):
 
 
 def start(folder, n=1, cluster=None):
-    environment = {k: v for k, v in os.environ.items() if k != "TF_CONFIG"}
-    if cluster is not None:
-        environment["TF_CONFIG"] = json.dumps(cluster)
+    changed = {} if cluster is None else {"TF_CONFIG": json.dumps(cluster)}
+    environment = environment_of_a_program(**changed)
     command = [sys.executable, __file__, str(folder), str(n)]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

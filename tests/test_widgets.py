@@ -174,7 +174,8 @@ def traversal(generator, cells):
 
 
 def test_a_feature_is_changed(traversal, generator, cells):
-    made = np.asarray(generator(cells.brightfield[:1], training=False)[0])[0, ..., 0]
+    made = generator(cells.brightfield[:1], training=False)[0]
+    made = keras.ops.convert_to_numpy(made)[0, ..., 0]
     np.testing.assert_allclose(traversal.decode(), made, atol=1e-4)
     own = float(traversal.features[0, traversal.feature.value])
     assert traversal.value.value == pytest.approx(own)

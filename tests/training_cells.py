@@ -1,8 +1,10 @@
 """Tiny cells for tests of training: discs whose phase can be read off the brightfield image."""
 
+import os
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -63,6 +65,14 @@ def make_cells(per_group=4, seed=0):
         labels=labels,
         pixel_size_um=45 / 16,
     )
+
+
+def environment_of_a_program(**changed):
+    """Return the environment for a test that starts a program: it finds the library, too."""
+    root = str(Path(__file__).resolve().parents[1])
+    paths = [root, os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else [root]
+    kept = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
+    return kept | {"PYTHONPATH": os.pathsep.join(paths)} | changed
 
 
 @contextmanager
