@@ -25,7 +25,7 @@ from cytomad_lib.data.files import StoredArray
 
 # Images in the block that is dealt from; another one is being read. 4096 pairs of 64 x 64 pixels.
 BLOCK_BYTES = 128 * 2**20
-# Neighbours in a file that are read together: a single cell costs as much as half of these.
+# Neighbours in a file that are read together. Longer slices are no faster, and mix less.
 SLICE = 32
 
 
