@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from cytomad_lib import runs
 from cytomad_lib.models import devices
 from cytomad_lib.models.devices import ONE, Devices, DevicesError, find_devices
 
+TIME_LIMIT = 900  # seconds; machines that miss one another wait for ever
 PRESET = replace(TINY, pretraining_epochs=2, removal_epochs=2, classifier_epochs=1)
 on_tensorflow = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="several devices are for TensorFlow only"
@@ -103,14 +105,24 @@ def start(folder, n=1, cluster=None):
     changed = {} if cluster is None else {"TF_CONFIG": json.dumps(cluster)}
     environment = environment_of_a_program(**changed)
     command = [sys.executable, __file__, str(folder), str(n)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    # A file takes whatever a machine says; a full pipe would stop it, and all that wait for it.
+    said = tempfile.NamedTemporaryFile("w+", dir=folder)
+    process = subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT)
+    return process, said
 
 
-def finish(*processes):
-    shown = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), shown[0][-3000:]
+def finish(*started):
+    try:
+        codes = [process.wait(timeout=TIME_LIMIT) for process, _ in started]
+    finally:
+        for process, _ in started:
+            process.kill()
+    shown = []
+    for _, said in started:
+        said.seek(0)
+        shown.append(said.read())
+        said.close()
+    assert codes == [0] * len(started), shown[0][-3000:]
     return shown
 
 
