@@ -5,6 +5,7 @@ import errno
 import hashlib
 import random
 import re
+import signal
 import socket
 import ssl
 import subprocess
@@ -543,6 +544,15 @@ def test_an_endless_answer_does_not_fill_the_disk(server, tmp_path, monkeypatch)
 # --- Interruptions ---------------------------------------------------------------------------
 
 
+@pytest.fixture
+def ctrl_c_is_heard():
+    """Hear Ctrl-C also where a shell started the tests in the background, deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_is_heard")
 def test_ctrl_c_stops_at_once_and_the_same_call_goes_on(server, tmp_path):
     part = tmp_path / f"{PATH}.part"
     server.faults[PATH] = ["interrupt"]
@@ -560,6 +570,7 @@ def test_ctrl_c_stops_at_once_and_the_same_call_goes_on(server, tmp_path):
     assert server.starts(PATH) == [10_000] and server.sent(PATH) == [10_000]
 
 
+@pytest.mark.usefixtures("ctrl_c_is_heard")
 def test_a_worker_left_behind_by_ctrl_c_writes_nothing_more(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "GRACE", 0.1)
     part = tmp_path / f"{PATH}.part"
