@@ -27,6 +27,7 @@ from skimage.transform import resize
 
 from cytomad_lib.data.layouts import find_layout
 from cytomad_lib.models.networks import build_batch_mlp
+from cytomad_lib.prediction import group_rows
 
 
 def _adam(rate, preset):
@@ -197,7 +198,7 @@ class BatchRemoval(Pretraining):
         self.subsets = self.random.permutation(preset.n_features).reshape(preset.batch_mlps, -1)
         n_batches = self.classifiers.batch_mlps[0].output_shape[-1]
         # `predict_cells` gives the cells group by group, as they are in the files.
-        codes = np.concatenate([cells.batch_codes[rows] for rows in _groups(cells)])
+        codes = np.concatenate([cells.batch_codes[rows] for rows in group_rows(cells.labels)])
         self.classifiers.batch_mlps, accuracies = [], []
         for subset in self.subsets:
             mlp = build_batch_mlp(n_batches, len(subset), seed=int(self.random.integers(2**31)))
@@ -229,11 +230,6 @@ def _part(subset):
     return keras.layers.Lambda(lambda features: ops.take(features, subset, axis=1))
 
 
-def _groups(cells):
-    columns = [name for name in ("batch", "class_name", "dose") if name in cells.labels]
-    return cells.labels.groupby(columns, observed=True, sort=False).indices.values()
-
-
 def predict_cells(generator, cells):
     """Predict one group after the other.
 
@@ -250,7 +246,7 @@ def predict_cells(generator, cells):
     """
     images = np.empty((0, *generator.output_shape[0][1:]), np.float32)
     features = np.empty((0, *generator.output_shape[1][1:]), np.float32)
-    for rows in _groups(cells):
+    for rows in group_rows(cells.labels):
         image, feature = generator.predict(cells.brightfield[rows], verbose=0)
         images = np.concatenate([images, image])
         features = np.concatenate([features, feature])

@@ -34,7 +34,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import cytomad_lib
 from cytomad_lib.data.cells import CellImages, load_cells
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import write_table, write_text
@@ -54,7 +53,7 @@ from cytomad_lib.models.networks import (
 from cytomad_lib.models.operations import count_operations, step_operations
 from cytomad_lib.models.pretraining import Pix2Pix
 from cytomad_lib.prediction import predict
-from cytomad_lib.runs import Run
+from cytomad_lib.runs import Run, say, versions
 from cytomad_lib.simulation.acquisition import simulate_cells
 from cytomad_lib.simulation.write import round_to_step
 
@@ -144,7 +143,7 @@ class MatrixProduct:
 
 def machine_facts():
     """Say on what is measured: hardware and versions, no names of machine, user or folders."""
-    packages = ("keras", keras.backend.backend(), "numpy", "h5py", "mat73", "scikit-image")
+    packages = (keras.backend.backend(), "h5py", "mat73", "scikit-image")
     try:
         memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
     except (AttributeError, ValueError):  # Windows
@@ -159,12 +158,7 @@ def machine_facts():
             # Jobs that want a core when the measurements begin: well above 0, others work here.
             "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         },
-        "versions": {
-            "cytomad_lib": cytomad_lib.__version__,
-            "python": platform.python_version(),
-            "backend": keras.backend.backend(),
-            **{package: metadata.version(package) for package in packages},
-        },
+        "versions": versions() | {package: metadata.version(package) for package in packages},
     }
 
 
@@ -415,7 +409,8 @@ WORKS = {
 }
 ROUND = ("re-fit of the batch MLPs", "removal round")
 # Nothing of these is done by a GPU.
-ON_CPU = ("loading", "simulating", "cold start to first epoch")
+FROM_FILES = ("loading", "cold start to first epoch")
+ON_CPU = (*FROM_FILES, "simulating")
 
 
 class _EpochClock(keras.callbacks.Callback):
@@ -545,7 +540,7 @@ class Measurement:
         }
         for side, prefix in ((OURS, ""), (PUBLISHED_WAY, "published_")):
             seconds = np.array(self.seconds.get(side, []))
-            row |= _quartiles(prefix or "ours", 1 / seconds if self.per_second else seconds)
+            row |= _quartiles(side, 1 / seconds if self.per_second else seconds)
             row[f"{prefix}first_run_s"] = self.first.get(side)
             memory = self.memory.get(side)
             row[f"{prefix}memory_mb"] = None if memory is None else memory / 1e6
@@ -563,7 +558,6 @@ class Measurement:
 
 
 def _quartiles(name, values):
-    name = name.rstrip("_")
     q1, median, q3 = np.percentile(values, [25, 50, 75]) if len(values) else [None] * 3
     return {name: median, f"{name}_q1": q1, f"{name}_q3": q3}
 
@@ -763,8 +757,8 @@ def bench(
         chosen = [name for name in works if name not in ROUND or preset.name in rounds]
         folder = Path(tempfile.mkdtemp(prefix="cytomad-bench-"))
         try:
-            if any(name in ON_CPU for name in chosen):
-                _say(verbose, f"{preset.name}: writing files to load")
+            if any(name in FROM_FILES for name in chosen):
+                say(verbose, f"{preset.name}: writing files to load")
                 write_files(
                     folder,
                     effort.stored_size,
@@ -772,13 +766,13 @@ def bench(
                 )
             bed = Bed(preset, effort, folder, way)
             for name in chosen:
-                _say(verbose, f"{preset.name}: {name}")
+                say(verbose, f"{preset.name}: {name}")
                 found = _measure_row(name, bed, product)
                 if gpu:
                     found.memory = {OURS: accelerator_peak()}
                 elif memory:
                     found.memory = _memory_of(name, bed, found.seconds)
-                _say(verbose, "  " + _line(found.row()))
+                say(verbose, "  " + _line(found.row()))
                 measurements.append(found)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -905,11 +899,6 @@ def _notes(way, gpu, quick, presets, efforts):
     if quick:
         notes.append("A quick run: few measurements, so the spread says little.")
     return notes
-
-
-def _say(verbose, text):
-    if verbose:
-        print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -140,8 +140,7 @@ def group_minibatches(labels, minibatch=None):
             f"minibatch is {minibatch}. Expected at least 2 cells, which can have a mean and a "
             "spread; the published programs take 32."
         )
-    columns = [name for name in ("batch", "class_name", "dose") if name in labels]
-    groups = labels.groupby(columns, observed=True, sort=False).indices.values()
+    groups = group_rows(labels)
     if minibatch is None:
         return [
             part
@@ -153,6 +152,12 @@ def group_minibatches(labels, minibatch=None):
         for rows in groups
         for start in range(0, len(rows), minibatch)
     ]
+
+
+def group_rows(labels):
+    """Return the row numbers of each (batch, class, dose), as a collection of int arrays."""
+    columns = [name for name in ("batch", "class_name", "dose") if name in labels]
+    return labels.groupby(columns, observed=True, sort=False).indices.values()
 
 
 def predict_together(generator, cells, minibatches, dropout=True, seed=0, progress=False):

@@ -148,7 +148,7 @@ class Run:
             "classes": list(cells.classes),
             "training_cells": _count_cells(cells.labels),
             "pixel_size_um": cells.pixel_size_um,
-            "versions": _versions(),
+            "versions": versions(),
         }
         if (folder / SETTINGS).exists():
             earlier = cls.open(folder, devices)
@@ -256,7 +256,7 @@ class Run:
         for number, job in enumerate(self._new_classifiers().jobs(self.preset)):
             job.compile(self.preset)
             name = job.classifier.name
-            _say(verbose, f"Fitting {name} on generated {job.inputs}")
+            say(verbose, f"Fitting {name} on generated {job.inputs}")
             stage = _Stage(
                 self.folder / "classifiers" / name,
                 job.classifier,
@@ -317,11 +317,11 @@ class Run:
         shares, reimaging = batch_shares(train.labels), Reimaging.fit(train)
         feeds = train, valid, verbose, watching
         self._clean_images(generator, shares, reimaging, *feeds)
-        _say(verbose, "The images are done; now the features")
+        say(verbose, "The images are done; now the features")
         history = self._learn_features(generator, shares, reimaging, *feeds)
         folder = self.folder / "conditional"
         if self.preset.conditional.erased and not (folder / ERASED).exists():
-            _say(verbose, "Erasing the linear trace of the batch that is left in the features")
+            say(verbose, "Erasing the linear trace of the batch that is left in the features")
             made = generate(generator, train, images=False)
             erase_linear_trace(generator, made, self.preset.conditional.directions)
             _save_weights(generator, folder / ERASED)
@@ -507,7 +507,7 @@ class Run:
             "preset": replace(preset, pretraining_epochs=done).as_dict(),
             "training_cells": _count_cells(cells.labels),
             "pretrained": self.settings["training_cells"],
-            "versions": _versions(),
+            "versions": versions(),
         }
         for part in ("pretraining", "classifiers"):
             if (self.folder / part).is_dir():
@@ -776,7 +776,7 @@ class _Stage:
         if devices.writes:
             self.folder.mkdir(parents=True, exist_ok=True)
         if 0 < self.epochs_done < self.epochs:
-            _say(verbose, f"Going on after epoch {self.epochs_done} of {self.epochs}")
+            say(verbose, f"Going on after epoch {self.epochs_done} of {self.epochs}")
             self.model.load_weights(self.folder / _weights_name("checkpoint", self.epochs_done))
         if self.epochs_done < self.epochs:
             with _kept_in(self.folder, devices) as folder:
@@ -933,7 +933,8 @@ def _dataset_settings(dataset, channels):
     return found | ({"images": layout.images} if layout.described else {})
 
 
-def _versions():
+def versions():
+    """Return the versions of what computes, by name."""
     return {
         "cytomad_lib": cytomad_lib.__version__,
         "keras": keras.__version__,
@@ -954,6 +955,7 @@ def _check_same_settings(folder, earlier, now):
             )
 
 
-def _say(verbose, text):
+def say(verbose, text):
+    """Print a line at once, unless `verbose` is 0."""
     if verbose:
         print(text, flush=True)

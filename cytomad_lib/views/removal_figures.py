@@ -234,13 +234,12 @@ def trade_off(table, part, chance=None, title=""):
             f"The table has the columns {list(table.columns)} and {len(rows)} rows of {part!r}; "
             f"expected {needed + columns}, and rows of one of {list(_KEPT)}."
         )
+    rows = rows if "earlier" in rows else rows.assign(earlier=False)
+    earlier = rows["earlier"].fillna(0).astype(bool)
     chance = LUNG_CHANCE if chance is None else chance
     figure = Figure(figsize=(9.6, 3.9), layout="constrained")
     axes = figure.subplots(1, len(columns))
     for panel, (column, name, better, colour) in zip(axes, _KEPT[part], strict=True):
-        earlier = (
-            rows["earlier"].fillna(0).astype(bool) if "earlier" in rows else rows["weight"] < 0
-        )
         own = rows[["weight", "batch_within_class", column]]
         _curve(panel, own[~earlier].dropna(subset=column), colour)
         _curve(panel, own[earlier].dropna(subset=column), colour, joined=False)
