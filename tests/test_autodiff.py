@@ -81,3 +81,20 @@ def test_other_backends_are_refused(monkeypatch):
     w = keras.Variable(np.float32(1))
     with pytest.raises(RuntimeError, match="'jax'.*KERAS_BACKEND"):
         autodiff.minimise(lambda: {"loss": w}, [w], None)
+
+
+def test_a_compiled_network_follows_its_weights_and_takes_any_number_of_cells(rng):
+    network = keras.Sequential(
+        [keras.layers.Dense(4), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
+    )
+    network.build((None, 3))
+    infer = autodiff.compiled(network)
+    for cells in (5, 2, 7):
+        x = rng.normal(size=(cells, 3)).astype("float32")
+        for weight in network.weights:  # also variances: positive
+            weight.assign(rng.uniform(0.5, 2, weight.shape))
+        np.testing.assert_allclose(
+            keras.ops.convert_to_numpy(infer(x)),
+            keras.ops.convert_to_numpy(network(x, training=False)),
+            rtol=1e-5,
+        )

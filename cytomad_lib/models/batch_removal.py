@@ -25,6 +25,7 @@ Example
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import keras
 import numpy as np
@@ -33,7 +34,7 @@ from tqdm import tqdm
 
 from cytomad_lib.data.files import StoredArray
 from cytomad_lib.models import losses, networks
-from cytomad_lib.models.autodiff import adam, without_gradients
+from cytomad_lib.models.autodiff import adam, compiled, without_gradients
 from cytomad_lib.models.feeding import Minibatches
 from cytomad_lib.models.pretraining import Pix2Pix
 
@@ -336,11 +337,12 @@ def generate(generator, cells, at_once=100, progress=False, images=True):
         (n, n_features), `"batch_codes"` and `"class_codes"` (n,).
     """
     made = {"features": [], "batch_codes": [], "class_codes": []}
+    infer = compiled(generator) if len(cells) > at_once else partial(generator, training=False)
 
     def parts():
         slices, total = cells.in_slices(at_once), -(-len(cells) // at_once)
         for part in tqdm(slices, "predicting", total, unit="slice", disable=not progress):
-            generated, features = generator(part.brightfield, training=False)
+            generated, features = infer(part.brightfield)
             made["features"].append(ops.convert_to_numpy(features))
             made["batch_codes"].append(part.batch_codes)
             made["class_codes"].append(part.class_codes)
