@@ -19,6 +19,8 @@ Example
 >>> losses = way.step(cells)
 """
 
+import logging
+
 import keras
 import mat73
 import numpy as np
@@ -28,6 +30,9 @@ from skimage.transform import resize
 from cytomad_lib.data.layouts import find_layout
 from cytomad_lib.models.networks import build_batch_mlp
 from cytomad_lib.prediction import group_rows
+
+# Each new classifier is traced, as in the published programs; TensorFlow remarks on it every time.
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 def _adam(rate, preset):

@@ -257,7 +257,7 @@ def bench(
     ] = "demo",
 ):
     """Measure how fast all this is here, beside the same work done the published way."""
-    from cytomad_lib import bench as benches
+    from cytomad_lib.bench import measuring as benches
 
     presets = benches.find_presets(preset)
     of_rounds = () if rounds == "none" else [p.name for p in benches.find_presets(rounds)]

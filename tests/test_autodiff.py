@@ -1,5 +1,8 @@
 """A gradient step moves what it is told to move, and nothing else."""
 
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -83,18 +86,28 @@ def test_other_backends_are_refused(monkeypatch):
         autodiff.minimise(lambda: {"loss": w}, [w], None)
 
 
-def test_a_compiled_network_follows_its_weights_and_takes_any_number_of_cells(rng):
+def test_a_compiled_network_follows_its_weights_and_takes_any_number_of_cells():
+    random = np.random.default_rng(0)
     network = keras.Sequential(
         [keras.layers.Dense(4), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
     )
     network.build((None, 3))
     infer = autodiff.compiled(network)
     for cells in (5, 2, 7):
-        x = rng.normal(size=(cells, 3)).astype("float32")
+        x = random.normal(size=(cells, 3)).astype("float32")
         for weight in network.weights:  # also variances: positive
-            weight.assign(rng.uniform(0.5, 2, weight.shape))
+            weight.assign(random.uniform(0.5, 2, weight.shape))
         np.testing.assert_allclose(
             keras.ops.convert_to_numpy(infer(x)),
             keras.ops.convert_to_numpy(network(x, training=False)),
             rtol=1e-5,
         )
+
+
+def test_a_compiled_network_is_not_kept_in_memory():
+    network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
+    assert autodiff.compiled(network)(np.ones((2, 3), "float32")).shape == (2, 4)
+    known = weakref.ref(network)
+    del network
+    gc.collect()
+    assert known() is None

@@ -11,8 +11,12 @@ import pandas as pd
 import pytest
 from training_cells import TINY, make_cells, untraced_steps
 
-from cytomad_lib import bench
 from cytomad_lib.__main__ import main
+from cytomad_lib.bench import machine, measuring, work
+from cytomad_lib.bench.cells import write_files
+from cytomad_lib.bench.measuring import bench, measure
+from cytomad_lib.bench.processes import in_new_process
+from cytomad_lib.bench.table import BenchResult, Measurement
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.models.batch_removal import BatchRemoval, Classifiers
@@ -22,7 +26,7 @@ from cytomad_lib.models.operations import count_operations, step_operations
 from cytomad_lib.models.pretraining import Pix2Pix
 from cytomad_lib.prediction import predict
 
-EFFORT = bench.Effort(
+EFFORT = work.Effort(
     repeats=2,
     long_repeats=1,
     steps=2,
@@ -35,13 +39,13 @@ EFFORT = bench.Effort(
 )
 QUICK_PARTS = ("pretraining step", "inference", "loading", "simulating")
 
-published_way = bench.find_published_way()
+published_way = work.find_published_way()
 
 
 @pytest.fixture(autouse=True)
 def small_product(monkeypatch):
-    monkeypatch.setattr(bench, "PRODUCT_SECONDS", 1e-9)
-    monkeypatch.setattr(bench, "PRODUCT_SIZE", 32)
+    monkeypatch.setattr(machine, "PRODUCT_SECONDS", 1e-9)
+    monkeypatch.setattr(measuring, "PRODUCT_SIZE", 32)
 
 
 @pytest.fixture(autouse=True)
@@ -208,7 +212,7 @@ def test_both_ways_predict_the_same():
 
 
 def test_both_ways_load_the_same(tmp_path):
-    folder = bench.write_files(tmp_path, 20, {"Train": 3})
+    folder = write_files(tmp_path, 20, {"Train": 3})
     cells = load_cells(folder, "Train", image_size=16)
     brightfield, qpi, batches, classes = published_way.load_cells(folder, "Train", 16)
     np.testing.assert_allclose(brightfield, cells.brightfield, atol=1e-4)
@@ -236,7 +240,7 @@ def test_sides_take_turns_and_the_ratio_is_that_of_neighbours(monkeypatch):
         "ours": side("ours", iter([50.0, 2.0, 2.0, 6.0])),
         "published": side("published", iter([90.0, 4.0, 4.0, 12.0])),
     }
-    work = bench.Work("step", 2, sides, operations=10)
+    step = work.Work("step", 2, sides, operations=10)
 
     class Product:
         rates = iter([10.0, 10.0, 10 / 3])
@@ -244,7 +248,7 @@ def test_sides_take_turns_and_the_ratio_is_that_of_neighbours(monkeypatch):
         def rate(self):
             return next(self.rates)
 
-    found = bench.Measurement("tiny", "work", "step", False, 10, *bench.measure(work, 3, Product()))
+    found = Measurement("tiny", "work", "step", False, 10, *measure(step, 3, Product()))
     o, p = "ours", "published"
     assert calls == [o, p, o, p, p, o, o, p]
     row = found.row()
@@ -255,30 +259,30 @@ def test_sides_take_turns_and_the_ratio_is_that_of_neighbours(monkeypatch):
 
 
 def test_rates_are_told_per_second():
-    found = bench.Measurement("p", "w", "cell", True, None, {"ours": 1.0}, {"ours": [0.25]}, [1.0])
+    found = Measurement("p", "w", "cell", True, None, {"ours": 1.0}, {"ours": [0.25]}, [1.0])
     row = found.row()
     assert row["ours"] == 4.0 and row["unit"] == "cells/s"
     assert row["ratio"] is None and row["share"] is None
 
 
 def test_the_product_is_counted_and_repeated(monkeypatch):
-    monkeypatch.setattr(bench, "PRODUCT_SECONDS", 0.02)
-    product = bench.MatrixProduct(64)
+    monkeypatch.setattr(machine, "PRODUCT_SECONDS", 0.02)
+    product = machine.MatrixProduct(64)
     assert product.operations == 2 * 64**3
     assert product.products > 1 and product.rate() > 0
 
 
 def test_peak_memory_grows_with_what_is_held():
-    before = bench.peak_memory()
+    before = machine.peak_memory()
     held = np.ones(200_000_000 // 8)
     assert held.sum() > 0
-    after = bench.peak_memory()
+    after = machine.peak_memory()
     assert after > 150e6 and after >= before
 
 
 def tiny_bench(**options):
     options = {"verbose": 0, "memory": False, "works": QUICK_PARTS} | options
-    return bench.bench([TINY], efforts={"tiny": EFFORT}, **options)
+    return bench([TINY], efforts={"tiny": EFFORT}, **options)
 
 
 def test_the_table_is_written_with_versions_and_hardware(tmp_path, capsys):
@@ -302,7 +306,7 @@ def test_the_table_is_written_with_versions_and_hardware(tmp_path, capsys):
 
 
 def test_without_the_folder_of_the_published_way_only_ours_is_measured(monkeypatch):
-    monkeypatch.setattr(bench, "find_published_way", lambda: None)
+    monkeypatch.setattr(measuring, "find_published_way", lambda: None)
     result = tiny_bench(works=("inference",))
     assert result.table["ratio"].isna().all() and (result.table["ours"] > 0).all()
     assert "published way" not in result.summary().split("\n\n")[1]
@@ -310,15 +314,15 @@ def test_without_the_folder_of_the_published_way_only_ours_is_measured(monkeypat
 
 
 def test_the_folder_may_be_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(bench, "__file__", str(tmp_path / "cytomad_lib" / "bench.py"))
-    assert bench.find_published_way() is None
+    monkeypatch.setattr(work, "__file__", str(tmp_path / "cytomad_lib" / "bench" / "work.py"))
+    assert work.find_published_way() is None
 
 
 def test_a_round_and_a_refit_are_measured_where_they_are_asked_for():
     works = ("re-fit of the batch MLPs", "removal round")
     assert len(tiny_bench(works=works, rounds=()).table) == 0
     preset = replace(TINY, refit_every=1, refit_epochs=1)
-    result = bench.bench(
+    result = bench(
         [preset],
         efforts={"tiny": EFFORT},
         verbose=0,
@@ -336,22 +340,23 @@ def test_memory_and_cold_start_are_measured_in_processes_of_their_own(monkeypatc
     assert memory[0] > 50 and np.isnan(memory[1])
     assert start[1] > 1  # an interpreter and Keras alone take longer
     with pytest.raises(CytomadError, match="inference.*ended with code 1.*Expected"):
-        bench._in_new_process(
-            bench.Bed(TINY, replace(EFFORT, cells_per_group=-1), "nowhere", None),
+        in_new_process(
+            work.Bed(TINY, replace(EFFORT, cells_per_group=-1), "nowhere", None),
             "inference",
             "ours",
         )
 
 
 def test_a_gpu_that_is_not_there_is_missed_clearly(monkeypatch):
-    monkeypatch.setattr(bench, "accelerator", lambda: None)
+    monkeypatch.setattr(measuring, "accelerator", lambda: None)
     with pytest.raises(CytomadError, match="finds no GPU.*Expected.*leave --gpu out"):
         tiny_bench(gpu=True)
 
 
 def test_on_a_gpu_our_side_alone_is_measured(monkeypatch):
-    monkeypatch.setattr(bench, "accelerator", lambda: "Some chip")
-    monkeypatch.setattr(bench, "accelerator_peak", lambda: 5_000_000)
+    for module in (machine, measuring):
+        monkeypatch.setattr(module, "accelerator", lambda: "Some chip")
+    monkeypatch.setattr(measuring, "accelerator_peak", lambda: 5_000_000)
     result = tiny_bench(gpu=True, memory=True, works=("inference", "loading"))
     assert list(result.table["work"]) == ["inference"]
     assert result.table["ratio"].isna().all() and result.table["memory_mb"][0] == 5
@@ -375,10 +380,10 @@ def test_the_command_hands_on_what_is_asked_and_writes(monkeypatch, tmp_path, ca
 
     def fake(presets, quick, gpu, rounds, verbose):
         asked.update(presets=[p.name for p in presets], quick=quick, gpu=gpu, rounds=list(rounds))
-        found = bench.Measurement("demo", "loading", "pair", True, None, {}, {"ours": [1.0]}, [1.0])
-        return bench.BenchResult([found], bench.machine_facts(), ["A note."])
+        found = Measurement("demo", "loading", "pair", True, None, {}, {"ours": [1.0]}, [1.0])
+        return BenchResult([found], machine.machine_facts(), ["A note."])
 
-    monkeypatch.setattr(bench, "bench", fake)
+    monkeypatch.setattr(measuring, "bench", fake)
     words = ("--preset", "demo", "--quick", "--rounds", "none", "--out", tmp_path / "out")
     assert command(monkeypatch, *words) == 0
     assert asked == {"presets": ["demo"], "quick": True, "gpu": False, "rounds": []}
