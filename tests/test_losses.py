@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from keras import ops
+from scipy.ndimage import gaussian_filter
 
 from cytomad_lib.models import losses
 
@@ -74,3 +76,12 @@ def test_features_that_say_the_same_correlate_and_others_do_not():
     # Two pairs that agree, of fifteen; a feature that never varies agrees with nothing.
     paired = np.hstack([own[:, :2], own[:, :2], own[:, 2:3], np.ones((2000, 1), "float32")])
     assert float(losses.mean_squared_correlation(paired)) == pytest.approx(2 / 15, abs=0.003)
+
+
+@pytest.mark.parametrize("sigma", [0.7, 2.0, 9.6])
+def test_blurring_is_that_of_scipy(sigma):
+    images = np.random.default_rng(0).normal(size=(3, 32, 32, 1)).astype("float32")
+    found = ops.convert_to_numpy(losses.blur(images, sigma))
+    for image, blurred in zip(images[..., 0], found[..., 0], strict=True):
+        wanted = gaussian_filter(image, sigma, mode="constant", truncate=2.0)
+        np.testing.assert_allclose(blurred, wanted, atol=1e-5)

@@ -37,7 +37,8 @@ def train_all(folder):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nobody interrupted."""
-    return train_all(tmp_path_factory.mktemp("runs") / "whole")
+    with untraced_steps():
+        return train_all(tmp_path_factory.mktemp("runs") / "whole")
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +57,12 @@ def interrupted(tmp_path_factory):
             cut_at.pop(0)
             raise PowerCut
 
-    with pytest.MonkeyPatch.context() as patch:
+    with untraced_steps(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "_save_weights", save_or_stop)
         for _ in range(3):
             with pytest.raises(PowerCut):
                 train_all(folder)
-    return train_all(folder)
+        return train_all(folder)
 
 
 @pytest.mark.parametrize("stage", ["pretraining", "published"])
@@ -429,6 +430,7 @@ class Watcher(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+@untraced_steps()
 def test_callbacks_come_after_the_epoch_is_safe(whole, tmp_path):
     run = Run.create(tmp_path / "run", TINY, CELLS, "lung", seed=4)
     with pytest.raises(KeyboardInterrupt):

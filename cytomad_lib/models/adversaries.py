@@ -137,7 +137,9 @@ class ConditionalAdversary(layers.Layer):
             the distance, as the remembered cells stay where they are.
         """
         recent = ops.stop_gradient(self.recent.value)
-        linear = ops.matmul(self._whiten(features), ops.transpose(self._whiten(recent)))
+        # Whitened twice, the few new cells meet the many remembered ones as these are.
+        whitened = ops.matmul(self._whiten(features), ops.transpose(self.whitening.value))
+        linear = ops.matmul(whitened, ops.transpose(recent))
         return {
             "adversary": self._divergence(self._logits(features, class_name), class_name),
             "mmd": self._discrepancy(_gaussian_kernels(features, recent), batch, class_name),

@@ -18,7 +18,7 @@ Example
 import numpy as np
 from keras import layers, ops
 
-from cytomad_lib.models.losses import gaussian_kernel
+from cytomad_lib.models.losses import blur
 
 BANDS = 24
 COARSE = 16  # pixels a side of the coarse copy, at most
@@ -45,13 +45,12 @@ class ImageSummary(layers.Layer):
             momentum=0.9, epsilon=1e-4, center=False, scale=False
         )
         self.standardise.build((None, self.length))
-        self._blur = gaussian_kernel(DETAIL_SIGMA)
         self._bands = _frequency_bands(image_size)
         self.built = True
 
     def call(self, images, training=False):
         """Return `(n, length)` for images `(n, size, size, 1)`."""
-        detail = images - ops.conv(images, self._blur, padding="same")
+        detail = images - blur(images, DETAIL_SIGMA)
         numbers = [
             self._places(images, self.coarse_side),
             ops.log(self._places(detail**2, self.places_side) + FLOOR),

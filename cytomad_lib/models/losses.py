@@ -94,14 +94,13 @@ def lost_structure(measured, generated, coarse):
     peak = ops.max(measured, axis=(1, 2, 3), keepdims=True)
     inside = ops.cast(measured > CELL * peak, measured.dtype)
     dome = _dome_powers(inside)
-    blur = gaussian_kernel(coarse)
-    weight = ops.maximum(ops.conv(inside, blur, padding="same"), 1e-3)
+    weight = ops.maximum(blur(inside, coarse), 1e-3)
     # Without the rim, where the steep outline would outweigh all that is inside.
     core = 1.0 - ops.max_pool(1.0 - inside, RIM, strides=1, padding="same")
 
     def structure(images):
         flat = _without(images * inside, dome)
-        fine = (flat - ops.conv(flat, blur, padding="same") / weight) * core
+        fine = (flat - blur(flat, coarse) / weight) * core
         return fine - core * _mean(fine, core)
 
     one, other = structure(measured), structure(generated)
@@ -133,12 +132,29 @@ def mean_squared_correlation(features):
     return ops.sum(off_diagonal**2) / (n_features * (n_features - 1))
 
 
-def gaussian_kernel(sigma):
-    """Return a convolution kernel (side, side, 1, 1) that blurs; it ends at two sigma."""
-    reach = np.arange(-int(2 * sigma + 0.5), int(2 * sigma + 0.5) + 1)
-    line = np.exp(-(reach**2) / (2 * sigma**2))
-    plane = np.outer(line, line)
-    return (plane / plane.sum())[:, :, None, None].astype("float32")
+def blur(images, sigma):
+    """Blur images by a Gaussian that ends at two sigma; beyond the border all is zero.
+
+    Rows and columns are blurred by one matrix product each: on a CPU a tenth of the time of a
+    convolution with so wide a kernel.
+
+    Parameters
+    ----------
+    images : tensor (n, size, size, 1)
+    sigma : float
+        Standard deviation in pixels.
+
+    Returns
+    -------
+    tensor (n, size, size, 1)
+    """
+    size = images.shape[1]
+    distance = np.abs(np.arange(size)[:, None] - np.arange(size))
+    reach = int(2 * sigma + 0.5)
+    line = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+    weights = np.exp(-(distance**2) / (2 * sigma**2)) * (distance <= reach) / line.sum()
+    weights = ops.convert_to_tensor(weights.astype("float32"))
+    return ops.matmul(weights, ops.matmul(images[..., 0], weights))[..., None]
 
 
 def _dome_powers(inside):
