@@ -4,6 +4,7 @@ import json
 import platform
 import sys
 from dataclasses import replace
+from functools import partial
 
 import keras
 import numpy as np
@@ -318,7 +319,9 @@ def test_the_folder_may_be_missing(monkeypatch, tmp_path):
     assert work.find_published_way() is None
 
 
-def test_a_round_and_a_refit_are_measured_where_they_are_asked_for():
+def test_a_round_and_a_refit_are_measured_where_they_are_asked_for(monkeypatch):
+    few = partial(work.make_cells, groups=6)
+    monkeypatch.setattr(work, "make_cells", lambda size, n, groups: few(size, n))
     works = ("re-fit of the batch MLPs", "removal round")
     assert len(tiny_bench(works=works, rounds=()).table) == 0
     preset = replace(TINY, refit_every=1, refit_epochs=1)
