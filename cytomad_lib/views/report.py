@@ -264,7 +264,7 @@ def _value(value):
     if _is_missing(value):
         return MISSING
     if not _is_number(value) or isinstance(value, Integral):
-        return str(value)
+        return str(value).replace(" ± ", "\u00a0±\u00a0")  # a number and its spread on one line
     return f"{value:z.3f}"  # z: no minus sign before zero
 
 
