@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cytomad_lib.bench.machine import peak_memory
-from cytomad_lib.bench.work import WORKS, Bed, Effort, find_published_way
+from cytomad_lib.bench.work import COLD_START, WORKS, Bed, Effort, find_published_way
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.models.networks import Preset
@@ -27,7 +27,7 @@ def _run_task(task):
         find_published_way(),
     )
     name, *side = task["words"]
-    if name == "cold start":
+    if name == COLD_START:
         return _first_epoch(bed)
     WORKS[name](bed).sides[side[0]]()()
     return peak_memory()

@@ -20,8 +20,8 @@ def in_new_process(bed, *words):
     ----------
     bed : Bed
     words : str
-        The name of the work and the side, for the peak of the memory in bytes; or "cold start",
-        for the time of day when its first epoch has ended.
+        The name of the work and the side, for the peak of the memory in bytes; or the name of the
+        cold start alone, for the time of day when its first epoch has ended.
 
     Raises
     ------

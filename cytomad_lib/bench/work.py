@@ -276,7 +276,7 @@ def _cold_start(bed):
 
     def run():
         start = time.time()
-        return in_new_process(bed, "cold start") - start
+        return in_new_process(bed, COLD_START) - start
 
     return Work("start", 1, {OURS: lambda: run}, long=True)
 

@@ -9,6 +9,8 @@ Example
 0.6931
 """
 
+from functools import cache
+
 import numpy as np
 from keras import losses, ops
 
@@ -148,13 +150,17 @@ def blur(images, sigma):
     -------
     tensor (n, size, size, 1)
     """
-    size = images.shape[1]
+    weights = ops.convert_to_tensor(_blur_weights(images.shape[1], sigma))
+    return ops.matmul(weights, ops.matmul(images[..., 0], weights))[..., None]
+
+
+@cache  # PyTorch, which does not trace, asks for it in every step
+def _blur_weights(size, sigma):
     distance = np.abs(np.arange(size)[:, None] - np.arange(size))
     reach = int(2 * sigma + 0.5)
     line = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
     weights = np.exp(-(distance**2) / (2 * sigma**2)) * (distance <= reach) / line.sum()
-    weights = ops.convert_to_tensor(weights.astype("float32"))
-    return ops.matmul(weights, ops.matmul(images[..., 0], weights))[..., None]
+    return weights.astype("float32")
 
 
 def _dome_powers(inside):
