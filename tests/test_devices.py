@@ -22,7 +22,7 @@ import pytest
 from training_cells import TINY, environment_of_a_program, make_cells
 
 from cytomad_lib import runs
-from cytomad_lib.models import devices
+from cytomad_lib.models import devices, networks
 from cytomad_lib.models.devices import ONE, Devices, DevicesError, find_devices
 
 TIME_LIMIT = 900  # seconds; machines that miss one another wait for ever
@@ -189,6 +189,9 @@ def train(folder, n):
     if n > 1:
         print(f"other units: {drop_other_units(own)}")
     runs.build_generator = partial(runs.build_generator, dropout=0.0)
+    # Several devices normalise as Keras does. One does it sooner, and rounds otherwise, which two
+    # epochs of removal blow up to a thousandth; `test_batch_norm` holds the two together.
+    networks.BatchNormalization = keras.layers.BatchNormalization
     cells, valid = make_cells(), make_cells(per_group=2, seed=1)
     if not own.writes:
         own.wait()
@@ -196,7 +199,8 @@ def train(folder, n):
     if own.writes:
         own.wait()
     run.pretrain(cells, valid)
-    run.fit_classifiers(cells, valid)
+    if n == 1:  # of several devices one fits them; of several machines the others wait
+        run.fit_classifiers(cells, valid)
     if (folder / "removal").exists():
         run = runs.Run.open(folder / "removal", own)
     run.remove_batches(cells, valid)

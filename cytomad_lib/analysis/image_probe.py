@@ -169,6 +169,7 @@ def _spread(values, axis):
 def _network(image_shape, n_bands, n_classes, n_batches, seed):
     """Build [image, spectrum, class, allowed batches] -> logits of the batches."""
     from cytomad_lib.models import keras
+    from cytomad_lib.models.batch_norm import BatchNormalization
 
     layers, ops = keras.layers, keras.ops
     rng = np.random.default_rng(seed)
@@ -180,7 +181,7 @@ def _network(image_shape, n_bands, n_classes, n_batches, seed):
         return keras.initializers.HeNormal(seed=draw())
 
     def norm():
-        return layers.BatchNormalization(momentum=NORM_MOMENTUM)
+        return BatchNormalization(momentum=NORM_MOMENTUM)
 
     inputs = [layers.Input(s) for s in (image_shape, (n_bands,), (n_classes,), (n_batches,))]
     image, spectrum, own_class, allowed = inputs

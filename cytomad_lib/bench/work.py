@@ -97,6 +97,10 @@ class Bed:
         sizes = self.preset.image_network
         return build_generator(**sizes, seed=0), build_discriminator(**sizes, seed=1)
 
+    def plain_networks(self):
+        """Build the same for the published way."""
+        return [self.way.plain(network) for network in self.networks()]
+
     def classifiers(self):
         """Build the seven classifiers, with the same weights every time."""
         return Classifiers.build(len(LUNG.batches), len(LUNG.classes), self.preset, seed=2)
@@ -141,25 +145,26 @@ def _pretraining(bed, updates="alternating"):
         return _our_steps(Pix2Pix(*bed.networks(), replace(preset, updates=updates)), bed)
 
     def published():
-        return _published_steps(bed.way.Pretraining(*bed.networks(), preset), bed)
+        return _published_steps(bed.way.Pretraining(*bed.plain_networks(), preset), bed)
 
     operations = step_operations(*bed.networks(), updates=updates) * preset.batch_size
     return Work("step", steps, {OURS: ours, PUBLISHED_WAY: published}, operations)
 
 
-def _removal(bed):
+def _removal(bed, updates="alternating"):
     preset, steps = bed.preset, bed.effort.steps
 
     def ours():
-        return _our_steps(BatchRemoval(*bed.networks(), bed.classifiers(), preset), bed)
+        own = replace(preset, updates=updates)
+        return _our_steps(BatchRemoval(*bed.networks(), bed.classifiers(), own), bed)
 
     def published():
-        way = bed.way.BatchRemoval(*bed.networks(), bed.classifiers(), preset)
+        way = bed.way.BatchRemoval(*bed.plain_networks(), bed.classifiers(), preset)
         return _published_steps(way, bed)
 
     judges = bed.classifiers()
     judges = (judges.class_mlp, judges.class_cnn, judges.batch_cnn, *judges.batch_mlps)
-    operations = step_operations(*bed.networks(), judges) * preset.batch_size
+    operations = step_operations(*bed.networks(), judges, updates) * preset.batch_size
     return Work("step", steps, {OURS: ours, PUBLISHED_WAY: published}, operations)
 
 
@@ -203,7 +208,7 @@ def _refit(bed):
         return partial(_timed, lambda: refit.refit(0))
 
     def published():
-        way = bed.way.BatchRemoval(*bed.networks(), bed.classifiers(), bed.preset)
+        way = bed.way.BatchRemoval(*bed.plain_networks(), bed.classifiers(), bed.preset)
         return partial(_timed, lambda: way.refit(cells))
 
     return Work("re-fit", 1, {OURS: ours, PUBLISHED_WAY: published}, long=True)
@@ -226,7 +231,7 @@ def _round(bed):
         return partial(_timed, run)
 
     def published():
-        way = bed.way.BatchRemoval(*bed.networks(), bed.classifiers(), preset)
+        way = bed.way.BatchRemoval(*bed.plain_networks(), bed.classifiers(), preset)
         return partial(_timed, lambda: way.round(cells))
 
     return Work("round", 1, {OURS: ours, PUBLISHED_WAY: published}, long=True)
@@ -240,7 +245,7 @@ def _inference(bed):
         return partial(_timed, lambda: predict(generator, cells))
 
     def published():
-        generator, _ = bed.networks()
+        generator, _ = bed.plain_networks()
         return partial(_timed, lambda: bed.way.predict_cells(generator, cells))
 
     generator, _ = bed.networks()
@@ -286,6 +291,7 @@ WORKS = {
     # The published way has no such order; beside it stands its own.
     "pretraining step, simultaneous updates": partial(_pretraining, updates="simultaneous"),
     "batch-removal step": _removal,
+    "batch-removal step, simultaneous updates": partial(_removal, updates="simultaneous"),
     "re-fit of the batch MLPs": _refit,
     "removal round": _round,
     "inference": _inference,

@@ -34,6 +34,7 @@ from keras import Input, Model, config, initializers, layers, ops, saving
 
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.models import devices
+from cytomad_lib.models.batch_norm import BatchNormalization
 
 LEAKY_SLOPE = 0.2
 DROPOUT = 0.5
@@ -694,9 +695,7 @@ def _up(x, filters, stride, seeds, norm_momentum):
 
 def _batch_norm(momentum):
     # Where several devices share a minibatch, it is normalised as a whole.
-    return layers.BatchNormalization(
-        momentum=momentum, epsilon=1e-3, synchronized=devices.replicas() > 1
-    )
+    return BatchNormalization(momentum=momentum, epsilon=1e-3, synchronized=devices.replicas() > 1)
 
 
 def _dense(units, seeds, activation="relu"):

@@ -1,0 +1,100 @@
+"""Batch normalisation in one operation gives what Keras gives in many."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from cytomad_lib.models import autodiff
+from cytomad_lib.models.batch_norm import BatchNormalization
+
+RANDOM = np.random.default_rng(0)
+
+
+def images(*shape):
+    spread, shift = RANDOM.uniform(0.2, 3, shape[-1]), RANDOM.normal(0, 2, shape[-1])
+    return (RANDOM.normal(size=shape) * spread + shift).astype("float32")
+
+
+def pair(shape, **options):
+    """Build ours and Keras' own, with the same weights."""
+    options = {"momentum": 0.8, "epsilon": 1e-3} | options
+    layers = BatchNormalization(**options), keras.layers.BatchNormalization(**options)
+    for layer in layers:
+        layer.build(shape)
+    values = [RANDOM.uniform(0.5, 2, weight.shape) for weight in layers[0].weights]
+    for layer in layers:
+        layer.set_weights(values)
+    return layers
+
+
+def gradients(layer, x, weights):
+    """Take a step of plain descent on x and the layer's weights; return what has changed."""
+    x, weights = keras.Variable(x), ops.convert_to_tensor(weights)
+    learning = [x, *layer.trainable_variables]
+    optimizer = keras.optimizers.SGD(1.0)
+    optimizer.build(learning)
+    before = [ops.convert_to_numpy(variable).copy() for variable in learning]
+    autodiff.minimise(
+        lambda: {"loss": ops.sum(weights * layer(x.value, training=True))}, learning, optimizer
+    )
+    return [then - ops.convert_to_numpy(now) for then, now in zip(before, learning, strict=True)]
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 7, 3), (4, 1, 1, 2), (1, 1, 1, 2), (9, 3)])
+@pytest.mark.parametrize("training", [True, False])
+def test_values_and_running_statistics_are_those_of_keras(shape, training):
+    ours, theirs = pair(shape)
+    for _ in range(2):
+        x = images(*shape)
+        found, wanted = (
+            ops.convert_to_numpy(layer(x, training=training)) for layer in (ours, theirs)
+        )
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    for found, wanted in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_are_those_of_keras():
+    x, weights = images(5, 6, 7, 3), images(5, 6, 7, 3)
+    found, wanted = (gradients(layer, x, weights) for layer in pair(x.shape))
+    assert len(found) == 3 and np.abs(wanted[0]).max() > 0.1
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options", [{"scale": False}, {"center": False}, {"axis": 1}, {"epsilon": 1e-7}]
+)
+def test_what_the_operation_cannot_do_is_left_to_keras(options):
+    ours, theirs = pair((5, 6, 7, 3), **options)
+    x = images(5, 6, 7, 3)
+    found, wanted = (ops.convert_to_numpy(layer(x, training=True)) for layer in (ours, theirs))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_frozen_layer_does_not_follow_the_minibatch():
+    ours, _ = pair((5, 6, 7, 3))
+    ours.trainable = False
+    before = ours.get_weights()
+    ours(images(5, 6, 7, 3), training=True)
+    for then, now in zip(before, ours.get_weights(), strict=True):
+        np.testing.assert_array_equal(then, now)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="for TensorFlow only")
+def test_it_is_one_operation():
+    import tensorflow as tf
+
+    ours, theirs = pair((5, 6, 7, 3))
+    kinds = [
+        {
+            node.type
+            for node in tf.function(lambda x, layer=layer: layer(x, training=True))
+            .get_concrete_function(tf.TensorSpec((None, 6, 7, 3)))
+            .graph.get_operations()
+        }
+        for layer in (ours, theirs)
+    ]
+    assert "FusedBatchNormV3" in kinds[0] and "SquaredDifference" not in kinds[0]
+    assert "SquaredDifference" in kinds[1]
