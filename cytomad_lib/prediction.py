@@ -37,6 +37,7 @@ from cytomad_lib.data.matfiles import write_mat
 from cytomad_lib.models import keras  # imported there without TensorFlow's remarks
 from cytomad_lib.models.autodiff import without_gradients
 from cytomad_lib.models.batch_removal import generate
+from cytomad_lib.models.networks import all_layers, seed_generators
 
 FEATURE_TABLE = "features.csv"
 INFERENCE_MODES = ("running", "batch", "published")
@@ -205,9 +206,7 @@ def predict_together(generator, cells, minibatches, dropout=True, seed=0, progre
 def _normalised_together(generator, brightfield, random):
     """Return images and features; without state, so that nothing of the generator changes."""
     seeds = {
-        id(layer.seed_generator.state): random.integers(2**31, size=2)
-        for layer in _all_layers(generator)
-        if hasattr(layer, "seed_generator")
+        id(drawing.state): random.integers(2**31, size=2) for drawing in seed_generators(generator)
     }
     state = [
         keras.ops.convert_to_tensor(seeds[id(variable)], variable.dtype)
@@ -223,9 +222,7 @@ def _normalised_together(generator, brightfield, random):
 @contextmanager
 def _dropout_kept(generator, kept):
     """Switch dropout off for a while, unless it is to be kept."""
-    dropouts = [
-        layer for layer in _all_layers(generator) if isinstance(layer, keras.layers.Dropout)
-    ]
+    dropouts = [layer for layer in all_layers(generator) if isinstance(layer, keras.layers.Dropout)]
     rates = [layer.rate for layer in dropouts]
     try:
         for layer in dropouts:
@@ -316,15 +313,6 @@ def _check_size(generator, cells):
         )
 
 
-def _all_layers(network):
-    """List the layers of a network, and of the networks inside it."""
-    nested = [
-        _all_layers(layer) if isinstance(layer, keras.Model) else [layer]
-        for layer in network.layers
-    ]
-    return [layer for layers in nested for layer in layers]
-
-
 def _check_minibatches(minibatches, n_cells):
     rows = np.concatenate([np.asarray(part) for part in minibatches])
     if not np.array_equal(np.sort(rows), np.arange(n_cells)):
@@ -337,7 +325,7 @@ def _check_minibatches(minibatches, n_cells):
 def _check_not_frozen(generator):
     frozen = [
         layer.name
-        for layer in _all_layers(generator)
+        for layer in all_layers(generator)
         if isinstance(layer, keras.layers.BatchNormalization) and not layer.trainable
     ]
     if frozen:  # Keras then goes on using the running statistics, without a word

@@ -117,7 +117,10 @@ def test_the_cells_left_out_of_an_epoch_are_of_all_groups():
 
 
 def test_several_networks_and_seeds_are_reseeded_each_for_itself():
-    networks = [keras.Sequential([keras.layers.Dropout(0.5, seed=1)]) for _ in range(2)]
+    networks = [
+        keras.Sequential([keras.Input((200,)), keras.layers.Dropout(0.5, seed=1)]) for _ in range(2)
+    ]
+    networks[1] = keras.Sequential([keras.Input((200,)), networks[1]])  # one inside another
     turns = keras.random.SeedGenerator(3)
     callback = ReseedDropout([*networks, turns], seed=5)
     ones = np.ones((1, 200), "float32")

@@ -22,6 +22,7 @@ import numpy as np
 
 from cytomad_lib.data.cells import CellFiles
 from cytomad_lib.data.files import StoredArray
+from cytomad_lib.models.networks import seed_generators
 
 # Images in the block that is dealt from; another one is being read. 4096 pairs of 64 x 64 pixels.
 BLOCK_BYTES = 128 * 2**20
@@ -312,7 +313,7 @@ class ReseedDropout(keras.callbacks.Callback):
     def __init__(self, networks, seed):
         super().__init__()
         networks = networks if isinstance(networks, list) else [networks]
-        self.generators = [own for network in networks for own in _seed_generators(network)]
+        self.generators = [own for network in networks for own in _own_generators(network)]
         self.seed = seed
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -322,7 +323,6 @@ class ReseedDropout(keras.callbacks.Callback):
             generator.state.assign(draw.integers(2**31, size=2).astype("uint32"))
 
 
-def _seed_generators(network):
-    if isinstance(network, keras.random.SeedGenerator):
-        return [network]
-    return [layer.seed_generator for layer in network.layers if hasattr(layer, "seed_generator")]
+def _own_generators(network):
+    alone = isinstance(network, keras.random.SeedGenerator)
+    return [network] if alone else seed_generators(network)

@@ -481,6 +481,30 @@ def adopt_weights(conditional, pretrained, mean, spread):
         taker.set_weights(giver.get_weights())
 
 
+def all_layers(network):
+    """List the layers of a network, and of the networks inside it.
+
+    Parameters
+    ----------
+    network : keras.Model
+
+    Returns
+    -------
+    list of keras.layers.Layer
+        In order; a network inside the network stands as its layers, not as itself.
+    """
+    nested = [
+        all_layers(layer) if isinstance(layer, Model) else [layer] for layer in network.layers
+    ]
+    return [layer for part in nested for layer in part]
+
+
+def seed_generators(network):
+    """List what draws at random in a network, and in the networks inside it, in order."""
+    drawing = [layer for layer in all_layers(network) if hasattr(layer, "seed_generator")]
+    return [layer.seed_generator for layer in drawing]
+
+
 @saving.register_keras_serializable("cytomad_lib")
 class NormaliseImage(layers.Layer):
     """Give every image the same mean and standard deviation, each channel by itself.
