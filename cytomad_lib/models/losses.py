@@ -15,7 +15,7 @@ import numpy as np
 from keras import losses, ops
 
 CELL = 0.35  # of its peak phase: where the cell begins, for `lost_structure`
-RIM = 5  # pixels: pixels nearer than half of it to the outline do not count there
+RIM = 2  # pixels: where the outside is as near as that, structure does not count there
 DOME_POWERS = 5  # of the thickness of an ellipsoid, from 0: what makes up the dome of a cell
 
 _binary = losses.BinaryCrossentropy()
@@ -92,13 +92,13 @@ def lost_structure(measured, generated, coarse):
     scalar tensor
         0: the same structure; 1: unrelated.
     """
-    measured, generated = ops.convert_to_tensor(measured), ops.convert_to_tensor(generated)
-    peak = ops.max(measured, axis=(1, 2, 3), keepdims=True)
+    measured, generated = (ops.convert_to_tensor(some)[..., 0] for some in (measured, generated))
+    peak = ops.max(measured, axis=(1, 2), keepdims=True)
     inside = ops.cast(measured > CELL * peak, measured.dtype)
     dome = _dome_powers(inside)
     weight = ops.maximum(blur(inside, coarse), 1e-3)
     # Without the rim, where the steep outline would outweigh all that is inside.
-    core = 1.0 - ops.max_pool(1.0 - inside, RIM, strides=1, padding="same")
+    core = ops.cast(_pixels_near(1.0 - inside, RIM) < 0.5, measured.dtype)
 
     def structure(images):
         flat = _without(images * inside, dome)
@@ -106,8 +106,8 @@ def lost_structure(measured, generated, coarse):
         return fine - core * _mean(fine, core)
 
     one, other = structure(measured), structure(generated)
-    covariance = ops.sum(one * other, axis=(1, 2, 3))
-    spread = ops.sum(one**2, axis=(1, 2, 3)) * ops.sum(other**2, axis=(1, 2, 3))
+    covariance = ops.sum(one * other, axis=(1, 2))
+    spread = ops.sum(one**2, axis=(1, 2)) * ops.sum(other**2, axis=(1, 2))
     return ops.mean(1.0 - covariance / ops.sqrt(spread + 1e-6))
 
 
@@ -142,16 +142,17 @@ def blur(images, sigma):
 
     Parameters
     ----------
-    images : tensor (n, size, size, 1)
+    images : tensor (n, size, size)
+        One channel.
     sigma : float
         Standard deviation in pixels.
 
     Returns
     -------
-    tensor (n, size, size, 1)
+    tensor (n, size, size)
     """
     weights = ops.convert_to_tensor(_blur_weights(images.shape[1], sigma))
-    return ops.matmul(weights, ops.matmul(images[..., 0], weights))[..., None]
+    return ops.matmul(weights, ops.matmul(images, weights))
 
 
 @cache  # PyTorch, which does not trace, asks for it in every step
@@ -163,15 +164,27 @@ def _blur_weights(size, sigma):
     return weights.astype("float32")
 
 
+def _pixels_near(mask, reach):
+    """Count the pixels of masks (n, size, size) in the square of `reach` pixels around each."""
+    near = ops.convert_to_tensor(_near_weights(mask.shape[1], reach))
+    return ops.matmul(near, ops.matmul(mask, near))
+
+
+@cache  # as the weights of a blur
+def _near_weights(size, reach):
+    place = np.arange(size)
+    return (np.abs(place[:, None] - place) <= reach).astype("float32")
+
+
 def _dome_powers(inside):
     """Return the first powers of the thickness of an ellipsoid that is shaped as the cell.
 
     The same as `analysis.image_quality.ellipsoid_thickness`, for a minibatch of masks
-    (n, size, size, 1): (n, size * size, powers), 0 outside of the cells.
+    (n, size, size): (n, powers, size * size), 0 outside of the cells.
     """
     size = inside.shape[1]
     line = ops.arange(size, dtype="float32")
-    y, x = line[None, :, None, None], line[None, None, :, None]
+    y, x = line[None, :, None], line[None, None, :]
     y, x = y - _mean(y * inside, inside), x - _mean(x * inside, inside)
     # Of a filled ellipse the variance along an axis is a quarter of that half-axis squared.
     yy, xx, yx = (_mean(4 * moment * inside, inside) for moment in (y * y, x * x, y * x))
@@ -179,18 +192,21 @@ def _dome_powers(inside):
     squared = (xx * y * y - 2 * yx * x * y + yy * x * x) / (xx * yy - yx * yx)
     # What has no gradient at zero is kept from it.
     thickness = ops.sqrt(ops.maximum(1.0 - squared, 1e-6))
-    powers = ops.concatenate([thickness**power * inside for power in range(DOME_POWERS)], axis=-1)
-    return ops.reshape(powers, (-1, size * size, DOME_POWERS))
+    powers = [inside]
+    for _ in range(DOME_POWERS - 1):
+        powers.append(powers[-1] * thickness)
+    return ops.reshape(ops.stack(powers, axis=1), (-1, DOME_POWERS, size * size))
 
 
 def _without(images, regressors):
-    """Subtract from images (n, size, size, 1) what the regressors explain of each."""
-    flat = ops.reshape(images, (-1, regressors.shape[1], 1))
+    """Subtract from images (n, size, size) what the regressors explain of each."""
+    flat = ops.reshape(images, (-1, regressors.shape[2], 1))
     transposed = ops.transpose(regressors, (0, 2, 1))
     # The ridge is for an image without a cell.
-    products = ops.matmul(transposed, regressors) + 1e-3 * ops.eye(regressors.shape[2])
-    explained = ops.matmul(regressors, ops.solve(products, ops.matmul(transposed, flat)))
-    return ops.reshape(flat - explained, ops.shape(images))
+    products = ops.matmul(regressors, transposed) + 1e-3 * ops.eye(regressors.shape[1])
+    shares = ops.solve(products, ops.matmul(regressors, flat))
+    explained = ops.matmul(ops.transpose(shares, (0, 2, 1)), regressors)
+    return images - ops.reshape(explained, ops.shape(images))
 
 
 def _mean(masked, mask):

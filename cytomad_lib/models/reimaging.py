@@ -116,29 +116,28 @@ class Reimaging:
                     f"Batches {sorted(set(np.asarray(codes).tolist()))} are asked for, expected "
                     f"some of {self.present.tolist()}: the others had no cells to learn from."
                 )
-        terms = _terms(qpi, self.scales[own][:, None, None])
-        rest = _spectrum(brightfield) - _shown(terms, self.filters[own])
+        # In single precision, as this is done in every step of a training.
+        terms = _terms(qpi, self.scales[own][:, None, None], np.float32)
         gain = np.sqrt((self.rest_power[other] + TINY) / (self.rest_power[own] + TINY))
-        moved = _shown(terms, self.filters[other]) + gain * rest
-        size = brightfield.shape[1:3]
-        return scipy.fft.irfft2(moved, s=size, axes=(1, 2)).astype(np.float32)
+        # What the other batch shows of the phase, less what the own one does; and the rest as
+        # strong as it is there.
+        change = (self.filters[other] - gain[..., None, :] * self.filters[own]).astype("complex64")
+        moved = gain.astype(np.float32) * _spectrum(brightfield, np.float32)
+        moved += np.sum(terms[..., None] * change, axis=-2)
+        return scipy.fft.irfft2(moved, s=brightfield.shape[1:3], axes=(1, 2))
 
 
-def _spectrum(images):
+def _spectrum(images, precision=float):
     """Transform images (n, height, width, channels) over height and width."""
-    return scipy.fft.rfft2(np.asarray(images, float), axes=(1, 2))
+    return scipy.fft.rfft2(np.asarray(images, precision), axes=(1, 2))
 
 
-def _terms(qpi, scale):
+def _terms(qpi, scale, precision=float):
     """Return (n, height, frequencies, orders + 1): orders of the phase, and the background."""
     phase = qpi[..., 0] / scale
     orders = np.stack([phase ** (order + 1) for order in range(ORDERS)], axis=-1)
-    spectrum = _spectrum(orders)
+    spectrum = _spectrum(orders, precision)
     return np.concatenate([spectrum, np.ones_like(spectrum[..., :1])], axis=-1)
-
-
-def _shown(terms, filters):
-    return np.einsum("nhft,nhftc->nhfc", terms, filters, optimize=True)
 
 
 def _normal_equations(terms, image):
