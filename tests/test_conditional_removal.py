@@ -155,7 +155,7 @@ def test_the_batch_terms_on_images_grow_from_nothing_to_their_full_weight():
 
 
 def test_the_batch_terms_on_features_grow_from_nothing_to_their_full_weight():
-    model = tiny_model(FeatureRemoval, ramp=0.5)
+    model = tiny_model(FeatureRemoval, ramp=0.5, weight_mmd=1.0)
     recipe = model.recipe
     model.train_step(minibatch_of(CELLS))
     found = losses_by_step(model)
@@ -169,6 +169,13 @@ def test_the_batch_terms_on_features_grow_from_nothing_to_their_full_weight():
         + recipe.weight_linear_mmd * terms["linear_mmd"]
     )
     check_growth(found, without, batch_terms)
+
+
+def test_kernels_without_weight_are_not_computed():
+    model = tiny_model(FeatureRemoval, weight_mmd=0.0)
+    model.train_step(minibatch_of(CELLS))
+    terms = all_losses(model)
+    assert "mmd" not in terms and {"adversary", "linear_mmd"} < set(terms)
 
 
 def losses_by_step(model):

@@ -1,13 +1,15 @@
 """Adversaries that know the class: what makes the conditional recipe forget the batch.
 
 A `ConditionalAdversary` looks at a vector per cell (the bottleneck features, or a summary of the
-image) and tells the batches *of the cell's class* apart. Three things set it apart from the frozen
+image) and tells the batches *of the cell's class* apart. Four things set it apart from the frozen
 classifiers of the published recipe:
 
 * **It learns in every step**, on the cells of the last minibatches, so it cannot be fooled once
   and for all.
 * **Its target is p(batch | class)**, not "first batch". Batch and class are confounded; a target
   that ignores this (all to one batch, or uniform over all batches) asks for the class to go, too.
+* **It sees each class apart**, where it is asked to, in columns of its own: a day may move the
+  cells of one class otherwise than those of another, and a probe inside the class finds that.
 * **It sees whitened features.** The batch may sit in a direction of little spread. A network that
   learns slowly overlooks it there, an independent probe that standardises does not.
 
@@ -23,7 +25,7 @@ signals) and Li et al. 2018 (ECCV, conditional invariant adversarial networks); 
 Example
 -------
 >>> shares = batch_shares(labels)                         # p(batch | class), (classes, batches)
->>> adversary = ConditionalAdversary(64, shares, Conditional(), steps=3, floor=0.01)
+>>> adversary = ConditionalAdversary(64, shares, Conditional(), steps=3, floor=0.01, apart=True)
 >>> adversary.compile()
 >>> adversary.update(features, batch, class_name)         # remember these cells, learn from all
 >>> terms = adversary.losses_of(features, batch, class_name)  # what the generator shall minimise
@@ -37,6 +39,7 @@ from cytomad_lib.models.autodiff import adam, minimise
 from cytomad_lib.models.networks import build_leaky_mlp
 
 MLP_WIDTHS = (128, 64)
+APART = 64  # numbers that each class has columns of its own for; more, and it learns cells by heart
 DROPOUT = 0.2  # it sees the remembered cells again and again
 KERNEL_WIDTHS = (0.1, 0.25, 0.5, 1.0, 2.0)  # squared, per standardised feature
 IMPOSSIBLE = -1e9  # added to the logit of a batch that the class was never seen in
@@ -78,11 +81,13 @@ class ConditionalAdversary(layers.Layer):
         by heart and stops teaching.
     floor : float
         Variance below which a direction counts as silent, when whitening.
+    apart : bool
+        Whether the network has columns for each class.
     seed : int, optional
         Seed of the initial weights.
     """
 
-    def __init__(self, n_features, shares, recipe, steps, floor, seed=None, **options):
+    def __init__(self, n_features, shares, recipe, steps, floor, apart=False, seed=None, **options):
         super().__init__(**options)
         self.recipe = recipe
         self.shares = shares
@@ -98,9 +103,7 @@ class ConditionalAdversary(layers.Layer):
             shape=(n_features, n_features), initializer="identity", trainable=False
         )
         seeds = np.random.default_rng(seed).integers(2**31, size=2).tolist()
-        self.mlp = build_leaky_mlp(
-            n_features + n_classes, MLP_WIDTHS, n_batches, DROPOUT, seeds[0], name="adversary_mlp"
-        )
+        self.mlp = _build_guesser(n_features, n_classes, n_batches, apart, seeds[0])
         self.draw_seed = keras.random.SeedGenerator(seeds[1])
         self.built = True
 
@@ -119,13 +122,15 @@ class ConditionalAdversary(layers.Layer):
         """What draws at random here, for `ReseedDropout`."""
         return [self.mlp, self.draw_seed]
 
-    def losses_of(self, features, batch, class_name):
+    def losses_of(self, features, batch, class_name, mmd=True):
         """Say how readable the batch is: zero, or as good as, when nothing can be read.
 
         Parameters
         ----------
         features : tensor (n, n_features)
         batch, class_name : int tensor (n,)
+        mmd : bool
+            Whether to compare by Gaussian kernels, too, which takes longest.
 
         Returns
         -------
@@ -140,11 +145,11 @@ class ConditionalAdversary(layers.Layer):
         # Whitened twice, the few new cells meet the many remembered ones as these are.
         whitened = ops.matmul(self._whiten(features), ops.transpose(self.whitening.value))
         linear = ops.matmul(whitened, ops.transpose(recent))
-        return {
-            "adversary": self._divergence(self._logits(features, class_name), class_name),
-            "mmd": self._discrepancy(_gaussian_kernels(features, recent), batch, class_name),
-            "linear_mmd": self._discrepancy(linear, batch, class_name),
-        }
+        terms = {"adversary": self._divergence(self._logits(features, class_name), class_name)}
+        if mmd:
+            kernels = _gaussian_kernels(features, recent)
+            terms["mmd"] = self._discrepancy(kernels, batch, class_name)
+        return terms | {"linear_mmd": self._discrepancy(linear, batch, class_name)}
 
     def update(self, features, batch, class_name):
         """Remember these cells, forget the oldest, and learn from some that are remembered.
@@ -186,7 +191,7 @@ class ConditionalAdversary(layers.Layer):
         """Return what the network says, batches that the class was never seen in ruled out."""
         known = ops.one_hot(class_name, self.shares.shape[0], dtype=features.dtype)
         allowed = np.where(self.shares > 0, 0.0, IMPOSSIBLE).astype("float32")
-        seen = ops.concatenate([self._whiten(features), known], axis=-1)
+        seen = [self._whiten(features), known]
         return self.mlp(seen, training=training) + ops.matmul(known, allowed)
 
     def _divergence(self, logits, class_name):
@@ -237,6 +242,24 @@ class ConditionalAdversary(layers.Layer):
         for name, values in new.items():
             memory = getattr(self, name)
             memory.assign(ops.concatenate([memory.value[ops.shape(values)[0] :], values]))
+
+
+def _build_guesser(n_features, n_classes, n_batches, apart, seed):
+    """Build [features, class] -> logits of the batches."""
+    seeds = np.random.default_rng(seed).integers(2**31, size=2).tolist()
+    features, known = inputs = layers.Input((n_features,)), layers.Input((n_classes,))
+    seen = list(inputs)
+    if apart:
+        few = features
+        if n_features > APART:
+            kernel = keras.initializers.GlorotUniform(seed=seeds[1])
+            few = layers.Dense(APART, use_bias=False, kernel_initializer=kernel)(features)
+        # (n, classes, numbers): the numbers in the row of the cell's class, zeros in the others.
+        rows = layers.Reshape((n_classes, 1))(known) * layers.Reshape((1, few.shape[1]))(few)
+        seen.append(layers.Flatten()(rows))
+    seen = layers.Concatenate()(seen)
+    mlp = build_leaky_mlp(seen.shape[1], MLP_WIDTHS, n_batches, DROPOUT, seeds[0])
+    return keras.Model(inputs, mlp(seen), name="adversary_mlp")
 
 
 def _gaussian_kernels(features, others):

@@ -87,9 +87,10 @@ class _Removal(TrackedLosses):
         """Return all terms, with how readable the batch is in what the adversary has seen."""
         if not any(self.batch_weights):
             return terms | {"loss": loss}
-        found = self.adversary.losses_of(seen, _shown_batch(targets), targets["class_name"])
-        weighed = zip(self.batch_weights, ("adversary", "mmd", "linear_mmd"), strict=True)
-        loss += self._ramp() * sum(weight * found[name] for weight, name in weighed)
+        weights = dict(zip(("adversary", "mmd", "linear_mmd"), self.batch_weights, strict=True))
+        batch, class_name = _shown_batch(targets), targets["class_name"]
+        found = self.adversary.losses_of(seen, batch, class_name, mmd=weights["mmd"] > 0)
+        loss += self._ramp() * sum(weights[name] * value for name, value in found.items())
         return terms | found | {"loss": loss}
 
     def _update_adversary(self, seen, targets):
@@ -247,6 +248,7 @@ class FeatureRemoval(_Removal):
             self.recipe,
             self.recipe.adversary_steps,
             self.recipe.whitening_floor,
+            apart=True,
             seed=seeds[1],
         )
 

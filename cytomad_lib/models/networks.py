@@ -92,7 +92,7 @@ class Conditional:
     exchanged: float = 0.5
     calibrated: bool = True
     erased: bool = True
-    directions: int = 3
+    directions: int = 2
     generator_rate: float = 7e-4
     adversary_rate: float = 1e-3
     adversary_steps: int = 4
@@ -106,7 +106,7 @@ class Conditional:
     weight_structure: float = 10.0
     weight_class: float = 5.0
     weight_correlation: float = 0.0
-    weight_adversary: float = 8.0
+    weight_adversary: float = 4.0
     weight_mmd: float = 0.0
     weight_linear_mmd: float = 0.2
     weight_image_adversary: float = 1.5
@@ -272,7 +272,12 @@ DEMO = Preset(
     generator_rate=5e-4,
     norm_momentum=0.9,
     conditional=Conditional(
-        image_epochs=16, feature_epochs=24, recent_cells=1500, image_adversary_steps=2
+        image_epochs=16,
+        feature_epochs=24,
+        directions=3,
+        recent_cells=1500,
+        image_adversary_steps=2,
+        weight_adversary=2.5,
     ),
 )
 STUDY = replace(
@@ -283,7 +288,7 @@ STUDY = replace(
     classifier_epochs=6,
     removal_epochs=8,
     refit_epochs=20,
-    conditional=Conditional(image_epochs=6, feature_epochs=18),
+    conditional=Conditional(image_epochs=6, feature_epochs=14),
 )
 WORKSHOP = Preset(
     name="workshop",
