@@ -20,6 +20,14 @@ POLISHING = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items):
+    """Mark what is a cell of a notebook."""
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker("notebook")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def unpolished_graphs():
     """Let TensorFlow run its graphs nearly as they are traced.
