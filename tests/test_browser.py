@@ -158,38 +158,47 @@ class ExplorerOnPage:
         self.box = cell.last.locator(".jp-OutputArea-output .widget-vbox").first
         self.box.scroll_into_view_if_needed(timeout=MINUTE)
         self.box.locator("img").wait_for(timeout=MINUTE)
+        # The parts of a widget appear one by one, each when it is ready.
+        self.words = self.box.locator(".widget-html-content").last
+        self.wait_until(lambda: self.shown[1].strip(), "showed no words")
 
     @property
     def shown(self):
         """The picture's address, which is new for every picture, and the words under it."""
-        words = self.box.locator(".widget-html-content, .jupyter-widgets.widget-html").last
-        return self.box.locator("img").get_attribute("src"), words.inner_text()
+        # text_content and not inner_text, which is empty where something is scrolled away.
+        words = self.words.text_content() if self.words.count() else ""
+        return self.box.locator("img").get_attribute("src"), words
 
-    def press(self, slider, key, times=1):
-        """Focus the slider of that name, press a key, and wait until picture and words are new.
+    def wait_until(self, reached, complaint, seconds=120):
+        end = time.monotonic() + seconds
+        while not reached():
+            if time.monotonic() > end:
+                pytest.fail(f"The explorer {complaint} in {seconds} s; its words: {self.shown[1]}")
+            self.page.wait_for_timeout(200)
 
-        Returns what stands beside the slider, and the words under the picture before and now.
+    def press(self, slider, key, wanted, times=1):
+        """Focus the slider of that name, press a key, wait for a new picture and wanted words.
+
+        In these, "{}" is what stands beside the slider. Returns that, and the words before.
         """
-        before = self.shown
+        picture, words = self.shown
         line = self.box.locator(".widget-slider").filter(
             has=self.page.locator(".widget-label", has_text=re.compile(f"^{re.escape(slider)}$"))
         )
+        beside = line.locator(".widget-readout")
         handle = line.locator(".noUi-handle, .ui-slider-handle").first
         handle.scroll_into_view_if_needed()
         handle.focus()
         for _ in range(times):
             self.page.keyboard.press(key)
-        end = time.monotonic() + 120
-        now, since = self.shown, time.monotonic()
-        while time.monotonic() < end:
-            # Several keys may make several pictures: the last one stays.
-            if all(old != new for old, new in zip(before, now, strict=True)):
-                if time.monotonic() - since > 4:
-                    return line.locator(".widget-readout").inner_text(), before[1], now[1]
-            self.page.wait_for_timeout(200)
-            if self.shown != now:
-                now, since = self.shown, time.monotonic()
-        pytest.fail(f"{key} on the slider {slider!r} changed nothing: {before[1]!r}")
+
+        def reached():
+            # Several keys may make several pictures: the words of the last one are wanted.
+            now = self.shown
+            return now[0] != picture and wanted.format(beside.text_content()) in now[1]
+
+        self.wait_until(reached, f"did not show {wanted!r} after {times} x {key} on {slider!r}")
+        return beside.text_content(), words
 
     def keep_picture(self, name):
         folder = os.environ.get("CYTOMAD_SCREENSHOTS")
@@ -211,6 +220,7 @@ def errors_on(page):
     )
 
 
+@pytest.mark.notebook
 def test_notebook_08_runs_and_its_sliders_work(tmp_path):
     shutil.copy(NOTEBOOK, tmp_path)  # JupyterLab saves what it opens
     with jupyterlab(tmp_path) as address, browser_page() as page:
@@ -219,24 +229,22 @@ def test_notebook_08_runs_and_its_sliders_work(tmp_path):
         assert errors_on(page) == []
 
         browse = ExplorerOnPage(page, "widgets.browse_cells(")
-        number, before, now = browse.press("cell", "ArrowRight", 4)
-        assert number == "4"
-        assert "cell 4 of its file" in now and "cell 0 of its file" in before
+        number, before = browse.press("cell", "ArrowRight", "cell {} of its file", times=4)
+        assert number == "4" and "cell 0 of its file" in before
         browse.keep_picture("browse")
 
         traversal = ExplorerOnPage(page, "widgets.traverse_bottleneck(")
-        value, _, now = traversal.press("value", "ArrowLeft", 20)
-        assert f"set to {value}." in now
+        _, before = traversal.press("value", "ArrowLeft", "set to {}.", times=20)
+        assert "set to" in before
         traversal.keep_picture("traversal")
 
         dials = ExplorerOnPage(page, "widgets.turn_dials(")
-        _, before, now = dials.press("defocus (µm)", "End")
-        assert "within the range" in before
-        assert "Beyond what any simulated day had: defocus" in now
+        beyond = "Beyond what any simulated day had: defocus"
+        _, before = dials.press("defocus (µm)", "End", beyond)
+        assert "within the range" in before and beyond not in before
         dials.keep_picture("dials")
 
         explorer = ExplorerOnPage(page, "explorer = widgets.explore_map(")
-        number, _, now = explorer.press("cell", "ArrowLeft", 3)
-        assert f"here cell {number} of" in now
+        explorer.press("cell", "ArrowLeft", "here cell {} of", times=3)
         explorer.keep_picture("map")
         assert errors_on(page) == []
