@@ -53,6 +53,6 @@ class BatchNormalization(layers.BatchNormalization):
             and self.scale
             and self.center
             and not self.synchronized
-            and not self.renorm
+            and not getattr(self, "renorm", False)  # Keras 3.13 has none
             and self.epsilon > 1.001e-5  # the least that the operation takes
         )
