@@ -2,8 +2,8 @@
 
 `evaluate` scores side by side
 
-* every trained stage: its features, its images (a fresh CNN), its images beside the measured phase
-  and, for simulated cells, beside the batch-free truth;
+* every trained stage: its features, its images (a fresh CNN, and probes on the pixels), its images
+  beside the measured phase and, for simulated cells, beside the batch-free truth;
 * the references: the measured phase and the truth themselves, pixel by pixel;
 * the peers: well-known corrections of the pretrained features (`analysis.baselines`).
 
@@ -194,7 +194,8 @@ def evaluate(run, data, split, out, seed=0, progress=False, image_probe=True, pe
     progress : bool
         Print what is being done.
     image_probe : bool
-        Ask a fresh CNN for the batch of the images, too; about half a minute per method.
+        Probe the images for the batch, too, by a fresh CNN and by the pixels; about half a minute
+        per method.
     peers : bool
         Score the peers, too.
 
@@ -237,7 +238,12 @@ def evaluate(run, data, split, out, seed=0, progress=False, image_probe=True, pe
     maps = {name: umap_coordinates(values, seed) for name, values in features.items()}
     results = dict(tqdm(probing, "probing", len(probed), disable=not progress, unit="method"))
     announce(progress and found_peers, "Probing the peers: " + ", ".join(found_peers))
-    results |= _score_peers(found_peers, results[METHOD_NAMES["pretraining"]], cells.labels, seed)
+    pretrained = results[METHOD_NAMES["pretraining"]]
+    image_results = {
+        name: result if result.probe == "cnn" else _with_null_of(pretrained[0], result)
+        for name, result in image_results.items()
+    }
+    results |= _score_peers(found_peers, pretrained, cells.labels, seed)
     scores = _score_table(results, image_results, kinds)
     # Which class is the untreated one is known of the drug dataset only.
     dosed = {} if layout.described else features | references
@@ -444,12 +450,24 @@ def _training_cells(run, data):
 
 
 def _probe_images(images, labels, seed, progress):
-    """Return {method: ProbeResult} of a fresh CNN per method."""
+    """Return {method: ProbeResult}, the stronger of a fresh CNN and the probes on the pixels.
+
+    A faint pattern that stays in its place is plain to the one and not to the other. The probes on
+    pixels come without a null.
+    """
     results = {}
     for name, stack in images.items():
         announce(progress, f"Asking a fresh CNN for the batch of the images: {name}")
-        results[name] = image_batch_accuracy(stack, labels, seed, progress=progress)
+        cnn = image_batch_accuracy(stack, labels, seed, progress=progress)
+        pixels = probes.within_class_batch_accuracy(stack, labels, seed, n_permutations=0)
+        stronger = max(cnn, pixels, key=lambda result: result.accuracy)
+        per_probe = pixels.per_probe | cnn.per_probe
+        results[name] = replace(stronger, measure=cnn.measure, per_probe=per_probe)
     return results
+
+
+def _with_null_of(other, result):
+    return replace(result, null_mean=other.null_mean, null_95=other.null_95)
 
 
 def _score_peers(peers, pretrained, labels, seed):
@@ -462,10 +480,7 @@ def _score_peers(peers, pretrained, labels, seed):
         return {}
     found = dict(probes.score_side_by_side(peers, labels, seed, n_permutations=0))
     return {
-        name: [
-            replace(result, null_mean=same.null_mean, null_95=same.null_95)
-            for result, same in zip(own, pretrained, strict=True)
-        ]
+        name: [_with_null_of(*pair) for pair in zip(pretrained, own, strict=True)]
         for name, own in found.items()
     }
 
