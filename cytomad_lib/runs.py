@@ -27,6 +27,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -644,7 +645,8 @@ class Run:
         return self._build(build_generator, 20, precision)
 
     def _new_conditional_generator(self, precision="float32"):
-        return self._build(build_conditional_generator, 24, precision)
+        build = partial(build_conditional_generator, quiet=self.preset.conditional.quiet)
+        return self._build(build, 24, precision)
 
     def _new_discriminator(self, precision="float32"):
         return self._build(build_discriminator, 21, precision)

@@ -79,6 +79,21 @@ def test_adam_in_one_pass_is_adam():
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-7)
 
 
+def test_long_gradients_are_shortened_all_weights_together():
+    v, w = keras.Variable(np.ones(1)), keras.Variable(np.ones(2))
+    optimizer = autodiff.adam(0.01, 0.5, longest=1.0)
+    optimizer.build([v, w])
+    for times in (10.0, 0.01):  # gradients of 10 x (3, 4, 0) and 0.01 x (3, 4, 0)
+        autodiff.minimise(
+            lambda times=times: {"loss": times * (3 * v.value[0] + 4 * w.value[0])},
+            [v, w],
+            optimizer,
+        )
+    # The first counts as (3, 4, 0) / 5, the second as it is; Adam's first moment halves the older.
+    found = [float(keras.ops.sum(moment)) for moment in optimizer._momentums]
+    np.testing.assert_allclose(found, [0.6 / 4 + 0.03 / 2, 0.8 / 4 + 0.04 / 2], rtol=1e-5)
+
+
 def test_other_backends_are_refused(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     w = keras.Variable(np.float32(1))

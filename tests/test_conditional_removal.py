@@ -10,6 +10,7 @@ from test_pretraining import moved, one_minibatch
 from training_cells import TINY, make_cells
 
 from cytomad_lib.models.adversaries import batch_shares
+from cytomad_lib.models.batch_norm import BatchNormalization
 from cytomad_lib.models.batch_removal import generate
 from cytomad_lib.models.conditional_removal import (
     FeatureRemoval,
@@ -96,6 +97,36 @@ def test_a_step_on_features_moves_encoder_class_head_and_adversary():
     model = tiny_model(FeatureRemoval)
     moving = [Kernels(model.encoder), model.class_head, model.adversary.mlp]
     step_that_moves(model, moving, still=model.generator.get_layer("generator"))
+
+
+def test_images_are_normalised_by_running_statistics_that_stay():
+    model = tiny_model(ImageRemoval)
+    norms = [layer for layer in model.unet.layers if isinstance(layer, BatchNormalization)]
+    before = [layer.get_weights() for layer in norms]
+    brightfield, targets = minibatch_of(CELLS)
+    model.train_step((brightfield, targets))
+    assert len(norms) > 5
+    for layer, (gamma, _, mean, variance) in zip(norms, before, strict=True):
+        now = layer.get_weights()
+        np.testing.assert_array_equal(now[2], mean)
+        np.testing.assert_array_equal(now[3], variance)
+        assert not np.array_equal(now[0], gamma)  # which is learned
+    # What one cell becomes does not depend on the others of its minibatch.
+    alone, together = model._images(brightfield[:1])[0], model._images(brightfield)[0]
+    np.testing.assert_allclose(*map(ops.convert_to_numpy, (alone, together)), atol=1e-5)
+
+
+def test_a_step_on_images_has_no_more_than_its_longest_gradient():
+    steps = []
+    for weight in (1.0, 1e6):
+        model = tiny_model(ImageRemoval, **NO_ADVERSARY, weight_mae=weight, weight_structure=0.0)
+        model.train_step(minibatch_of(CELLS))
+        first_moments = np.concatenate(
+            [ops.convert_to_numpy(moment).ravel() for moment in model.learner._momentums]
+        )
+        steps.append(np.linalg.norm(first_moments) / (1 - 0.5))
+    assert steps[1] == pytest.approx(model.longest_gradient, rel=1e-3)
+    assert 0 < steps[0] <= steps[1]
 
 
 def test_without_image_weights_no_adversary_is_trained():
@@ -240,7 +271,7 @@ def test_images_are_turned_back_before_they_are_compared(monkeypatch):
     cells.qpi[:] = cells.brightfield
     shown = []
 
-    def copy(brightfield, training):
+    def copy(brightfield):
         shown.append(ops.convert_to_numpy(brightfield))
         return brightfield
 

@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 from scipy.ndimage import gaussian_filter
 
-from cytomad_lib.models.image_summary import BANDS, DETAIL_SIGMA, ImageSummary
+from cytomad_lib.models.image_summary import BANDS, DETAIL_SIGMA, LEVELS, ImageSummary
 from cytomad_lib.models.losses import blur
 
 SIZE = 64
@@ -24,8 +24,10 @@ def parts_of(image):
     numbers = summary(image[None, ..., None].astype("float32"), training=False)
     numbers = ops.convert_to_numpy(numbers)[0]
     ends = np.cumsum([summary.coarse_side**2, summary.places_side**2, BANDS])
-    parts = dict(zip(("coarse", "detail", "bands", "slopes"), np.split(numbers, ends), strict=True))
-    assert len(parts["slopes"]) == 2
+    ends = [*ends, ends[-1] + 2]
+    names = ("coarse", "detail", "bands", "slopes", "areas")
+    parts = dict(zip(names, np.split(numbers, ends), strict=True))
+    assert len(parts["areas"]) == len(LEVELS)
     return parts
 
 
@@ -70,6 +72,28 @@ def test_a_larger_scale_raises_everything_alike():
     np.testing.assert_allclose(change["bands"], 2 * np.log(1.2), atol=0.05)
     np.testing.assert_allclose(change["slopes"], 2 * np.log(1.2), atol=0.01)
     assert np.median(change["detail"]) == pytest.approx(2 * np.log(1.2), abs=0.02)
+
+
+def disc(radius, rim):
+    """Return a flat disc of 2 rad whose rim falls over so many pixels."""
+    y, x = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
+    return 2 * np.clip((radius - np.hypot(x, y)) / rim + 0.5, 0, 1)
+
+
+def test_areas_are_those_above_the_levels_of_the_peak():
+    areas = np.exp(parts_of(disc(16, 1))["areas"])
+    # Softly counted, the background adds a little to the lowest; to the highest, the inside lacks.
+    np.testing.assert_allclose(areas[2:7], np.pi * 16**2 / SIZE**2, rtol=0.1)
+    scaled = np.exp(parts_of(1.5 * disc(16, 1))["areas"])
+    np.testing.assert_allclose(scaled, areas, rtol=0.03)
+    larger = np.exp(parts_of(disc(20, 1))["areas"])
+    np.testing.assert_allclose(larger / areas, (20 / 16) ** 2, rtol=0.05)
+
+
+def test_a_softer_rim_widens_the_areas_above_low_levels_and_narrows_those_above_high_ones():
+    change = changes(parts_of(disc(16, 1)), parts_of(disc(16, 8)))["areas"]
+    assert (np.diff(change) < 0.03).all()
+    assert change[0] > 0.15 and change[-1] < -0.15 and abs(change[LEVELS.index(0.5)]) < 0.1
 
 
 def test_blur_takes_fine_detail_and_high_bands_and_leaves_the_coarse_copy():

@@ -160,6 +160,13 @@ def test_presets_come_back_from_a_json_file(preset):
     assert networks.Preset.from_dict(json.loads(json.dumps(preset.as_dict()))) == preset
 
 
+def test_presets_of_before_quiet_backgrounds_had_none():
+    fields = networks.DEMO.as_dict()
+    del fields["conditional"]["quiet"]
+    assert networks.DEMO.conditional.quiet
+    assert not networks.Preset.from_dict(fields).conditional.quiet
+
+
 def test_presets_of_before_the_conditional_recipe_get_its_defaults():
     fields = networks.DEMO.as_dict()
     del fields["conditional"]
@@ -206,6 +213,46 @@ def test_normalising_gives_every_image_the_same_brightness_and_contrast():
     assert np.isfinite(ops.convert_to_numpy(layer(np.ones((1, 16, 16, 1))))).all()
 
 
+def quiet(images, edge=0, faint=0.0):
+    return ops.convert_to_numpy(networks.QuietBackground(edge, faint)(images))
+
+
+def test_the_edge_of_an_image_mirrors_what_lies_inside():
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 1)).astype("float32")
+    beside = ((0, 0), (4, 4), (4, 4), (0, 0))
+    wanted = np.pad(images[:, 4:-4, 4:-4], beside, mode="symmetric")
+    np.testing.assert_array_equal(quiet(images, edge=4), wanted)
+    np.testing.assert_array_equal(quiet(images), images)
+
+
+def test_what_is_faint_beside_the_cell_becomes_zero():
+    images = np.zeros((2, 8, 8, 1), "float32")
+    images[:, 0, 0], images[:, 1, 1], images[:, 2, 2], images[:, 3, 3] = 2.0, 0.019, -0.019, -1.0
+    images[1] *= 10
+    found = quiet(images, faint=0.01)
+    for image, scale in zip(found[..., 0], (1, 10), strict=True):
+        assert image[0, 0] == pytest.approx(1.98 * scale)
+        assert image[3, 3] == pytest.approx(-0.98 * scale)
+        assert np.count_nonzero(image) == 2
+    assert not quiet(np.zeros((1, 8, 8, 1)), faint=0.01).any()
+
+
+def test_images_of_the_conditional_generator_have_no_edge_of_their_own_if_quiet():
+    images = np.ones((1, 32, 32, 1), "float32")  # nothing that would tell one pixel from another
+    images[0, 0, 0] = 1.1
+    for asked in (True, False):
+        conditional = lively(networks.build_conditional_generator(32, 4, seed=0, quiet=asked))
+        normalised = conditional.get_layer("normalise_image")(images)
+        made = outputs_of(conditional, images)[0][0, ..., 0]
+        drawn = outputs_of(conditional.get_layer("generator"), normalised)[0][0, ..., 0]
+        assert np.ptp(drawn[:4]) > 0
+        if asked:
+            np.testing.assert_array_equal(made[:4], made[7:3:-1])
+            np.testing.assert_array_equal(made[:, -4:], made[:, -5:-9:-1])
+        else:
+            np.testing.assert_allclose(made, drawn, atol=1e-6)
+
+
 def test_each_channel_is_normalised_by_itself():
     images = np.concatenate([some_images(3), some_images(3, -2.0, 5.0, seed=1)], axis=-1)
     layer = networks.NormaliseImage()
@@ -220,7 +267,7 @@ def test_adopted_weights_of_several_channels_make_the_same_image():
     images = np.concatenate([some_images(3), some_images(3, -0.5, 1.5, seed=1)], axis=-1)
     pretrained = lively(networks.build_generator(16, 4, seed=0, channels=2))
     wanted, _ = outputs_of(pretrained, images)
-    conditional = networks.build_conditional_generator(16, 4, seed=1, channels=2)
+    conditional = networks.build_conditional_generator(16, 4, seed=1, channels=2, quiet=False)
     networks.adopt_weights(conditional, pretrained, np.array([0.9, -0.5]), np.array([0.2, 1.5]))
     made, _ = outputs_of(conditional, images)
     np.testing.assert_allclose(made, wanted, atol=0.01 * wanted.std())
@@ -261,7 +308,7 @@ def test_adopted_weights_make_the_same_image():
     pretrained = lively(networks.build_generator(16, 4, norm_momentum=0.8, seed=0))
     for seed in range(3):
         pretrained(some_images(seed=seed), training=True)  # moves the running statistics
-    standardised = networks.build_conditional_generator(16, 4, seed=1)
+    standardised = networks.build_conditional_generator(16, 4, seed=1, quiet=False)
     wanted, _ = outputs_of(pretrained, images)
     before, _ = outputs_of(standardised, images)
     networks.adopt_weights(standardised, pretrained, 0.9, 0.2)

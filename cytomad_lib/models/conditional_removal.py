@@ -8,7 +8,9 @@ differs from the published recipe:
   (`cytomad_lib.models.reimaging`), the phase asked for stays: nothing is learned from the day.
 * **The answer is seen through the eyes of the cell's own batch** (`models.calibration`), so that
   the image can be free of batch and yet fit what was measured.
-* **The adversary of the images** looks at a summary of them (`models.image_summary`).
+* **The adversary of the images** looks at a summary of them (`models.image_summary`). Meanwhile the
+  generator normalises by its running statistics, as it will in the end: then an image depends on
+  its own cell alone, and the batch cannot hide in what a minibatch does to it.
 * **The features have an encoder of their own** (`build_conditional_generator`): one that also has
   to draw the phase cannot forget the day. So features and images do not disturb each other, and
   steps on features cost a fifth.
@@ -60,11 +62,14 @@ class _Removal(TrackedLosses):
     """What both trainings share: one optimizer, an adversary with a ramp, random turns.
 
     Each says what it is that learns, what it shows to its adversary, and, in `batch_weights`, how
-    much the adversary's three terms weigh (`ConditionalAdversary.losses_of`).
+    much the adversary's three terms weigh (`ConditionalAdversary.losses_of`); and in
+    `longest_gradient`, if it must, what a step cannot exceed.
 
     Over the first part of the steps the batch terms grow to their full weight; towards the end the
     learning rate falls.
     """
+
+    longest_gradient = None
 
     def __init__(self, generator, terms, preset, steps, turn_seed, name):
         super().__init__(generator, ("loss", *terms, *_BATCH_TERMS), name)
@@ -79,7 +84,7 @@ class _Removal(TrackedLosses):
         """Make the optimizers, at once, so that a checkpoint holds their states."""
         super().compile(optimizer=None, **options)
         rate = _LateFall(self.recipe.generator_rate, self.steps)
-        self.learner = adam(rate, 0.5, self.precision)
+        self.learner = adam(rate, 0.5, self.precision, self.longest_gradient)
         self.learner.build(self.learning)
         self.adversary.compile()
 
@@ -129,11 +134,16 @@ class ImageRemoval(_Removal):
         Of the initial weights of the adversary, its dropout, and the turns.
     """
 
+    # Nothing keeps activations in their range while the running statistics stay as they are: one
+    # long step, away from an adversary that is very sure, can silence the generator for good.
+    longest_gradient = 1.0
+
     def __init__(self, generator, shares, preset, steps, seed=None):
         seeds = np.random.default_rng(seed).integers(2**31, size=2).tolist()
         terms = ("mae", "structure")
         super().__init__(generator, terms, preset, steps, seeds[1], name="image_removal")
         self.unet = generator.get_layer("generator")
+        self.quiet = generator.get_layer("quiet_background")
         self.view = BatchView(shares.shape[1])
         self.image_summary = ImageSummary(preset.image_size)
         self.adversary = ConditionalAdversary(
@@ -164,7 +174,7 @@ class ImageRemoval(_Removal):
 
         def image_losses():
             turn = self._draw_turns(brightfield)
-            image = _turned_back(self._images(_turned(brightfield, turn), training=True), turn)
+            image = _turned_back(self._images(_turned(brightfield, turn)), turn)
             numbers = self.image_summary(image, training=True)
             made["numbers"] = ops.stop_gradient(numbers)
             return self.losses_of(image, numbers, targets)
@@ -176,7 +186,7 @@ class ImageRemoval(_Removal):
     def test_step(self, data):
         """Losses on validation cells, with running statistics, batch terms weighted as by now."""
         brightfield, targets = data
-        image = self._images(brightfield, training=False)
+        image = self._images(brightfield)
         terms = self.losses_of(image, self.image_summary(image, training=False), targets)
         return self.track(terms, ops.shape(brightfield)[0])
 
@@ -207,8 +217,9 @@ class ImageRemoval(_Removal):
         loss = recipe.weight_mae * terms["mae"] + recipe.weight_structure * terms["structure"]
         return self._with_batch_terms(terms, loss, numbers, targets)
 
-    def _images(self, brightfield, training):
-        return self.unet(self.normalise(brightfield), training=training)[0]
+    def _images(self, brightfield):
+        """Make images by the running statistics of the pretraining, which stay as they are."""
+        return self.quiet(self.unet(self.normalise(brightfield), training=False)[0])
 
     @property
     def batch_weights(self):

@@ -6,13 +6,15 @@ to an image is in a few hundred numbers, which can be kept for thousands of cell
 * a coarse copy of the image: scale, background, and on which side of the cell the rim is brighter;
 * the energy of the fine detail, place by place: blur, noise;
 * the power in bands of spatial frequency: sharpness, fringes, the grid of transposed convolutions;
-* the mean squared slope along either axis: stripes, and light from one side.
+* the mean squared slope along either axis: stripes, and light from one side;
+* the area above each of some levels: how steeply the cell rises from its rim, which is faint beside
+  what lies inside.
 
 Example
 -------
 >>> summary = ImageSummary(64)
 >>> summary(images, training=True).shape, summary.length
-((42, 346), 346)
+((42, 355), 355)
 """
 
 import numpy as np
@@ -23,6 +25,8 @@ from cytomad_lib.models.losses import blur
 BANDS = 24
 COARSE = 16  # pixels a side of the coarse copy, at most
 PLACES = 8  # places a side where the energy of fine detail is taken, at most
+LEVELS = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.7, 0.85)  # of the image's peak
+SOFTNESS = 0.2  # of a level: so near to it pixels count in part
 DETAIL_SIGMA = 2.0  # pixels; finer than this is detail
 FLOOR = 1e-5  # rad^2, below the noise of any measured phase: the logarithm ends there
 
@@ -40,7 +44,7 @@ class ImageSummary(layers.Layer):
         super().__init__(**options)
         self.image_size = image_size
         self.coarse_side, self.places_side = min(COARSE, image_size), min(PLACES, image_size)
-        self.length = self.coarse_side**2 + self.places_side**2 + BANDS + 2
+        self.length = self.coarse_side**2 + self.places_side**2 + BANDS + 2 + len(LEVELS)
         self.standardise = layers.BatchNormalization(
             momentum=0.9, epsilon=1e-4, center=False, scale=False
         )
@@ -65,6 +69,7 @@ class ImageSummary(layers.Layer):
             ops.log(self._power(planes) + FLOOR),
             ops.log(ops.mean(down**2, axis=(1, 2)) + FLOOR)[:, None],
             ops.log(ops.mean(across**2, axis=(1, 2)) + FLOOR)[:, None],
+            ops.log(_areas_above(planes) + FLOOR),
         ]
         return self.standardise(ops.concatenate(numbers, axis=-1), training=training)
 
@@ -73,6 +78,14 @@ class ImageSummary(layers.Layer):
         real, imaginary = ops.fft2((planes, ops.zeros_like(planes)))
         power = ops.reshape(real**2 + imaginary**2, (-1, n * n)) / n**2
         return ops.matmul(power, self._bands)
+
+
+def _areas_above(planes):
+    """Return (n, levels): the part of each image that is above each level, softly counted."""
+    peak = ops.max(planes, axis=(1, 2))[:, None]
+    level = (peak * ops.convert_to_tensor(LEVELS, "float32"))[:, :, None, None]
+    above = ops.sigmoid((planes[:, None] - level) / (SOFTNESS * ops.abs(level) + 1e-3))
+    return ops.mean(above, axis=(2, 3))
 
 
 def _places(planes, pool):

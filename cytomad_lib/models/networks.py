@@ -38,6 +38,8 @@ from cytomad_lib.models.batch_norm import BatchNormalization
 
 LEAKY_SLOPE = 0.2
 DROPOUT = 0.5
+EDGE = 4  # pixels: so far the zeros from beyond the edge reach through the generator's tail
+FAINT = 0.005  # of an image's largest value; some 0.01 rad, less than a measured background varies
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 UPDATES = ("alternating", "simultaneous")  # of generator and discriminator, see `Preset`
 KERNEL = 4  # every convolution of the published networks is 4x4
@@ -57,6 +59,8 @@ class Conditional:
         Part of the cells that is shown as another batch would have, see `Reimaging`.
     calibrated : bool
         Whether images are compared with the measurement through a `BatchView`.
+    quiet : bool
+        Whether edge and background of the images are cleaned, see `QuietBackground`.
     erased : bool
         Whether the linear trace of the batch is erased from the features in the end.
     directions : int
@@ -91,6 +95,7 @@ class Conditional:
     feature_cells: int = 42
     exchanged: float = 0.5
     calibrated: bool = True
+    quiet: bool = True
     erased: bool = True
     directions: int = 2
     generator_rate: float = 7e-4
@@ -221,7 +226,9 @@ class Preset:
         TypeError
             If a field is unknown.
         """
-        recipe = Conditional(**fields.get("conditional", {}))
+        # Runs of before say nothing of a quiet background, and had none.
+        recipe = fields.get("conditional")
+        recipe = Conditional() if recipe is None else Conditional(**({"quiet": False} | recipe))
         return cls(**(fields | {"conditional": recipe}))
 
     def for_dataset(self, name):
@@ -410,7 +417,7 @@ def build_generator(
 
 
 def build_conditional_generator(
-    image_size=128, base_filters=64, norm_momentum=0.99, seed=None, channels=1
+    image_size=128, base_filters=64, norm_momentum=0.99, seed=None, channels=1, quiet=True
 ):
     """Build the generator of the conditional recipe, whose features have an encoder of their own.
 
@@ -418,7 +425,14 @@ def build_conditional_generator(
     generator (layer "generator") makes the phase image from that. To draw it, its encoder has to
     know the day; so another one of the same shape ("feature_encoder") reads the features.
 
-    Parameters, returns and errors as in `build_generator`; the features are standardised.
+    Returns and errors as in `build_generator`; the features are standardised.
+
+    Parameters
+    ----------
+    image_size, base_filters, norm_momentum, seed, channels
+        As in `build_generator`.
+    quiet : bool
+        Whether edge and background of the images are cleaned (`QuietBackground`).
     """
     _check_sizes(image_size, base_filters)
     seeds = _Seeds(seed)
@@ -427,6 +441,8 @@ def build_conditional_generator(
     shown = NormaliseImage(dtype="float32", name="normalise_image")(brightfield)
     # No dropout: its noise would hide from the adversaries what can be read without it.
     image, _ = build_generator(*sizes, seeds.next(), dropout=0.0, channels=channels)(shown)
+    cleaned = {"edge": EDGE, "faint": FAINT} if quiet else {"edge": 0, "faint": 0.0}
+    image = QuietBackground(**cleaned, dtype="float32", name="quiet_background")(image)
     features = build_feature_encoder(*sizes, seeds.next(), channels)(shown)
     return Model(brightfield, [image, features], name="conditional_generator")
 
@@ -508,6 +524,43 @@ def seed_generators(network):
     """List what draws at random in a network, and in the networks inside it, in order."""
     drawing = [layer for layer in all_layers(network) if hasattr(layer, "seed_generator")]
     return [layer.seed_generator for layer in drawing]
+
+
+@saving.register_keras_serializable("cytomad_lib")
+class QuietBackground(layers.Layer):
+    """Take from a generated image what is no cell: the pattern along its edge, and faint leftovers.
+
+    A generator does not know what lies beyond the edge and takes it for zero, which leaves a
+    pattern of some 0.05 rad there; and of the brightfield background some 0.00001 rad come through.
+    Nobody sees either. But both are much the same in all cells, and so the place where a probe
+    reads the least trace of a batch.
+
+    Parameters
+    ----------
+    edge : int
+        Pixels along each edge in whose place comes what lies inside, mirrored.
+    faint : float
+        Part of the image's largest value: all come nearer to zero by so much, and what is fainter
+        becomes zero. A generator that is trained with this layer makes up for it inside the cell.
+    """
+
+    def __init__(self, edge, faint, **options):
+        super().__init__(**options)
+        self.edge = edge
+        self.faint = faint
+
+    def call(self, images):
+        """Return images of the same shape (n, height, width, channels)."""
+        edge = self.edge
+        inside = images[:, edge : -edge or None, edge : -edge or None]
+        images = ops.pad(inside, ((0, 0), (edge, edge), (edge, edge), (0, 0)), mode="symmetric")
+        largest = ops.max(ops.abs(images), axis=(1, 2), keepdims=True)
+        faint = self.faint * ops.stop_gradient(largest)
+        return ops.sign(images) * ops.relu(ops.abs(images) - faint)
+
+    def get_config(self):
+        """Return what is needed to build it again."""
+        return super().get_config() | {"edge": self.edge, "faint": self.faint}
 
 
 @saving.register_keras_serializable("cytomad_lib")
