@@ -551,12 +551,15 @@ class QuietBackground(layers.Layer):
 
     def call(self, images):
         """Return images of the same shape (n, height, width, channels)."""
-        edge = self.edge
-        inside = images[:, edge : -edge or None, edge : -edge or None]
-        images = ops.pad(inside, ((0, 0), (edge, edge), (edge, edge), (0, 0)), mode="symmetric")
+        images = self._mirrored(self._mirrored(images, axis=1), axis=2)
         largest = ops.max(ops.abs(images), axis=(1, 2), keepdims=True)
         faint = self.faint * ops.stop_gradient(largest)
         return ops.sign(images) * ops.relu(ops.abs(images) - faint)
+
+    def _mirrored(self, images, axis):
+        # Not by `ops.pad`, whose mode "symmetric" repeats the last pixel on PyTorch.
+        inside = np.arange(self.edge, images.shape[axis] - self.edge)
+        return ops.take(images, np.pad(inside, self.edge, mode="symmetric"), axis=axis)
 
     def get_config(self):
         """Return what is needed to build it again."""
