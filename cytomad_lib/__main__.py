@@ -32,7 +32,7 @@ Preset = Annotated[str, typer.Option(help="published, demo, study or workshop.")
 Recipe = Annotated[str, typer.Option(help="Of batch removal: published, conditional or both.")]
 Cells = Annotated[int | None, typer.Option(help="Training cells per group; all by default.", min=1)]
 ImageProbe = Annotated[
-    bool, typer.Option(help="Ask a fresh CNN for the batch of the images: half a minute each.")
+    bool, typer.Option(help="Probe the images, too, by a CNN and by pixels: half a minute each.")
 ]
 
 
