@@ -1,6 +1,8 @@
 """A gradient step moves what it is told to move, and nothing else."""
 
 import gc
+import subprocess
+import sys
 import weakref
 
 import keras
@@ -117,6 +119,21 @@ def test_a_compiled_network_follows_its_weights_and_takes_any_number_of_cells():
             keras.ops.convert_to_numpy(network(x, training=False)),
             rtol=1e-5,
         )
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="for TensorFlow only")
+def test_many_compiled_networks_bring_no_remarks_about_tracing():
+    program = """
+import keras, numpy as np
+from cytomad_lib.models.autodiff import compiled
+for _ in range(8):
+    network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    for cells in (5, 5, 2):
+        compiled(network)(np.ones((cells, 3), "float32"))
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "retracing" not in done.stderr
 
 
 def test_a_compiled_network_is_not_kept_in_memory():

@@ -195,10 +195,15 @@ def compiled(network):
         # The graph must not be what keeps the network in memory.
         own = weakref.ref(network)
         # With relaxed shapes the last slice, mostly a smaller one, needs one more graph at most.
-        _COMPILED[network] = tf.function(
-            lambda inputs: own()(inputs, training=False), reduce_retracing=True
-        )
+        # A partial of its own for each network: TensorFlow warns of one function that is traced for
+        # several.
+        _COMPILED[network] = tf.function(partial(_infer, own), reduce_retracing=True)
     return _COMPILED[network]
+
+
+def _infer(network, inputs):
+    """Call the network that a weak reference holds."""
+    return network()(inputs, training=False)
 
 
 def _minimise_tensorflow(compute_losses, steps):
