@@ -225,9 +225,9 @@ def evaluate(run, data, split, out, seed=0, progress=False, image_probe=True, pe
     announce(progress, "Probing in the background: " + ", ".join(probed))
     probing = probes.score_side_by_side(probed, cells.labels, seed)
     kinds = dict.fromkeys(features, "stage") | dict.fromkeys(references, "reference")
-    image_results = {}
+    asked = {}
     if image_probe:
-        image_results = _probe_images(images | references, cells.labels, seed, progress)
+        asked = _ask_cnn(images | references, cells.labels, seed, progress)
     quality = _image_table(images | references, cells, layout.target.unit)
     is_phase = layout.target.unit == "rad"  # only then there is a dry mass
     measures = cell_measure_errors(
@@ -239,10 +239,8 @@ def evaluate(run, data, split, out, seed=0, progress=False, image_probe=True, pe
     results = dict(tqdm(probing, "probing", len(probed), disable=not progress, unit="method"))
     announce(progress and found_peers, "Probing the peers: " + ", ".join(found_peers))
     pretrained = results[METHOD_NAMES["pretraining"]]
-    image_results = {
-        name: result if result.probe == "cnn" else _with_null_of(pretrained[0], result)
-        for name, result in image_results.items()
-    }
+    by_pixels = {name: results[name][0] for name in references}
+    image_results = _or_pixels(asked, images, by_pixels, pretrained[0], cells.labels, seed)
     results |= _score_peers(found_peers, pretrained, cells.labels, seed)
     scores = _score_table(results, image_results, kinds)
     # Which class is the untreated one is known of the drug dataset only.
@@ -449,18 +447,29 @@ def _training_cells(run, data):
 # --- scores ----------------------------------------------------------------------------------
 
 
-def _probe_images(images, labels, seed, progress):
-    """Return {method: ProbeResult}, the stronger of a fresh CNN and the probes on the pixels.
-
-    A faint pattern that stays in its place is plain to the one and not to the other. The probes on
-    pixels come without a null.
-    """
+def _ask_cnn(images, labels, seed, progress):
+    """Return {method: ProbeResult} of a fresh CNN per method."""
     results = {}
     for name, stack in images.items():
         announce(progress, f"Asking a fresh CNN for the batch of the images: {name}")
-        cnn = image_batch_accuracy(stack, labels, seed, progress=progress)
-        pixels = probes.within_class_batch_accuracy(stack, labels, seed, n_permutations=0)
-        stronger = max(cnn, pixels, key=lambda result: result.accuracy)
+        results[name] = image_batch_accuracy(stack, labels, seed, progress=progress)
+    return results
+
+
+def _or_pixels(asked, images, probed, null, labels, seed):
+    """Return {method: ProbeResult}, the stronger of the CNN and the probes on the pixels.
+
+    A faint pattern that stays in its place is plain to the one and not to the other. `probed` are
+    the images whose pixels were probed before; `null` is the result that lends pixels its null.
+    """
+    results = {}
+    for name, cnn in asked.items():
+        pixels = probed.get(name)
+        if pixels is None:
+            pixels = probes.within_class_batch_accuracy(
+                images[name], labels, seed, n_permutations=0
+            )
+        stronger = max(cnn, _with_null_of(null, pixels), key=lambda result: result.accuracy)
         per_probe = pixels.per_probe | cnn.per_probe
         results[name] = replace(stronger, measure=cnn.measure, per_probe=per_probe)
     return results

@@ -74,9 +74,15 @@ def test_a_faint_mark_of_the_batch_at_one_place_is_found(monkeypatch):
     random = np.random.default_rng(0)
     images = np.zeros((60, 16, 16, 1), "float32")
     images[:, 4:12, 4:12] = 2 + random.normal(0, 0.1, (60, 8, 8, 1))
-    none = evaluation._probe_images({"cells": images}, labels, 0, progress=False)["cells"]
+
+    def probed():
+        asked = evaluation._ask_cnn({"cells": images}, labels, 0, progress=False)
+        null = asked["cells"]
+        return evaluation._or_pixels(asked, {"cells": images}, {}, null, labels, 0)["cells"]
+
+    none = probed()
     images[1::2, 0, 0] = 1e-3
-    found = evaluation._probe_images({"cells": images}, labels, 0, progress=False)["cells"]
+    found = probed()
     assert found.accuracy > 0.9 > 0.8 > none.accuracy
     assert found.probe != "cnn" and found.per_probe["cnn"] < 0.8
     assert found.measure == "batch within class, images"
