@@ -25,7 +25,7 @@ import platform
 import shutil
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,7 @@ from cytomad_lib.models.conditional_removal import (
 )
 from cytomad_lib.models.devices import ONE, DevicesError
 from cytomad_lib.models.feeding import Minibatches, ReseedDropout
+from cytomad_lib.models.matching import match_features
 from cytomad_lib.models.networks import (
     Preset,
     adopt_weights,
@@ -322,11 +323,20 @@ class Run:
         history = self._learn_features(generator, shares, reimaging, *feeds)
         folder = self.folder / "conditional"
         if self.preset.conditional.erased and not (folder / ERASED).exists():
-            say(verbose, "Erasing the linear trace of the batch that is left in the features")
-            made = generate(generator, train, images=False)
-            erase_linear_trace(generator, made, self.preset.conditional.directions)
+            self._finish_features(generator, train, verbose)
             _save_weights(generator, folder / ERASED)
         return history
+
+    def _finish_features(self, generator, train, verbose):
+        recipe = self.preset.conditional
+        say(verbose, "Erasing the linear trace of the batch that is left in the features")
+        made = generate(generator, train, images=False)
+        if not recipe.matched:
+            erase_linear_trace(generator, made, recipe.directions)
+            return
+        made = erase_linear_trace(generator, made)
+        say(verbose, "Matching the batches of each class in what is kept of them")
+        match_features(generator, made, recipe, len(self.classes), self._seed(27), verbose)
 
     def _clean_images(self, generator, shares, reimaging, train, valid, verbose, watching):
         recipe = self.preset.conditional
@@ -645,7 +655,9 @@ class Run:
         return self._build(build_generator, 20, precision)
 
     def _new_conditional_generator(self, precision="float32"):
-        build = partial(build_conditional_generator, quiet=self.preset.conditional.quiet)
+        recipe = self.preset.conditional
+        finish = {"quiet": recipe.quiet, "blur": recipe.blur, "matched": recipe.matched}
+        build = partial(build_conditional_generator, **finish)
         return self._build(build, 24, precision)
 
     def _new_discriminator(self, precision="float32"):
@@ -847,8 +859,9 @@ class _KeepEpoch(keras.callbacks.Callback):
         best = _best_epoch(history, self.stage.last)
         _save_weights(self.model, folder / _weights_name("checkpoint", number))
         if best == number:
-            for name, network in self.stage.networks.items():
-                _save_weights(network, folder / _weights_name(name, number))
+            with self.model.delivered() if self.stage.last else nullcontext():
+                for name, network in self.stage.networks.items():
+                    _save_weights(network, folder / _weights_name(name, number))
         write_table(history, folder / HISTORY, index=False)
         self._forget_others(number, best)
 

@@ -73,6 +73,28 @@ class Kernels:
         return [weight for layer in self.layers for weight in layer.get_weights()]
 
 
+def test_delivered_is_the_running_mean_of_the_weights_for_as_long_as_asked():
+    model = tiny_model(ImageRemoval, average=0.75)
+    weight = model.learning[0]
+    passed = []
+    for _ in range(3):
+        model.train_step(minibatch_of(CELLS))
+        passed.append(ops.convert_to_numpy(weight).copy())
+    mean = 0.25 * passed[2] + 0.75 * (0.25 * passed[1] + 0.75 * passed[0])
+    with model.delivered():
+        np.testing.assert_allclose(ops.convert_to_numpy(weight), mean, atol=1e-6)
+        assert np.abs(mean - passed[2]).max() > 1e-5
+    np.testing.assert_array_equal(ops.convert_to_numpy(weight), passed[2])
+
+
+def test_without_a_mean_the_last_weights_are_delivered():
+    model = tiny_model(ImageRemoval, average=0.0)
+    model.train_step(minibatch_of(CELLS))
+    last = ops.convert_to_numpy(model.learning[0]).copy()
+    with model.delivered():
+        np.testing.assert_array_equal(ops.convert_to_numpy(model.learning[0]), last)
+
+
 # --- who moves ---------------------------------------------------------------------------------
 
 

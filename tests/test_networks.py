@@ -160,11 +160,11 @@ def test_presets_come_back_from_a_json_file(preset):
     assert networks.Preset.from_dict(json.loads(json.dumps(preset.as_dict()))) == preset
 
 
-def test_presets_of_before_quiet_backgrounds_had_none():
+def test_presets_have_nothing_that_came_after_them():
     fields = networks.DEMO.as_dict()
-    del fields["conditional"]["quiet"]
-    assert networks.DEMO.conditional.quiet
-    assert not networks.Preset.from_dict(fields).conditional.quiet
+    for name in networks.NOT_YET:
+        assert fields["conditional"].pop(name)
+        assert not getattr(networks.Preset.from_dict(fields).conditional, name)
 
 
 def test_presets_of_before_the_conditional_recipe_get_its_defaults():
@@ -235,6 +235,50 @@ def test_what_is_faint_beside_the_cell_becomes_zero():
         assert image[3, 3] == pytest.approx(-0.98 * scale)
         assert np.count_nonzero(image) == 2
     assert not quiet(np.zeros((1, 8, 8, 1)), faint=0.01).any()
+
+
+def blurred(images, sigma):
+    return ops.convert_to_numpy(networks.BlurImage(sigma)(images))
+
+
+def test_a_blurred_point_has_the_width_asked_for():
+    images = np.zeros((1, 64, 64, 1), "float32")
+    images[0, 30, 33] = 5.0
+    found = blurred(images, sigma=2 / 64)[0, ..., 0]
+    assert found.sum() == pytest.approx(5.0, rel=1e-5)
+    line = np.arange(64)
+    for axis, centre in ((0, 33), (1, 30)):
+        profile = found.sum(axis=axis) / 5
+        assert profile @ line == pytest.approx(centre, abs=1e-4)
+        assert profile @ (line - centre) ** 2 == pytest.approx(4.0, rel=0.02)
+    np.testing.assert_array_equal(blurred(images, sigma=0), images)
+
+
+def test_blur_takes_the_edge_for_a_mirror():
+    np.testing.assert_allclose(
+        blurred(np.full((2, 16, 16, 1), 0.7, "float32"), 0.1), 0.7, rtol=1e-5
+    )
+
+
+def test_a_head_that_is_not_fitted_changes_no_feature():
+    images = some_images(6)
+    plain, with_head = (
+        lively(networks.build_conditional_generator(16, 4, seed=3, matched=matched))
+        for matched in (False, True)
+    )
+    for one, other in zip(outputs_of(plain, images), outputs_of(with_head, images), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert len(with_head.trainable_variables) == len(plain.trainable_variables)
+
+
+def test_images_are_blurred_where_that_is_asked_for():
+    images = some_images(4)
+    sharp, smooth = (
+        lively(networks.build_conditional_generator(16, 4, seed=3, blur=blur)) for blur in (0, 0.1)
+    )
+    image = outputs_of(sharp, images)[0]
+    assert image.std() > 0.005
+    np.testing.assert_allclose(outputs_of(smooth, images)[0], blurred(image, 0.1), atol=1e-5)
 
 
 def test_images_of_the_conditional_generator_have_no_edge_of_their_own_if_quiet():

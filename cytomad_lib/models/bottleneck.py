@@ -149,7 +149,9 @@ def split_generator(generator):
     names = [layer.name for layer in generator.layers]
     if "normalise_image" in names and "generator" in names:
         inner = split_generator(generator.get_layer("generator"))
-        image = generator.get_layer("quiet_background")(inner.decoder.outputs[0])
+        image = inner.decoder.outputs[0]
+        for finish in ("quiet_background", "blur_image"):
+            image = generator.get_layer(finish)(image)
         decoder = keras.Model(inner.decoder.inputs, image, name="decoder")
         return SplitGenerator(inner.encoder, decoder, generator.get_layer("normalise_image"))
     if "bottleneck" not in names:

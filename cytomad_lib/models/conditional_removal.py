@@ -12,11 +12,14 @@ differs from the published recipe:
   generator normalises by its running statistics, as it will in the end: then an image depends on
   its own cell alone, and the batch cannot hide in what a minibatch does to it.
 * **The features have an encoder of their own** (`build_conditional_generator`): one that also has
-  to draw the phase cannot forget the day. So features and images do not disturb each other, and
-  steps on features cost a fifth.
-* A class head on the features is trained along, and keeps the class in them.
-* **At the end** the linear trace of the batch is erased, and only the few directions are kept in
-  which the features vary at all: in the others the batch hides from the adversary.
+  to draw the phase cannot forget the day. It learns to tell the class (a class head is trained
+  along) from cells that change days. So features and images do not disturb each other, and steps
+  on features cost a fifth. An adversary can be set on the features, too (`weight_adversary`); with
+  what follows it gained nothing.
+* **The mean of the last weights** is kept of what makes the images, not the last ones, and finished
+  images are blurred a little: days differ most in how well the finest can be guessed.
+* **At the end** the linear trace of the batch is erased from the features, and a small network maps
+  them to a few numbers in which all batches of a class are the same cloud (`models.matching`).
 * Brightness and contrast of each brightfield image are normalised; cells are turned and mirrored at
   random, as a cell has no up or down but many batches have.
 
@@ -38,7 +41,11 @@ Example
 >>> model.compile()
 >>> feed = Minibatches.of_cells(cells, recipe.feature_cells, change=change)
 >>> model.fit(feed, epochs=recipe.feature_epochs, shuffle=False)
+>>> made = erase_linear_trace(generator, generate(generator, cells, images=False))
+>>> match_features(generator, made, recipe, n_classes=7)
 """
+
+from contextlib import contextmanager
 
 import keras
 import numpy as np
@@ -62,14 +69,16 @@ class _Removal(TrackedLosses):
     """What both trainings share: one optimizer, an adversary with a ramp, random turns.
 
     Each says what it is that learns, what it shows to its adversary, and, in `batch_weights`, how
-    much the adversary's three terms weigh (`ConditionalAdversary.losses_of`); and in
-    `longest_gradient`, if it must, what a step cannot exceed.
+    much the adversary's three terms weigh (`ConditionalAdversary.losses_of`). If it must, it says
+    in `longest_gradient` what a step cannot exceed, and in `average` that the mean of the last
+    weights is delivered, instead of the last ones.
 
     Over the first part of the steps the batch terms grow to their full weight; towards the end the
     learning rate falls.
     """
 
     longest_gradient = None
+    average = 0.0  # decay of the running mean of the weights; 0: none is kept
 
     def __init__(self, generator, terms, preset, steps, turn_seed, name):
         super().__init__(generator, ("loss", *terms, *_BATCH_TERMS), name)
@@ -84,9 +93,27 @@ class _Removal(TrackedLosses):
         """Make the optimizers, at once, so that a checkpoint holds their states."""
         super().compile(optimizer=None, **options)
         rate = _LateFall(self.recipe.generator_rate, self.steps)
-        self.learner = adam(rate, 0.5, self.precision, self.longest_gradient)
+        self.learner = adam(rate, 0.5, self.precision, self.longest_gradient, self.average)
         self.learner.build(self.learning)
         self.adversary.compile()
+
+    @contextmanager
+    def delivered(self):
+        """Put the running mean of the weights in the place of the last ones, for a while.
+
+        Generator and adversary chase each other. What the generator did in its last steps against
+        the guess of the moment cancels in the mean, what it has learned stays.
+        """
+        if not self.average:
+            yield
+            return
+        last = [ops.convert_to_numpy(weight).copy() for weight in self.learning]
+        _plain(self.learner).finalize_variable_values(self.learning)
+        try:
+            yield
+        finally:
+            for weight, value in zip(self.learning, last, strict=True):
+                weight.assign(value)
 
     def _with_batch_terms(self, terms, loss, seen, targets):
         """Return all terms, with how readable the batch is in what the adversary has seen."""
@@ -141,6 +168,7 @@ class ImageRemoval(_Removal):
     def __init__(self, generator, shares, preset, steps, seed=None):
         seeds = np.random.default_rng(seed).integers(2**31, size=2).tolist()
         terms = ("mae", "structure")
+        self.average = preset.conditional.average
         super().__init__(generator, terms, preset, steps, seeds[1], name="image_removal")
         self.unet = generator.get_layer("generator")
         self.quiet = generator.get_layer("quiet_background")
@@ -371,12 +399,13 @@ def image_statistics(cells):
     return tuple(float(values[0]) if len(values) == 1 else values for values in found)
 
 
-def erase_linear_trace(generator, made, directions):
+def erase_linear_trace(generator, made, directions=None):
     """Project out of the features what a linear probe could still find, and what hardly varies.
 
-    First LEACE within class. Then all but a few directions, those in which the features vary most,
-    are made constant: along the others lies less than the adversary could see, but not less than a
-    probe finds that whitens the features.
+    First LEACE within class. Then, where nothing follows that does it better (`models.matching`),
+    all but a few directions, those in which the features vary most, are made constant: along the
+    others lies less than the adversary could see, but not less than a probe finds that whitens the
+    features.
 
     Parameters
     ----------
@@ -385,18 +414,25 @@ def erase_linear_trace(generator, made, directions):
         change.
     made : dict
         What `generate` returns for the training cells.
-    directions : int
-        How many are kept.
+    directions : int, optional
+        How many are kept; by default all.
+
+    Returns
+    -------
+    dict
+        `made` with the features that the generator has now.
     """
     concept = within_class_concept(made["batch_codes"], made["class_codes"])
     erase = fit_leace(made["features"], concept)
     matrix, offset = erase.as_affine()
-    erased = erase(made["features"]).astype(float)
-    mean = erased.mean(axis=0)
-    axes = np.linalg.svd(erased - mean, full_matrices=False)[2][:directions]
-    kept = axes.T @ axes
-    matrix, offset = matrix @ kept, (offset - mean) @ kept + mean
+    if directions is not None:
+        erased = erase(made["features"]).astype(float)
+        mean = erased.mean(axis=0)
+        axes = np.linalg.svd(erased - mean, full_matrices=False)[2][:directions]
+        kept = axes.T @ axes
+        matrix, offset = matrix @ kept, (offset - mean) @ kept + mean
     generator.get_layer("feature_encoder").get_layer("features").set_weights([matrix, offset])
+    return made | {"features": (made["features"] @ matrix + offset).astype("float32")}
 
 
 @keras.saving.register_keras_serializable("cytomad_lib")
@@ -413,6 +449,11 @@ class _LateFall(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self):
         return {"rate": self.rate, "steps": self.steps}
+
+
+def _plain(optimizer):
+    """Return the optimizer itself, where it is wrapped in one that scales the loss."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def _turned(images, turn):

@@ -31,6 +31,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from keras import Input, Model, config, initializers, layers, ops, saving
+from scipy.ndimage import gaussian_filter1d
 
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.models import devices
@@ -39,7 +40,10 @@ from cytomad_lib.models.batch_norm import BatchNormalization
 LEAKY_SLOPE = 0.2
 DROPOUT = 0.5
 EDGE = 4  # pixels: so far the zeros from beyond the edge reach through the generator's tail
+HEAD_WIDTHS = (32, 32)  # hidden units of the head that matches the batches of features
 FAINT = 0.005  # of an image's largest value; some 0.01 rad, less than a measured background varies
+# What runs of before did not have, and do not name.
+NOT_YET = {"quiet": False, "blur": 0.0, "average": 0.0, "matched": False}
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 UPDATES = ("alternating", "simultaneous")  # of generator and discriminator, see `Preset`
 KERNEL = 4  # every convolution of the published networks is 4x4
@@ -61,10 +65,17 @@ class Conditional:
         Whether images are compared with the measurement through a `BatchView`.
     quiet : bool
         Whether edge and background of the images are cleaned, see `QuietBackground`.
+    blur : float
+        Standard deviation of the blur of the finished images, as part of their side (`BlurImage`).
+    average : float
+        Decay, per step, of the running mean of the weights that make the images; that mean is what
+        is kept. 0: the last weights are.
     erased : bool
         Whether the linear trace of the batch is erased from the features in the end.
+    matched : bool
+        Whether batches are matched then in what is kept of the features (`models.matching`).
     directions : int
-        How many directions of the features are kept then.
+        How many directions of the features are kept.
     generator_rate, adversary_rate : float
         Learning rates (Adam). The generator's falls to a tenth towards the end.
     adversary_steps, image_adversary_steps : int
@@ -77,6 +88,8 @@ class Conditional:
         Variance, of standardised values, below which a direction counts as silent.
     ramp : float
         Part of the training over which the weights of the batch terms grow from 0.
+    matching_steps : int
+        Steps in which the batches are matched.
     weight_mae, weight_structure : float
         Weights, for the image, of its error as its batch would measure it, and of the structure
         inside the cell that is lost (`losses.lost_structure`).
@@ -87,6 +100,8 @@ class Conditional:
         Weights of the three batch terms on features; see `ConditionalAdversary.losses_of`.
     weight_image_adversary, weight_image_mmd, weight_image_linear_mmd : float
         The same three on the image's summary.
+    weight_matching : float
+        Weight of the discrepancy between batches, beside 1 for the class, when they are matched.
     """
 
     image_epochs: int = 50
@@ -96,7 +111,10 @@ class Conditional:
     exchanged: float = 0.5
     calibrated: bool = True
     quiet: bool = True
+    blur: float = 1.5 / 64
+    average: float = 0.995
     erased: bool = True
+    matched: bool = True
     directions: int = 2
     generator_rate: float = 7e-4
     adversary_rate: float = 1e-3
@@ -107,16 +125,18 @@ class Conditional:
     whitening_floor: float = 0.01
     image_whitening_floor: float = 0.1
     ramp: float = 0.5
+    matching_steps: int = 200
     weight_mae: float = 60.0
     weight_structure: float = 10.0
     weight_class: float = 5.0
     weight_correlation: float = 0.0
-    weight_adversary: float = 4.0
+    weight_adversary: float = 0.0
     weight_mmd: float = 0.0
-    weight_linear_mmd: float = 0.2
+    weight_linear_mmd: float = 0.0
     weight_image_adversary: float = 1.5
-    weight_image_mmd: float = 5.0
+    weight_image_mmd: float = 0.0
     weight_image_linear_mmd: float = 0.02
+    weight_matching: float = 15.0
 
     def check_cells(self):
         """Refuse numbers of cells that do not go together.
@@ -226,9 +246,9 @@ class Preset:
         TypeError
             If a field is unknown.
         """
-        # Runs of before say nothing of a quiet background, and had none.
+        # Runs of before do not name what they did not have.
         recipe = fields.get("conditional")
-        recipe = Conditional() if recipe is None else Conditional(**({"quiet": False} | recipe))
+        recipe = Conditional() if recipe is None else Conditional(**(NOT_YET | recipe))
         return cls(**(fields | {"conditional": recipe}))
 
     def for_dataset(self, name):
@@ -284,7 +304,6 @@ DEMO = Preset(
         directions=3,
         recent_cells=1500,
         image_adversary_steps=2,
-        weight_adversary=2.5,
     ),
 )
 STUDY = replace(
@@ -295,7 +314,7 @@ STUDY = replace(
     classifier_epochs=6,
     removal_epochs=8,
     refit_epochs=20,
-    conditional=Conditional(image_epochs=6, feature_epochs=14),
+    conditional=Conditional(image_epochs=6, feature_epochs=8),
 )
 WORKSHOP = Preset(
     name="workshop",
@@ -417,7 +436,14 @@ def build_generator(
 
 
 def build_conditional_generator(
-    image_size=128, base_filters=64, norm_momentum=0.99, seed=None, channels=1, quiet=True
+    image_size=128,
+    base_filters=64,
+    norm_momentum=0.99,
+    seed=None,
+    channels=1,
+    quiet=True,
+    blur=0.0,
+    matched=False,
 ):
     """Build the generator of the conditional recipe, whose features have an encoder of their own.
 
@@ -433,6 +459,11 @@ def build_conditional_generator(
         As in `build_generator`.
     quiet : bool
         Whether edge and background of the images are cleaned (`QuietBackground`).
+    blur : float
+        Standard deviation of the blur of the images, as part of their side (`BlurImage`).
+    matched : bool
+        Whether the features go through a head (layer "feature_head") that can match batches; it
+        leaves them as they are until `match_features`.
     """
     _check_sizes(image_size, base_filters)
     seeds = _Seeds(seed)
@@ -443,7 +474,10 @@ def build_conditional_generator(
     image, _ = build_generator(*sizes, seeds.next(), dropout=0.0, channels=channels)(shown)
     cleaned = {"edge": EDGE, "faint": FAINT} if quiet else {"edge": 0, "faint": 0.0}
     image = QuietBackground(**cleaned, dtype="float32", name="quiet_background")(image)
+    image = BlurImage(blur, dtype="float32", name="blur_image")(image)
     features = build_feature_encoder(*sizes, seeds.next(), channels)(shown)
+    if matched:
+        features = _build_feature_head(8 * base_filters, seeds.next())(features)
     return Model(brightfield, [image, features], name="conditional_generator")
 
 
@@ -479,6 +513,21 @@ def build_feature_encoder(
         n_features, kernel_initializer="identity", trainable=False, dtype="float32", name="features"
     )(standard)
     return Model(brightfield, features, name="feature_encoder")
+
+
+def _build_feature_head(n_features, seed):
+    """Build what `models.matching` sets in the end: a linear map and a bent one, added up."""
+    with computing_in("float32"):
+        features = Input((n_features,))
+        straight = layers.Dense(
+            n_features, use_bias=False, kernel_initializer="identity", name="straight"
+        )(features)
+        bend = build_leaky_mlp(n_features, HEAD_WIDTHS, n_features, 0.0, seed, name="bend")
+        # Nothing is bent before it is trained.
+        bend.layers[-1].set_weights([np.zeros_like(w) for w in bend.layers[-1].get_weights()])
+        head = Model(features, layers.Add()([straight, bend(features)]), name="feature_head")
+    head.trainable = False
+    return head
 
 
 def adopt_weights(conditional, pretrained, mean, spread):
@@ -564,6 +613,41 @@ class QuietBackground(layers.Layer):
     def get_config(self):
         """Return what is needed to build it again."""
         return super().get_config() | {"edge": self.edge, "faint": self.faint}
+
+
+@saving.register_keras_serializable("cytomad_lib")
+class BlurImage(layers.Layer):
+    """Blur finished images a little: what is finer is guessed, and days differ in how well.
+
+    Parameters
+    ----------
+    sigma : float
+        Standard deviation of the Gaussian, as part of the image's side; 0 changes nothing. Beyond
+        the edge lies what lies inside, mirrored.
+    """
+
+    def __init__(self, sigma, **options):
+        super().__init__(**options)
+        self.sigma = sigma
+
+    def build(self, shape):
+        """Find the weights of a line's pixels; images are square."""
+        line = np.eye(shape[1], dtype="float32")
+        if self.sigma > 0:
+            line = gaussian_filter1d(line, self.sigma * shape[1], axis=0, mode="reflect")
+        self._weights = line
+
+    def call(self, images):
+        """Return images of the same shape (n, size, size, 1)."""
+        if not self.sigma:
+            return images
+        weights = ops.convert_to_tensor(self._weights)
+        blurred = ops.matmul(weights, ops.matmul(images[..., 0], ops.transpose(weights)))
+        return blurred[..., None]
+
+    def get_config(self):
+        """Return what is needed to build it again."""
+        return super().get_config() | {"sigma": self.sigma}
 
 
 @saving.register_keras_serializable("cytomad_lib")

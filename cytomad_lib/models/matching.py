@@ -1,0 +1,235 @@
+"""The last step of the conditional recipe: batches are matched where the features are delivered.
+
+What `FeatureRemoval` leaves is in few directions, but an adversary that learns beside the encoder
+is always some steps behind, and sees features as they are normalised by their minibatch. Here the
+encoder stands still. The features of all training cells are computed once, as they will be
+delivered, and a small network (the layer "feature_head") maps the leading directions to a few
+numbers, so that
+
+* the class can be told from them (cross-entropy of a class head), and
+* the batches of a class are the same cloud: in place, width and shape. That is measured by maximum
+  mean discrepancy (MMD) with Gaussian kernels of several widths, among hundreds of cells of each
+  class at once. In two or three dimensions that leaves little unseen, and nobody has to learn it.
+
+It takes seconds. Neither batch nor class of a cell is needed afterwards.
+
+Source of MMD: Gretton et al. 2012 (JMLR).
+
+Example
+-------
+>>> made = generate(generator, cells, images=False)         # features from `FeatureRemoval`
+>>> match_features(generator, made, Conditional(), n_classes=7, seed=0)
+>>> prediction = predict(generator, others)                 # features are matched now
+"""
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from cytomad_lib.models.autodiff import adam, minimise
+from cytomad_lib.models.networks import HEAD_WIDTHS, build_leaky_mlp
+
+SEEN = 16  # leading directions that the head looks at; in the others there is next to nothing
+SILENT = 1e-3  # of the spread along the first direction
+CELLS = 300  # of each class in a step
+RATE = 3e-3
+RAMP = 0.3  # part of the steps over which the weight of the discrepancy grows from 0
+PER_EPOCH = 50  # steps
+# Squared, in units of the spread of all cells: from the gap between neighbours to that of classes.
+KERNEL_WIDTHS = (0.02, 0.1, 0.3, 1.0, 3.0)
+
+
+class FeatureMatching(keras.Model):
+    """Train a map from a few directions of the features to fewer numbers, the same in all batches.
+
+    Parameters
+    ----------
+    n_seen : int
+        Numbers per cell that go in.
+    n_kept : int
+        Numbers that come out, of variance 1.
+    n_classes : int
+    recipe : Conditional
+        Its `matching_steps` and `weight_matching`.
+    seed : int, optional
+        Of the initial weights, and of the class head's dropout.
+    """
+
+    def __init__(self, n_seen, n_kept, n_classes, recipe, seed=None):
+        super().__init__(name="feature_matching")
+        seeds = np.random.default_rng(seed).integers(2**31, size=3).tolist()
+        self.recipe = recipe
+        # At first the leading directions go through, and nothing else.
+        straight = np.eye(n_seen, n_kept, dtype="float32")
+        self.straight = layers.Dense(n_kept, use_bias=False)
+        self.straight.build((None, n_seen))
+        self.straight.set_weights([straight])
+        self.bend = build_leaky_mlp(n_seen, HEAD_WIDTHS, n_kept, 0.0, seeds[0], name="bend")
+        last = self.bend.layers[-1]
+        last.set_weights([np.zeros_like(weight) for weight in last.get_weights()])
+        self.class_head = build_leaky_mlp(
+            n_kept, (64, 64), n_classes, 0.1, seeds[1], "softmax", name="class_head"
+        )
+        self.trackers = {name: keras.metrics.Mean(name=name) for name in ("class_head", "mmd")}
+        self.built = True
+
+    @property
+    def metrics(self):
+        """Running means of the losses, reset by Keras at every epoch."""
+        return list(self.trackers.values())
+
+    @property
+    def learning(self):
+        """The weights that are trained."""
+        return [
+            *self.straight.trainable_variables,
+            *self.bend.trainable_variables,
+            *self.class_head.trainable_variables,
+        ]
+
+    def compile(self, **options):
+        """Make the optimizer; its rate falls to zero."""
+        super().compile(optimizer=None, **options)
+        rate = keras.optimizers.schedules.CosineDecay(RATE, self.recipe.matching_steps)
+        self.learner = adam(rate, 0.5)
+        self.learner.build(self.learning)
+
+    def call(self, seen):
+        """Map (n, n_seen) to (n, n_kept), not yet standardised."""
+        return self.straight(seen) + self.bend(seen)
+
+    def train_step(self, data):
+        """Take one step on cells (classes, cells, n_seen), with one-hot batches of the cells."""
+        seen, targets = data
+        n_cells, n_seen = seen.shape[1:]
+
+        def losses():
+            kept = self(ops.reshape(seen, (-1, n_seen)))
+            kept = kept - ops.mean(kept, axis=0)
+            kept = kept / ops.sqrt(ops.mean(kept**2, axis=0) + 1e-6)
+            guess = self.class_head(kept, training=True)
+            code = ops.repeat(targets["class_name"], n_cells)
+            told = keras.losses.sparse_categorical_crossentropy(code, guess)
+            of_class = ops.reshape(kept, (-1, n_cells, kept.shape[1]))
+            found = {"class_head": ops.mean(told), "mmd": discrepancy(of_class, targets["batch"])}
+            weight = self._ramp() * self.recipe.weight_matching
+            return found | {"loss": found["class_head"] + weight * found["mmd"]}
+
+        found = minimise(losses, self.learning, self.learner)
+        for name, tracker in self.trackers.items():
+            tracker.update_state(found[name])
+        return {name: tracker.result() for name, tracker in self.trackers.items()}
+
+    def _ramp(self):
+        done = ops.cast(self.learner.iterations, "float32")
+        return ops.minimum(done / max(RAMP * self.recipe.matching_steps, 1.0), 1.0)
+
+
+def discrepancy(cells, batch):
+    """Say how far the batches of each class are from the whole class.
+
+    Parameters
+    ----------
+    cells : tensor (classes, n, numbers)
+        Standardised.
+    batch : tensor (classes, n, batches)
+        One-hot.
+
+    Returns
+    -------
+    scalar tensor
+        For a cell, by how much it is more like a cell of its own batch than like one of its class,
+        by Gaussian kernels of several widths, twice, on average over all. 0: batches are the same.
+    """
+    squared = ops.sum((cells[:, :, None] - cells[:, None]) ** 2, axis=-1)
+    kernel = sum(ops.exp(-squared / (2.0 * width)) for width in KERNEL_WIDTHS) / len(KERNEL_WIDTHS)
+    count = ops.sum(batch, axis=1, keepdims=True)
+    share = count / ops.cast(batch.shape[1], count.dtype)
+    like_batch = ops.matmul(kernel, batch) / ops.maximum(count, 1.0)
+    return 2.0 * ops.mean(ops.sum(like_batch * (batch - share), axis=-1))
+
+
+class _Draws(keras.utils.PyDataset):
+    """So many random cells of each class, for every step anew."""
+
+    def __init__(self, seen, batch_codes, class_codes, steps, seed):
+        super().__init__()
+        self.seen, self.steps, self.seed = seen, steps, seed
+        self.member = np.eye(int(batch_codes.max()) + 1, dtype="float32")[batch_codes]
+        self.classes = np.unique(class_codes).astype("int32")
+        self.own = [np.flatnonzero(class_codes == code) for code in self.classes]
+        self.epoch = 0
+
+    def __len__(self):
+        return self.steps
+
+    def __getitem__(self, step):
+        random = np.random.default_rng([self.seed, self.epoch, step])
+        # With few cells of a class some are drawn twice: all classes need the same number.
+        rows = np.stack([random.choice(own, CELLS, replace=len(own) < CELLS) for own in self.own])
+        return self.seen[rows], {"batch": self.member[rows], "class_name": self.classes}
+
+    def on_epoch_end(self):
+        self.epoch += 1
+
+
+def match_features(generator, made, recipe, n_classes, seed=0, verbose=0):
+    """Fit the generator's feature head, once; the images do not change.
+
+    Parameters
+    ----------
+    generator : keras.Model
+        From `build_conditional_generator`, with a head that does nothing yet.
+    made : dict
+        What `generate` returns for the training cells.
+    recipe : Conditional
+        `directions`: how many numbers are kept per cell; the features are as many as before, but
+        vary in so many directions only. `matching_steps` and `weight_matching`.
+    n_classes : int
+    seed : int
+    verbose : int
+        As for Keras' `fit`.
+
+    Returns
+    -------
+    FeatureMatching
+        As it was trained.
+    """
+    features = made["features"].astype(float)
+    mean = features.mean(axis=0)
+    axes = np.linalg.svd(features - mean, full_matrices=False)[2][:SEEN]
+    seen = (features - mean) @ axes.T
+    # What varies by less than a thousandth is rounding, and is not made large.
+    spread = seen.std(axis=0)
+    scale = np.maximum(spread, SILENT * spread[0] + 1e-12)
+    seen = (seen / scale).astype("float32")
+    model = FeatureMatching(len(axes), recipe.directions, n_classes, recipe, seed)
+    model.compile()
+    epochs = max(round(recipe.matching_steps / PER_EPOCH), 1)
+    steps = -(-recipe.matching_steps // epochs)
+    draws = _Draws(seen, made["batch_codes"], made["class_codes"], steps, seed)
+    model.fit(draws, epochs=epochs, shuffle=False, verbose=verbose)
+    spread = keras.ops.convert_to_numpy(model(seen)).std(axis=0)
+    _fold(model, generator.get_layer("feature_head"), mean, axes / scale[:, None], axes, spread)
+    return model
+
+
+def _fold(model, head, mean, reads, axes, spread):
+    """Put what was trained on coordinates into the head, which takes features and returns such.
+
+    The numbers kept are laid along the leading axes, each with variance 1.
+    """
+    writes = axes[: len(spread)] / spread[:, None]
+    offset = -mean @ reads.T
+    (straight,) = model.straight.get_weights()
+    first, bias, *middle, last, last_bias = model.bend.get_weights()
+    head.get_layer("straight").set_weights([reads.T @ straight @ writes])
+    head.get_layer("bend").set_weights(
+        [
+            reads.T @ first,
+            bias + offset @ first,
+            *middle,
+            last @ writes,
+            (last_bias + offset @ straight) @ writes,
+        ]
+    )
