@@ -40,6 +40,7 @@ from cytomad_lib.models.batch_norm import BatchNormalization
 LEAKY_SLOPE = 0.2
 DROPOUT = 0.5
 EDGE = 4  # pixels: so far the zeros from beyond the edge reach through the generator's tail
+CELL = 0.04  # of an image's largest value: what exceeds it is the cell
 HEAD_WIDTHS = (32, 32)  # hidden units of the head that matches the batches of features
 FAINT = 0.005  # of an image's largest value; some 0.01 rad, less than a measured background varies
 # What runs of before did not have, and do not name.
@@ -66,7 +67,8 @@ class Conditional:
     quiet : bool
         Whether edge and background of the images are cleaned, see `QuietBackground`.
     blur : float
-        Standard deviation of the blur of the finished images, as part of their side (`BlurImage`).
+        Standard deviation of the blur inside the cells of finished images, as part of the image's
+        side (`BlurImage`).
     average : float
         Decay, per step, of the running mean of the weights that make the images; that mean is what
         is kept. 0: the last weights are.
@@ -111,7 +113,7 @@ class Conditional:
     exchanged: float = 0.5
     calibrated: bool = True
     quiet: bool = True
-    blur: float = 1.5 / 64
+    blur: float = 1.25 / 64
     average: float = 0.995
     erased: bool = True
     matched: bool = True
@@ -619,6 +621,9 @@ class QuietBackground(layers.Layer):
 class BlurImage(layers.Layer):
     """Blur finished images a little: what is finer is guessed, and days differ in how well.
 
+    Only inside the cell, from pixels of the cell: its outline stays sharp, and nothing is added
+    around it. A cell is what exceeds 4 % of the image's largest value; the rest becomes zero.
+
     Parameters
     ----------
     sigma : float
@@ -641,9 +646,14 @@ class BlurImage(layers.Layer):
         """Return images of the same shape (n, size, size, 1)."""
         if not self.sigma:
             return images
+        size = ops.abs(images)
+        cell = ops.cast(size > CELL * ops.max(size, axis=(1, 2), keepdims=True), images.dtype)
+        # A mean over the pixels of the cell alone: each in the cell is near to itself, at least.
+        return cell * self._blurred(cell * images) / ops.maximum(self._blurred(cell), 1e-6)
+
+    def _blurred(self, images):
         weights = ops.convert_to_tensor(self._weights)
-        blurred = ops.matmul(weights, ops.matmul(images[..., 0], ops.transpose(weights)))
-        return blurred[..., None]
+        return ops.matmul(weights, ops.matmul(images[..., 0], ops.transpose(weights)))[..., None]
 
     def get_config(self):
         """Return what is needed to build it again."""
