@@ -1,7 +1,7 @@
 """Adversaries that know the class: what makes the conditional recipe forget the batch.
 
-A `ConditionalAdversary` looks at a vector per cell (the bottleneck features, or a summary of the
-image) and tells the batches *of the cell's class* apart. Four things set it apart from the frozen
+A `ConditionalAdversary` looks at a vector per cell (a summary of the image or, where a recipe asks
+for it, the bottleneck features) and tells the batches *of the cell's class* apart. Four things set it apart from the frozen
 classifiers of the published recipe:
 
 * **It learns in every step**, on the cells of the last minibatches, so it cannot be fooled once
