@@ -1,8 +1,8 @@
 """Adversaries that know the class: what makes the conditional recipe forget the batch.
 
 A `ConditionalAdversary` looks at a vector per cell (a summary of the image or, where a recipe asks
-for it, the bottleneck features) and tells the batches *of the cell's class* apart. Four things set it apart from the frozen
-classifiers of the published recipe:
+for it, the bottleneck features) and tells the batches *of the cell's class* apart. Four things set
+it apart from the frozen classifiers of the published recipe:
 
 * **It learns in every step**, on the cells of the last minibatches, so it cannot be fooled once
   and for all.
