@@ -39,7 +39,8 @@ def trade_table():
     return pd.DataFrame(
         {
             "part": ["features"] * 3 + ["images"] * 2,
-            "weight": [np.nan, 8, 5, 0, 2],
+            "knob": ["", "weight", "weight", "blur", "blur"],
+            "setting": [np.nan, 8, 5, 0, 2],
             "batch_within_class": [0.98, 0.4, 0.6, 0.9, 0.4],
             "class_accuracy": [0.6, 0.5, 0.65, np.nan, np.nan],
             "unseen_batch": [0.16, 0.45, 0.62, np.nan, np.nan],
@@ -124,6 +125,42 @@ def test_a_cell_on_other_days_has_one_grey_scale_and_its_own_day_framed():
     assert panels[0, 0].patches[0].get_width() == 10  # the scale bar, in micrometres
 
 
+def cloud_labels(n=60):
+    batch = np.repeat(["B1", "B2", "B3"], n)
+    return pd.DataFrame({"batch": batch, "class_name": np.tile(["H69", "H520"], 3 * n // 2)})
+
+
+def test_clouds_of_days_lie_apart_where_the_day_moves_the_features():
+    labels = cloud_labels()
+    noise = np.random.default_rng(0).normal(size=(len(labels), 5)) * [3, 2, 1, 1, 1]
+    moved = (
+        noise
+        + 30 * np.eye(5)[0] * labels["batch"].map({"B1": 0, "B2": 1, "B3": 3}).to_numpy()[:, None]
+    )
+    figure = figures.day_clouds({"moved": moved, "matched": noise}, labels, "H69")
+    apart, alike = ([line.get_xdata().mean() for line in panel.lines] for panel in figure.axes)
+    # In units of the spread of all cells: days at 0, 1 and 3 have a spread of 1.25.
+    assert np.ptp(apart) == pytest.approx(3 / np.std([0, 1, 3]), rel=0.02)
+    assert np.ptp(alike) < 0.6
+    assert [panel.get_title() for panel in figure.axes] == ["moved", "matched"]
+    assert legend_texts(figure) == ["B1", "B2", "B3", "other classes"]
+
+
+def test_the_ellipse_of_a_cloud_has_its_place_and_its_widths():
+    places = np.random.default_rng(1).normal(size=(20000, 2)) * [2.0, 0.5] + [3.0, -1.0]
+    x, y = figures._ellipse(places, size=1.5)
+    assert [x.mean(), y.mean()] == pytest.approx([3, -1], abs=0.05)
+    assert [np.ptp(x) / 2, np.ptp(y) / 2] == pytest.approx([3.0, 0.75], rel=0.03)
+
+
+def test_clouds_of_a_class_that_is_not_there_are_refused():
+    labels = cloud_labels()
+    with pytest.raises(ValueError, match="H1975.*Expected one of"):
+        figures.day_clouds({"a": np.ones((len(labels), 3))}, labels, "H1975")
+    with pytest.raises(ValueError, match="two or more"):
+        figures.day_clouds({"a": np.ones((len(labels), 1))}, labels, "H69")
+
+
 def test_own_verdict_and_probes_stand_side_by_side():
     verdict = pd.Series({"before": 0.2, "after": 0.99})
     figure = figures.fooled(verdict, 0.19, {"pretrained": result(0.95), "published": result(0.9)})
@@ -134,7 +171,7 @@ def test_own_verdict_and_probes_stand_side_by_side():
     assert independent.lines[0].get_ydata()[0] == pytest.approx(1 / 3)
 
 
-def test_trade_off_joins_the_weights_in_their_order_and_names_them():
+def test_trade_off_joins_the_settings_in_their_order_and_names_them():
     figure = figures.trade_off(trade_table(), "features")
     kept, unseen = figure.axes
     assert [axes.get_ylabel() for axes in figure.axes] == [
@@ -146,7 +183,7 @@ def test_trade_off_joins_the_weights_in_their_order_and_names_them():
     assert unseen.lines[0].get_ydata().tolist() == [0.62, 0.45]
     assert kept.lines[1].get_xydata().tolist() == [[0.98, 0.6]]  # the pretrained one, alone
     assert {"5", "8"} <= {text.get_text() for text in kept.texts}
-    assert "pretrained" in legend_texts(figure)
+    assert legend_texts(figure) == ["by weight", "pretrained", "chance"]
 
 
 def test_trade_off_of_images_needs_no_pretrained_point():
@@ -157,13 +194,16 @@ def test_trade_off_of_images_needs_no_pretrained_point():
     assert "pretrained" not in legend_texts(figure)
 
 
-def test_trade_off_does_not_join_trainings_with_other_terms():
+def test_trade_off_draws_each_knob_as_a_curve_of_its_own():
     table = trade_table()
-    table["earlier"] = table["weight"] == table.query("part == 'images'")["weight"].max()
-    structure, _ = figures.trade_off(table, "images").axes
-    joined, _, alone = structure.lines[:3]
-    assert len(joined.get_xdata()) == 1 and joined.get_markerfacecolor() != "none"
-    assert alone.get_linestyle() == "None" and alone.get_markerfacecolor() == "none"
+    other = table[table["knob"] == "weight"].assign(knob="directions", setting=[1, 4])
+    other["class_accuracy"] = [0.45, 0.7]
+    kept = figures.trade_off(pd.concat([table, other], ignore_index=True), "features").axes[0]
+    weight, directions = kept.lines[:2]
+    assert weight.get_ydata().tolist() == [0.65, 0.5]
+    assert directions.get_ydata().tolist() == [0.45, 0.7]
+    for look in ("get_color", "get_marker", "get_linestyle"):  # told apart without colour, too
+        assert getattr(weight, look)() != getattr(directions, look)()
 
 
 @pytest.mark.parametrize(
@@ -171,7 +211,7 @@ def test_trade_off_does_not_join_trainings_with_other_terms():
     [
         (trade_table(), "pixels"),
         (trade_table().query("part == 'images'"), "features"),
-        (trade_table().drop(columns="weight"), "images"),
+        (trade_table().drop(columns="setting"), "images"),
     ],
 )
 def test_trade_off_without_numbers_is_refused(table, part):

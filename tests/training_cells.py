@@ -38,6 +38,7 @@ TINY = Preset(
         adversary_steps=1,
         recent_cells=24,
         shown_cells=24,
+        matching_steps=12,
     ),
 )
 ONE_EPOCH = replace(TINY, pretraining_epochs=1, classifier_epochs=1, removal_epochs=1)

@@ -2,8 +2,9 @@
 
 - `batch_targets`: what an adversary can be asked to believe, and whom that hurts.
 - `other_days`: one cell as several days would show it.
+- `day_clouds`: the batches of one class in the two widest directions of the features.
 - `fooled`: what the recipe's own classifiers say, beside what independent probes find.
-- `trade_off`: how much is paid for how little batch, over the weight of the adversary.
+- `trade_off`: how much is paid for how little batch, over the settings of a recipe.
 - `inference_leak`: what predicting one group at a time hides, and what it gives away.
 - `dose_order`: do features put doses in order? Spearman's rho with interval and null.
 - `batch_beside_drug`: how far a day is from other days, beside how far a drug goes.
@@ -12,8 +13,9 @@
 Example
 -------
 >>> import pandas as pd
->>> table = pd.DataFrame({"part": "features", "weight": [1, 5], "batch_within_class": [0.9, 0.5]})
->>> figure = trade_off(table.assign(class_accuracy=[0.6, 0.7], unseen_batch=0.5), "features")
+>>> table = pd.DataFrame({"part": "features", "knob": "weight", "setting": [1, 5]})
+>>> table = table.assign(batch_within_class=[0.9, 0.5], class_accuracy=[0.6, 0.7], unseen_batch=0.5)
+>>> figure = trade_off(table, "features")
 >>> figure.axes[0].get_ylabel()
 'class accuracy'
 """
@@ -34,19 +36,20 @@ from cytomad_lib.views.plots import (
     squeezed,
 )
 
-# Chance in the lung dataset: 3 batches per class, 7 classes.
-LUNG_CHANCE = {"batch": 1 / 3, "class": 1 / 7}
+# Of telling the batch within the class in the lung dataset: 3 batches per class.
+LUNG_CHANCE = 1 / 3
 _CHANCE = {"color": "black", "linestyle": "--", "linewidth": 1, "zorder": 0}
+_START = {"color": "0.3", "linestyle": "", "marker": "*", "markersize": 12}  # before removal
 
-# Per part of a trade-off table: what is kept, as (column, name, what is better, colour).
+# Per part of a trade-off table: what is kept, as (column, name, what is better).
 _KEPT = {
     "features": [
-        ("class_accuracy", "class accuracy", "higher", METHOD_COLOURS[0]),
-        ("unseen_batch", "class accuracy on an unseen batch", "higher", METHOD_COLOURS[1]),
+        ("class_accuracy", "class accuracy", "higher"),
+        ("unseen_batch", "class accuracy on an unseen batch", "higher"),
     ],
     "images": [
-        ("structure_r", "fine structure: r with the truth", "higher", METHOD_COLOURS[2]),
-        ("mae_rad", "MAE with the truth (rad)", "lower", METHOD_COLOURS[5]),
+        ("structure_r", "fine structure: r with the truth", "higher"),
+        ("mae_rad", "MAE with the truth (rad)", "lower"),
     ],
 }
 
@@ -147,6 +150,54 @@ def other_days(measured, moved, own_days, pixel_size_um, row_labels=None):
     return figure
 
 
+def day_clouds(features, labels, class_name):
+    """Draw the batches of one class as clouds of points, method by method.
+
+    Parameters
+    ----------
+    features : dict
+        Method to array (cells, features).
+    labels : pandas.DataFrame
+        One row per cell, columns `batch` and `class_name`.
+    class_name : str
+
+    Returns
+    -------
+    Figure
+        A panel per method, in units of the spread of all cells: the two directions along which the
+        cells of all classes vary most. Cells of the class are coloured by batch, with an ellipse
+        that holds two thirds of a Gaussian cloud (1.5 standard deviations); other cells are faint.
+
+    Raises
+    ------
+    ValueError
+        If no cell is of the class, or a method gives one feature only.
+    """
+    own = (labels["class_name"] == class_name).to_numpy()
+    if not own.any():
+        known = list(dict.fromkeys(labels["class_name"]))
+        raise ValueError(f"No cell is of the class {class_name!r}. Expected one of {known}.")
+    days = [day for day in _ordered(labels["batch"]) if (labels["batch"][own] == day).any()]
+    looks = category_colours(_ordered(labels["batch"]), BATCH_COLOURS)
+    figure = Figure(figsize=(4.4 * len(features) + 0.3, 4.3), layout="constrained")
+    axes = figure.subplots(1, len(features), squeeze=False)[0]
+    for panel, (method, values) in zip(axes, features.items(), strict=True):
+        places = _widest_plane(values)
+        panel.scatter(*places[~own].T, s=6, color="0.88", linewidths=0)
+        for day, marker in zip(days, MARKERS, strict=False):
+            cells = places[own & (labels["batch"] == day).to_numpy()]
+            panel.scatter(*cells.T, s=16, color=looks[day], marker=marker, linewidths=0, label=day)
+            panel.plot(*_ellipse(cells), color=looks[day], lw=2)
+        panel.set(title=method, xlabel="widest direction (s.d.)", ylabel="second widest (s.d.)")
+        panel.spines[["top", "right"]].set_visible(False)
+    names = axes[0].get_legend_handles_labels()
+    others = Line2D([], [], ls="", marker="o", color="0.88", label="other classes")
+    handles = [*names[0], others]
+    title = f"{class_name}, by batch"
+    figure.legend(handles=handles, title=title, loc="outside lower center", ncols=6, frameon=False)
+    return figure
+
+
 def fooled(verdict, first_batch, results):
     """Draw the verdict of the recipe's own classifiers beside that of independent probes.
 
@@ -200,64 +251,62 @@ def fooled(verdict, first_batch, results):
     return figure
 
 
-def trade_off(table, part, chance=None, title=""):
-    """Draw what is kept against how well the batch can still be told, over the weight.
+def trade_off(table, part, chance=LUNG_CHANCE, title=""):
+    """Draw what is kept against how well the batch can still be told, over each setting.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        Columns `part` ("features" or "images"), `weight` of the adversary (missing: the pretrained
-        generator, drawn as a star), `batch_within_class`, and what is kept: `class_accuracy`,
-        `unseen_batch` for features; `structure_r`, `mae_rad` for images. Optional: `earlier`, true
-        for trainings with other loss terms, which are drawn hollow and not joined to the rest.
+        Columns `part` ("features" or "images"), `knob` (what was turned), `setting` (to what; a
+        number, missing for the pretrained generator, drawn as a star), `batch_within_class`, and
+        what is kept: `class_accuracy`, `unseen_batch` for features; `structure_r`, `mae_rad` for
+        images.
     part : {"features", "images"}
-    chance : dict, optional
-        Accuracy of guessing the "batch" and the "class"; that of the lung dataset by default.
+    chance : float
+        Accuracy of guessing the batch within the class; that of the lung dataset by default.
     title : str
 
     Returns
     -------
     Figure
-        Points are named by their weight, and joined in its order. An arrow says what is better.
+        A curve per knob; its points are named by their setting, and joined in its order. An arrow
+        says what is better. The axes end where the points do.
 
     Raises
     ------
     ValueError
         If columns are missing, or the part has no rows.
     """
-    columns = [column for column, *_ in _KEPT.get(part, [])]
-    needed = ["part", "weight", "batch_within_class"]
-    missing = [name for name in needed + columns if name not in table]
-    rows = table if missing else table[table["part"] == part].sort_values("weight")
-    if missing or not columns or not len(rows):
+    kept = _KEPT.get(part, [])
+    needed = ["part", "knob", "setting", "batch_within_class", *(column for column, *_ in kept)]
+    missing = [name for name in needed if name not in table]
+    rows = table if missing else table[table["part"] == part].sort_values("setting")
+    if missing or not kept or not len(rows):
         raise ValueError(
             f"The table has the columns {list(table.columns)} and {len(rows)} rows of {part!r}; "
-            f"expected {needed + columns}, and rows of one of {list(_KEPT)}."
+            f"expected {needed}, and rows of one of {list(_KEPT)}."
         )
-    rows = rows if "earlier" in rows else rows.assign(earlier=False)
-    earlier = rows["earlier"].fillna(0).astype(bool)
-    chance = LUNG_CHANCE if chance is None else chance
+    start, turned = rows[rows["setting"].isna()], rows[rows["setting"].notna()]
+    looks = _knob_looks(table[table["part"] == part])
     figure = Figure(figsize=(9.6, 3.9), layout="constrained")
-    axes = figure.subplots(1, len(columns))
-    for panel, (column, name, better, colour) in zip(axes, _KEPT[part], strict=True):
-        own = rows[["weight", "batch_within_class", column]]
-        _curve(panel, own[~earlier].dropna(subset=column), colour)
-        _curve(panel, own[earlier].dropna(subset=column), colour, joined=False)
-        panel.axvline(chance["batch"], **_CHANCE)
-        if part == "features":
-            panel.axhline(chance["class"], **_CHANCE)
+    axes = figure.subplots(1, len(kept))
+    for panel, (column, name, better) in zip(axes, kept, strict=True):
+        for number, (knob, look) in enumerate(looks.items()):
+            _curve(panel, turned[turned["knob"] == knob], column, look, above=number % 2 == 1)
+        panel.plot(start["batch_within_class"], start[column], **_START)
+        panel.axvline(chance, **_CHANCE)
         panel.margins(0.15)
         left, right = panel.get_xlim()
-        panel.set(xlim=(min(left, chance["batch"] - 0.04), min(right, 1.05)))
+        panel.set(xlim=(min(left, chance - 0.04), min(right, 1.05)))
         panel.set(xlabel="batch accuracy within class", ylabel=name)
         _better_arrow(panel, better)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)
-    handles = [Line2D([], [], color="0.3", marker="o", label="by weight of the adversary")]
-    if rows["weight"].isna().any():
-        handles += [Line2D([], [], color="0.3", ls="", marker="*", ms=11, label="pretrained")]
+    handles = [Line2D([], [], label=f"by {knob}", **look) for knob, look in looks.items()]
+    if len(start):
+        handles += [Line2D([], [], label="pretrained", **_START)]
     handles += [Line2D([], [], **_CHANCE | {"zorder": 1}, label="chance")]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(title or part.capitalize())
     return figure
 
@@ -453,20 +502,51 @@ def measures_by_dose(measures, labels, names, reference="DMSO"):
 # --- helpers ---------------------------------------------------------------------------------
 
 
-def _curve(panel, rows, colour, joined=True):
-    """Join points in the order of their weights, or leave them alone and hollow.
+def _ordered(values):
+    """Return the names that occur, in the order of the categories or else sorted."""
+    return list(values.astype("category").cat.remove_unused_categories().cat.categories)
 
-    The pretrained one stands alone in any case.
-    """
-    if rows.empty:
-        return
-    _, batch, column = rows.columns
-    curve, start = rows[rows["weight"].notna()], rows[rows["weight"].isna()]
-    hollow = {} if joined else {"linestyle": "", "markerfacecolor": "none"}
-    panel.plot(curve[batch], curve[column], marker="o", color=colour, **hollow)
-    for weight, x, y in curve.itertuples(index=False):
-        panel.annotate(f"{weight:g}", (x, y), (5, 6), textcoords="offset points", fontsize=9)
-    panel.plot(start[batch], start[column], "*", ms=12, color=colour)
+
+def _widest_plane(values):
+    """Return (cells, 2): the two leading principal components, each of variance 1."""
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 2 or values.shape[1] < 2:
+        raise ValueError(f"Found features of shape {values.shape}; expected (cells, two or more).")
+    centred = values - values.mean(axis=0)
+    left = np.linalg.svd(centred, full_matrices=False)[0][:, :2]
+    return left * np.sqrt(len(values))
+
+
+def _ellipse(places, size=1.5):
+    """Return x and y of the line `size` standard deviations around the centre of a cloud."""
+    angle = np.linspace(0, 2 * np.pi, 100)
+    width, axes = np.linalg.eigh(np.cov(places.T))
+    ring = np.stack([np.cos(angle), np.sin(angle)]) * np.sqrt(width.clip(0))[:, None]
+    return places.mean(axis=0)[:, None] + size * axes @ ring
+
+
+def _knob_looks(rows):
+    """Return colour, marker and line of each knob that was turned, in the table's order."""
+    knobs = rows.loc[rows["setting"].notna(), "knob"].unique()
+    lines = ("-", "--", "-.", ":")
+    return {
+        knob: {
+            "color": METHOD_COLOURS[number % len(METHOD_COLOURS)],
+            "marker": MARKERS[number % len(MARKERS)],
+            "linestyle": lines[number % len(lines)],
+        }
+        for number, knob in enumerate(knobs)
+    }
+
+
+def _curve(panel, rows, column, look, above):
+    """Join points in the order of their settings, which stand above them or below."""
+    panel.plot(rows["batch_within_class"], rows[column], **look)
+    beside = {"xytext": (-5, 7), "ha": "right"} if above else {"xytext": (5, -13), "ha": "left"}
+    places = zip(rows["setting"], rows["batch_within_class"], rows[column], strict=True)
+    for setting, x, y in places:
+        text = panel.annotate(f"{setting:g}", (x, y), textcoords="offset points", **beside)
+        text.set(fontsize=9, color=look["color"])
 
 
 def _better_arrow(panel, better):
