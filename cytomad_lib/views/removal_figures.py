@@ -187,7 +187,8 @@ def day_clouds(features, labels, class_name):
         for day, marker in zip(days, MARKERS, strict=False):
             cells = places[own & (labels["batch"] == day).to_numpy()]
             panel.scatter(*cells.T, s=16, color=looks[day], marker=marker, linewidths=0, label=day)
-            panel.plot(*_ellipse(cells), color=looks[day], lw=2)
+            if len(cells) > 2:  # else there is no cloud
+                panel.plot(*_ellipse(cells), color=looks[day], lw=2)
         panel.set(title=method, xlabel="widest direction (s.d.)", ylabel="second widest (s.d.)")
         panel.spines[["top", "right"]].set_visible(False)
     names = axes[0].get_legend_handles_labels()
