@@ -102,8 +102,9 @@ def test_without_weight_on_the_discrepancy_the_batch_stays():
     generator = new_generator()
     recipe = replace(RECIPE, weight_matching=0.0, matching_steps=50)
     matching.match_features(generator, made, recipe, n_classes=3)
-    assert accuracies(through_head(generator, made["features"]), labels)["class"] > 0.9
-    assert accuracies(through_head(generator, made["features"]), labels)["batch within class"] > 0.6
+    found = accuracies(through_head(generator, made["features"]), labels)
+    assert found["class"] > 0.9
+    assert found["batch within class"] > 0.5  # below 0.42 with it, see above
 
 
 def test_a_class_of_one_batch_and_few_cells_are_no_obstacle():

@@ -130,9 +130,9 @@ def discrepancy(cells, batch):
 
     Parameters
     ----------
-    cells : tensor (classes, n, numbers)
+    cells : tensor or array (classes, n, numbers)
         Standardised.
-    batch : tensor (classes, n, batches)
+    batch : tensor or array (classes, n, batches)
         One-hot.
 
     Returns
@@ -141,6 +141,7 @@ def discrepancy(cells, batch):
         For a cell, by how much it is more like a cell of its own batch than like one of its class,
         by Gaussian kernels of several widths, twice, on average over all. 0: batches are the same.
     """
+    cells, batch = ops.convert_to_tensor(cells), ops.convert_to_tensor(batch)
     squared = ops.sum((cells[:, :, None] - cells[:, None]) ** 2, axis=-1)
     kernel = sum(ops.exp(-squared / (2.0 * width)) for width in KERNEL_WIDTHS) / len(KERNEL_WIDTHS)
     count = ops.sum(batch, axis=1, keepdims=True)
