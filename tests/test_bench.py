@@ -324,7 +324,8 @@ def test_a_round_and_a_refit_are_measured_where_they_are_asked_for(monkeypatch):
     monkeypatch.setattr(work, "make_cells", lambda size, n, groups: few(size, n))
     works = ("re-fit of the batch MLPs", "removal round")
     assert len(tiny_bench(works=works, rounds=()).table) == 0
-    preset = replace(TINY, refit_every=1, refit_epochs=1)
+    # Several epochs to a round, so that it is longer beyond what such short times scatter by.
+    preset = replace(TINY, refit_every=6, refit_epochs=1)
     result = bench(
         [preset],
         efforts={"tiny": EFFORT},
