@@ -21,7 +21,9 @@ from cytomad_lib.simulation.write import simulate_dataset
 
 PRESET = replace(
     ONE_EPOCH,
-    conditional=Conditional(image_epochs=1, feature_epochs=1, image_cells=6, feature_cells=12),
+    conditional=Conditional(
+        image_epochs=1, feature_epochs=1, image_cells=6, feature_cells=12, matching_steps=12
+    ),
 )
 
 
