@@ -36,6 +36,7 @@ import numpy as np
 from keras import layers, ops
 
 from cytomad_lib.models.autodiff import adam, minimise
+from cytomad_lib.models.losses import mean_gaussian
 from cytomad_lib.models.networks import build_leaky_mlp
 
 MLP_WIDTHS = (128, 64)
@@ -268,5 +269,4 @@ def _gaussian_kernels(features, others):
         + ops.sum(others**2, axis=1)[None]
         - 2.0 * ops.matmul(features, ops.transpose(others))
     )
-    squared = ops.maximum(squared, 0.0) / features.shape[1]
-    return sum(ops.exp(-squared / (2.0 * width)) for width in KERNEL_WIDTHS) / len(KERNEL_WIDTHS)
+    return mean_gaussian(ops.maximum(squared, 0.0) / features.shape[1], KERNEL_WIDTHS)

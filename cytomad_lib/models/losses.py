@@ -164,6 +164,24 @@ def _blur_weights(size, sigma):
     return weights.astype("float32")
 
 
+def mean_gaussian(squared, widths):
+    """Return the mean of Gaussian kernels of several widths, as a discrepancy (MMD) needs it.
+
+    Parameters
+    ----------
+    squared : tensor
+        Squared distances.
+    widths : sequence of float
+        Variances, in the unit of the squared distances.
+
+    Returns
+    -------
+    tensor
+        Of the same shape, 1 where the distance is 0.
+    """
+    return sum(ops.exp(-squared / (2.0 * width)) for width in widths) / len(widths)
+
+
 def _pixels_near(mask, reach):
     """Count the pixels of masks (n, size, size) in the square of `reach` pixels around each."""
     near = ops.convert_to_tensor(_near_weights(mask.shape[1], reach))

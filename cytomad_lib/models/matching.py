@@ -27,7 +27,8 @@ import numpy as np
 from keras import layers, ops
 
 from cytomad_lib.models.autodiff import adam, minimise
-from cytomad_lib.models.networks import HEAD_WIDTHS, build_leaky_mlp
+from cytomad_lib.models.losses import mean_gaussian
+from cytomad_lib.models.networks import build_bend, build_leaky_mlp
 
 SEEN = 16  # leading directions that the head looks at; in the others there is next to nothing
 SILENT = 1e-3  # of the spread along the first direction
@@ -64,9 +65,7 @@ class FeatureMatching(keras.Model):
         self.straight = layers.Dense(n_kept, use_bias=False)
         self.straight.build((None, n_seen))
         self.straight.set_weights([straight])
-        self.bend = build_leaky_mlp(n_seen, HEAD_WIDTHS, n_kept, 0.0, seeds[0], name="bend")
-        last = self.bend.layers[-1]
-        last.set_weights([np.zeros_like(weight) for weight in last.get_weights()])
+        self.bend = build_bend(n_seen, n_kept, seeds[0])
         self.class_head = build_leaky_mlp(
             n_kept, (64, 64), n_classes, 0.1, seeds[1], "softmax", name="class_head"
         )
@@ -143,7 +142,7 @@ def discrepancy(cells, batch):
     """
     cells, batch = ops.convert_to_tensor(cells), ops.convert_to_tensor(batch)
     squared = ops.sum((cells[:, :, None] - cells[:, None]) ** 2, axis=-1)
-    kernel = sum(ops.exp(-squared / (2.0 * width)) for width in KERNEL_WIDTHS) / len(KERNEL_WIDTHS)
+    kernel = mean_gaussian(squared, KERNEL_WIDTHS)
     count = ops.sum(batch, axis=1, keepdims=True)
     share = count / ops.cast(batch.shape[1], count.dtype)
     like_batch = ops.matmul(kernel, batch) / ops.maximum(count, 1.0)

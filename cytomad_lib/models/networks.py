@@ -524,12 +524,18 @@ def _build_feature_head(n_features, seed):
         straight = layers.Dense(
             n_features, use_bias=False, kernel_initializer="identity", name="straight"
         )(features)
-        bend = build_leaky_mlp(n_features, HEAD_WIDTHS, n_features, 0.0, seed, name="bend")
-        # Nothing is bent before it is trained.
-        bend.layers[-1].set_weights([np.zeros_like(w) for w in bend.layers[-1].get_weights()])
+        bend = build_bend(n_features, n_features, seed)
         head = Model(features, layers.Add()([straight, bend(features)]), name="feature_head")
     head.trainable = False
     return head
+
+
+def build_bend(n_inputs, n_outputs, seed):
+    """Build the bent part of the head, `(n, n_inputs)` -> `(n, n_outputs)`: zeros until trained."""
+    bend = build_leaky_mlp(n_inputs, HEAD_WIDTHS, n_outputs, 0.0, seed, name="bend")
+    last = bend.layers[-1]
+    last.set_weights([np.zeros_like(weight) for weight in last.get_weights()])
+    return bend
 
 
 def adopt_weights(conditional, pretrained, mean, spread):

@@ -7,8 +7,6 @@ Example
 >>> model.fit(Minibatches.of_cells(cells, 10), epochs=20, shuffle=False)
 """
 
-from contextlib import nullcontext
-
 import keras
 from keras import ops
 
@@ -49,10 +47,6 @@ class TrackedLosses(keras.Model):
     def call(self, brightfield, training=False):
         """Generate phase images and features; see `build_generator`."""
         return self.generator(brightfield, training=training)
-
-    def delivered(self):
-        """Return a context in which the networks are as they are to be kept after this epoch."""
-        return nullcontext()
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Build nothing: the networks are built. Keras 3.15 fails at it on several machines."""

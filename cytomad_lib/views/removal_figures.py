@@ -281,14 +281,14 @@ def trade_off(table, part, chance=LUNG_CHANCE, title=""):
     kept = _KEPT.get(part, [])
     needed = ["part", "knob", "setting", "batch_within_class", *(column for column, *_ in kept)]
     missing = [name for name in needed if name not in table]
-    rows = table if missing else table[table["part"] == part].sort_values("setting")
+    rows = table if missing else table[table["part"] == part]
     if missing or not kept or not len(rows):
         raise ValueError(
             f"The table has the columns {list(table.columns)} and {len(rows)} rows of {part!r}; "
             f"expected {needed}, and rows of one of {list(_KEPT)}."
         )
     start, turned = rows[rows["setting"].isna()], rows[rows["setting"].notna()]
-    looks = _knob_looks(table[table["part"] == part])
+    looks = _knob_looks(turned)
     figure = Figure(figsize=(9.6, 3.9), layout="constrained")
     axes = figure.subplots(1, len(kept))
     for panel, (column, name, better) in zip(axes, kept, strict=True):
@@ -527,8 +527,7 @@ def _ellipse(places, size=1.5):
 
 
 def _knob_looks(rows):
-    """Return colour, marker and line of each knob that was turned, in the table's order."""
-    knobs = rows.loc[rows["setting"].notna(), "knob"].unique()
+    """Return colour, marker and line of each knob, in the table's order."""
     lines = ("-", "--", "-.", ":")
     return {
         knob: {
@@ -536,12 +535,13 @@ def _knob_looks(rows):
             "marker": MARKERS[number % len(MARKERS)],
             "linestyle": lines[number % len(lines)],
         }
-        for number, knob in enumerate(knobs)
+        for number, knob in enumerate(rows["knob"].unique())
     }
 
 
 def _curve(panel, rows, column, look, above):
     """Join points in the order of their settings, which stand above them or below."""
+    rows = rows.sort_values("setting")
     panel.plot(rows["batch_within_class"], rows[column], **look)
     beside = {"xytext": (-5, 7), "ha": "right"} if above else {"xytext": (5, -13), "ha": "left"}
     places = zip(rows["setting"], rows["batch_within_class"], rows[column], strict=True)
