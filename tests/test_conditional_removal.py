@@ -74,25 +74,59 @@ class Kernels:
 
 
 def test_delivered_is_the_running_mean_of_the_weights_for_as_long_as_asked():
-    model = tiny_model(ImageRemoval, average=0.75)
+    model = tiny_model(ImageRemoval, ema_decay=0.2)
     weight = model.learning[0]
+    start = ops.convert_to_numpy(weight).copy()
     passed = []
     for _ in range(3):
         model.train_step(minibatch_of(CELLS))
         passed.append(ops.convert_to_numpy(weight).copy())
-    mean = 0.25 * passed[2] + 0.75 * (0.25 * passed[1] + 0.75 * passed[0])
+    # The decay grows over the first steps: 1/10, 2/11, 3/12..., until it is as asked for.
+    mean = ops.convert_to_numpy(start)
+    for decay, value in zip((1 / 10, 2 / 11, 0.2), passed, strict=True):
+        mean = decay * mean + (1 - decay) * value
     with model.delivered():
         np.testing.assert_allclose(ops.convert_to_numpy(weight), mean, atol=1e-6)
         assert np.abs(mean - passed[2]).max() > 1e-5
     np.testing.assert_array_equal(ops.convert_to_numpy(weight), passed[2])
 
 
-def test_without_a_mean_the_last_weights_are_delivered():
-    model = tiny_model(ImageRemoval, average=0.0)
-    model.train_step(minibatch_of(CELLS))
-    last = ops.convert_to_numpy(model.learning[0]).copy()
+def test_the_mean_of_a_short_training_keeps_nothing_of_its_start():
+    model = tiny_model(ImageRemoval, ema_decay=0.995)
+    weight, steps = model.learning[0], 40
+    for step in range(steps):  # as if each step had moved the weight by one
+        model.learner.iterations.assign(step + 1)
+        weight.assign(ops.full(weight.shape, float(step)))
+        model._update_means()
     with model.delivered():
-        np.testing.assert_array_equal(ops.convert_to_numpy(model.learning[0]), last)
+        delivered = float(ops.mean(weight))
+    assert 0.85 * (steps - 1) < delivered < steps - 1
+
+
+def test_validation_scores_the_weights_that_are_delivered():
+    model = tiny_model(ImageRemoval, ema_decay=0.995)
+    model.train_step(minibatch_of(CELLS))
+    for mean in model.means:
+        mean.assign(mean * 1.05)
+    brightfield, targets = minibatch_of(CELLS)
+    scored = model.evaluate(brightfield, targets, verbose=0, return_dict=True)
+    last = model.test_step((brightfield, targets))
+    with model.delivered():
+        model.reset_metrics()
+        delivered = model.test_step((brightfield, targets))
+    assert scored["mae"] == pytest.approx(float(delivered["mae"]), rel=1e-5)
+    assert scored["mae"] != pytest.approx(float(last["mae"]), rel=1e-3)
+
+
+def test_a_checkpoint_holds_the_running_mean(tmp_path):
+    model, other = (tiny_model(ImageRemoval) for _ in range(2))
+    model.train_step(minibatch_of(CELLS))
+    model.save_weights(tmp_path / "checkpoint.weights.h5")
+    other.load_weights(tmp_path / "checkpoint.weights.h5")
+    for mean, loaded in zip(model.means, other.means, strict=True):
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(mean), ops.convert_to_numpy(loaded), strict=True
+        )
 
 
 # --- who moves ---------------------------------------------------------------------------------

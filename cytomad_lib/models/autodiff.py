@@ -21,7 +21,7 @@ BACKENDS = ("tensorflow", "torch")
 _COMPILED = weakref.WeakKeyDictionary()  # by network
 
 
-def adam(rate, beta_1=0.9, precision="float32", longest=None, average=0.0):
+def adam(rate, beta_1=0.9, precision="float32", longest=None):
     """Make an Adam optimizer whose update is one pass over the weights, where there is such a one.
 
     Keras writes Adam as a dozen operations, each of which goes through memory; with the 42 million
@@ -39,8 +39,6 @@ def adam(rate, beta_1=0.9, precision="float32", longest=None, average=0.0):
         "mixed_float16" the loss is scaled up before they are computed, and they are scaled back.
     longest : float, optional
         Norm of the gradient, of all weights together, to which a longer one is shortened.
-    average : float
-        Decay, per step, of a running mean of the weights, which is kept beside them; 0: of none.
 
     Returns
     -------
@@ -48,8 +46,7 @@ def adam(rate, beta_1=0.9, precision="float32", longest=None, average=0.0):
     """
     one_pass = keras.backend.backend() == "tensorflow"
     kind = _OnePassAdam if one_pass else keras.optimizers.Adam
-    averaging = {"use_ema": True, "ema_momentum": average} if average else {}
-    optimizer = kind(rate, beta_1=beta_1, global_clipnorm=longest, name="adam", **averaging)
+    optimizer = kind(rate, beta_1=beta_1, global_clipnorm=longest, name="adam")
     if precision == "mixed_float16":
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer

@@ -70,7 +70,7 @@ class _Removal(TrackedLosses):
 
     Each says what it is that learns, what it shows to its adversary, and, in `batch_weights`, how
     much the adversary's three terms weigh (`ConditionalAdversary.losses_of`). If it must, it says
-    in `longest_gradient` what a step cannot exceed, and in `average` that the mean of the last
+    in `longest_gradient` what a step cannot exceed, and in `ema_decay` that the running mean of the
     weights is delivered, instead of the last ones.
 
     Over the first part of the steps the batch terms grow to their full weight; towards the end the
@@ -78,7 +78,7 @@ class _Removal(TrackedLosses):
     """
 
     longest_gradient = None
-    average = 0.0  # decay of the running mean of the weights; 0: none is kept
+    ema_decay = None  # of the running mean of the weights; None: the last weights are delivered
 
     def __init__(self, generator, terms, preset, steps, turn_seed, name):
         super().__init__(generator, ("loss", *terms, *_BATCH_TERMS), name)
@@ -93,8 +93,11 @@ class _Removal(TrackedLosses):
         """Make the optimizers, at once, so that a checkpoint holds their states."""
         super().compile(optimizer=None, **options)
         rate = _LateFall(self.recipe.generator_rate, self.steps)
-        self.learner = adam(rate, 0.5, self.precision, self.longest_gradient, self.average)
+        self.learner = adam(rate, 0.5, self.precision, self.longest_gradient)
         self.learner.build(self.learning)
+        # Kept in the model, so that a checkpoint holds them.
+        averaged = self.learning if self.ema_decay else []
+        self.means = [keras.Variable(weight, trainable=False, name="mean") for weight in averaged]
         self.adversary.compile()
 
     @contextmanager
@@ -104,16 +107,31 @@ class _Removal(TrackedLosses):
         Generator and adversary chase each other. What the generator did in its last steps against
         the guess of the moment cancels in the mean, what it has learned stays.
         """
-        if not self.average:
-            yield
-            return
         last = [ops.convert_to_numpy(weight).copy() for weight in self.learning]
-        _plain(self.learner).finalize_variable_values(self.learning)
         try:
+            for weight, mean in zip(self.learning, self.means, strict=False):
+                weight.assign(mean)
             yield
         finally:
             for weight, value in zip(self.learning, last, strict=True):
                 weight.assign(value)
+
+    def evaluate(self, *args, **kwargs):
+        """Compute the losses of what is delivered; Keras also calls this to validate an epoch."""
+        with self.delivered():
+            return super().evaluate(*args, **kwargs)
+
+    def _update_means(self):
+        """Move each running mean towards its weight.
+
+        A constant decay would keep the weights of the first steps for long: at 0.995, two thirds of
+        them after 80 steps. So the decay grows with the number of steps, as in TensorFlow's
+        `ExponentialMovingAverage`.
+        """
+        step = ops.cast(self.learner.iterations, "float32")
+        decay = ops.minimum(self.ema_decay, step / (9.0 + step))
+        for weight, mean in zip(self.learning, self.means, strict=True):
+            mean.assign(mean + (1.0 - decay) * (weight - mean))
 
     def _with_batch_terms(self, terms, loss, seen, targets):
         """Return all terms, with how readable the batch is in what the adversary has seen."""
@@ -168,7 +186,7 @@ class ImageRemoval(_Removal):
     def __init__(self, generator, shares, preset, steps, seed=None):
         seeds = np.random.default_rng(seed).integers(2**31, size=2).tolist()
         terms = ("mae", "structure")
-        self.average = preset.conditional.average
+        self.ema_decay = preset.conditional.ema_decay
         super().__init__(generator, terms, preset, steps, seeds[1], name="image_removal")
         self.unet = generator.get_layer("generator")
         self.quiet = generator.get_layer("quiet_background")
@@ -208,6 +226,7 @@ class ImageRemoval(_Removal):
             return self.losses_of(image, numbers, targets)
 
         terms = minimise(image_losses, self.learning, self.learner)
+        self._update_means()
         terms |= self._update_adversary(made["numbers"], targets)
         return self.track(terms, ops.shape(brightfield)[0])
 
@@ -449,11 +468,6 @@ class _LateFall(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self):
         return {"rate": self.rate, "steps": self.steps}
-
-
-def _plain(optimizer):
-    """Return the optimizer itself, where it is wrapped in one that scales the loss."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def _turned(images, turn):

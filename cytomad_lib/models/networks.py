@@ -44,7 +44,7 @@ CELL = 0.04  # of an image's largest value: what exceeds it is the cell
 HEAD_WIDTHS = (32, 32)  # hidden units of the head that matches the batches of features
 FAINT = 0.005  # of an image's largest value; some 0.01 rad, less than a measured background varies
 # What runs of before did not have, and do not name.
-NOT_YET = {"quiet": False, "blur": 0.0, "average": 0.0, "matched": False}
+NOT_YET = {"quiet": False, "blur": 0.0, "matched": False}
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 UPDATES = ("alternating", "simultaneous")  # of generator and discriminator, see `Preset`
 KERNEL = 4  # every convolution of the published networks is 4x4
@@ -69,9 +69,9 @@ class Conditional:
     blur : float
         Standard deviation of the blur inside the cells of finished images, as part of the image's
         side (`BlurImage`).
-    average : float
+    ema_decay : float
         Decay, per step, of the running mean of the weights that make the images; that mean is what
-        is kept. 0: the last weights are.
+        is delivered. It grows to this value over the first steps.
     erased : bool
         Whether the linear trace of the batch is erased from the features in the end.
     matched : bool
@@ -114,7 +114,7 @@ class Conditional:
     calibrated: bool = True
     quiet: bool = True
     blur: float = 1.25 / 64
-    average: float = 0.995
+    ema_decay: float = 0.995
     erased: bool = True
     matched: bool = True
     directions: int = 2
