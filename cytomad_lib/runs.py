@@ -53,6 +53,7 @@ from cytomad_lib.models.conditional_removal import (
     erase_linear_trace,
     exchange_days,
     image_statistics,
+    match_total_phase,
 )
 from cytomad_lib.models.devices import ONE, DevicesError
 from cytomad_lib.models.feeding import Minibatches, ReseedDropout
@@ -348,7 +349,8 @@ class Run:
         )
         change = exchange_days(reimaging, shares, recipe)
         cells = recipe.image_cells
-        return self._fit_conditional(stage, change, cells, train, valid, verbose, watching)
+        self._fit_conditional(stage, change, cells, train, valid, verbose, watching)
+        match_total_phase(generator, train, reimaging.scales)
 
     def _learn_features(self, generator, shares, reimaging, train, valid, verbose, watching):
         recipe = self.preset.conditional

@@ -21,6 +21,7 @@ from cytomad_lib.models.conditional_removal import (
     erase_linear_trace,
     exchange_days,
     image_statistics,
+    match_total_phase,
 )
 from cytomad_lib.models.networks import Conditional, build_conditional_generator
 
@@ -127,6 +128,27 @@ def test_a_checkpoint_holds_the_running_mean(tmp_path):
         np.testing.assert_array_equal(
             ops.convert_to_numpy(mean), ops.convert_to_numpy(loaded), strict=True
         )
+
+
+def test_images_have_the_measured_total_once_scales_are_taken_out():
+    generator, scales = lively_generator(), np.linspace(0.8, 1.25, len(CELLS.batches))
+    before = generate(generator, CELLS)
+    match_total_phase(generator, CELLS, scales)
+    after = generate(generator, CELLS)
+    measured = (CELLS.qpi.sum(axis=(1, 2, 3)) / scales[CELLS.batch_codes]).sum()
+    assert after["images"].sum() == pytest.approx(measured, rel=1e-3)
+    factor = measured / before["images"].sum()
+    assert abs(factor - 1) > 0.05
+    np.testing.assert_allclose(after["images"], before["images"] * factor, rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(after["features"], before["features"])
+
+
+def test_a_target_without_a_total_leaves_the_images_alone():
+    generator = lively_generator()
+    before = generate(generator, CELLS)["images"]
+    centred = replace(CELLS, qpi=CELLS.qpi - CELLS.qpi.max())
+    match_total_phase(generator, centred, np.ones(len(CELLS.batches)))
+    np.testing.assert_array_equal(generate(generator, CELLS)["images"], before)
 
 
 # --- who moves ---------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ differs from the published recipe:
   on features cost a fifth. An adversary can be set on the features, too (`weight_adversary`); with
   what follows it gained nothing.
 * **The mean of the last weights** is kept of what makes the images, not the last ones, and finished
-  images are blurred a little: days differ most in how well the finest can be guessed.
+  images are blurred a little: days differ most in how well the finest can be guessed. One factor
+  then brings the images' total phase to the measured one.
 * **At the end** the linear trace of the batch is erased from the features, and a small network maps
   them to a few numbers in which all batches of a class are the same cloud (`models.matching`).
 * Brightness and contrast of each brightfield image are normalised; cells are turned and mirrored at
@@ -37,6 +38,7 @@ Example
 >>> model.compile()
 >>> feed = Minibatches.of_cells(cells, recipe.image_cells, change=change)
 >>> model.fit(feed, epochs=recipe.image_epochs, shuffle=False)
+>>> match_total_phase(generator, cells, reimaging.scales)
 >>> model = FeatureRemoval(generator, shares, DEMO, steps=3000)
 >>> model.compile()
 >>> feed = Minibatches.of_cells(cells, recipe.feature_cells, change=change)
@@ -53,7 +55,7 @@ from keras import ops
 
 from cytomad_lib.models import losses
 from cytomad_lib.models.adversaries import ConditionalAdversary
-from cytomad_lib.models.autodiff import adam, minimise
+from cytomad_lib.models.autodiff import adam, compiled, minimise
 from cytomad_lib.models.calibration import BatchView
 from cytomad_lib.models.erasure import fit_leace, within_class_concept
 from cytomad_lib.models.image_summary import ImageSummary
@@ -416,6 +418,35 @@ def image_statistics(cells):
         spreads.append(part.brightfield.std(axis=(1, 2)))
     found = [np.concatenate(values).mean(axis=0) for values in (means, spreads)]
     return tuple(float(values[0]) if len(values) == 1 else values for values in found)
+
+
+def match_total_phase(generator, cells, scales):
+    """Scale the images so that their total over the training cells is the measured one.
+
+    The mean absolute error aims at the median, and the mean of weights damps what varies from step
+    to step. Both leave the images darker than measured, by some percent. The last convolution is
+    linear, and the layers after it are proportional to their input, so one factor on its weights
+    corrects the images exactly.
+
+    Parameters
+    ----------
+    generator : keras.Model
+        From `build_conditional_generator`; changed in place. The features stay as they are.
+    cells : CellImages or CellFiles
+        The training cells; read in slices.
+    scales : array (batches,)
+        Phase scale of each batch, which is taken out of the measured total; see `batch_scales`.
+    """
+    infer = compiled(generator)
+    measured = generated = 0.0
+    for part in cells.in_slices(100):
+        scale = scales[part.batch_codes][:, None, None, None]
+        measured += float(np.sum(part.qpi / scale, dtype=float))
+        generated += float(np.sum(ops.convert_to_numpy(infer(part.brightfield)[0]), dtype=float))
+    if min(measured, generated) <= 0:
+        return  # a target that has no total to match, such as one centred at zero
+    last = [layer for layer in generator.get_layer("generator").layers if layer.weights][-1]
+    last.set_weights([weight * (measured / generated) for weight in last.get_weights()])
 
 
 def erase_linear_trace(generator, made, directions=None):
