@@ -5,7 +5,7 @@
 - `data`, `trained`, `fresh_folder`: the demonstration data, models that come with the kit, and a
   folder for what a notebook writes.
 - `same_cells_on_every_day`: what no experiment can do, but a simulation can.
-- `FIRST_CELL`: what every notebook begins with. It installs the kit on Google Colab.
+- `first_cell`: what every notebook begins with. It installs the kit on Google Colab.
 
 Example
 -------
@@ -35,18 +35,11 @@ from cytomad_lib.simulation import DEMO_DATASET, simulate_cells
 from cytomad_lib.simulation.morphology import FIELD_OF_VIEW_UM
 from cytomad_lib.workflow import find_data
 
-# The one place where the address of the kit is set: first cells and badges are made from it.
-REPOSITORY = "https://github.com/cytomad-kit/cytomad-kit"
-
-FIRST_CELL = f"""\
-# On Google Colab: fetch and install the kit (or upload it as kit.zip). Elsewhere: nothing.
-import sys
-
-if "google.colab" in sys.modules:
-    !test -f kit.zip && unzip -qn kit.zip || git clone -q --depth 1 {REPOSITORY} kit
-    %cd kit/notebooks
-    %pip install -q ..
-    sys.path.insert(0, "..")"""
+# The one place where the kit's address on GitHub is set; first cells and badges are made from it.
+# None: nobody owns one yet. An address that nobody owns can be registered by anybody, whose code
+# would then run in every learner's Colab.
+REPOSITORY = None
+RELEASE = "v0.1.0"  # the tag that Colab fetches once there is an address
 
 # Where Linux says how much memory a container may use: version 2 of its control groups, and 1.
 MEMORY_LIMIT_FILES = (
@@ -58,7 +51,7 @@ NEEDED_MEMORY_GB = 2
 TRAINED = Path(__file__).parents[1] / "notebooks" / "trained"
 
 NEEDED_PYTHON = "3.11"
-NEEDED_VERSIONS = {"keras": "3.13", "tensorflow": "2.20", "torch": "2.4", "numpy": "2.0"}
+NEEDED_VERSIONS = {"keras": "3.13.2", "tensorflow": "2.20", "torch": "2.4", "numpy": "2.0"}
 
 
 def machine_table():
@@ -89,6 +82,63 @@ def machine_table():
         ("GPU", ", ".join(gpus) or "none", "not needed", "yes" if gpus else "works without"),
     ]
     return pd.DataFrame(rows, columns=["", "found", "needed", "ready"]).set_index("")
+
+
+def first_cell(repository=REPOSITORY, release=RELEASE):
+    """Return the first code cell of every notebook, which installs the kit on Google Colab.
+
+    Parameters
+    ----------
+    repository : str or None
+        Such as `"https://github.com/OWNER/NAME"`. None: the learner uploads `kit.zip`.
+    release : str
+        The tag that is fetched from the repository.
+
+    Returns
+    -------
+    str
+        Running the cell twice is harmless; outside Colab it does nothing.
+    """
+    source = "a release of the kit" if repository else "the kit from kit.zip, which you upload"
+    fetch = f"!git clone -q --depth 1 --branch {release} {repository} kit"
+    upload = """from google.colab import files
+
+    os.path.isfile("kit.zip") or files.upload()  # choose kit.zip
+    !unzip -qn kit.zip"""
+    return f"""\
+# On Google Colab: install {source}. Elsewhere: nothing.
+import os
+import sys
+
+if "google.colab" in sys.modules and not os.path.isdir("../cytomad_lib"):
+    {fetch if repository else upload}
+    %cd kit/notebooks
+    %pip install -q ..
+    sys.path.insert(0, "..")"""
+
+
+def badges(notebook, repository=REPOSITORY):
+    """Return the addresses that open a notebook in Binder and in Colab.
+
+    Parameters
+    ----------
+    notebook : str
+        Path in the repository, such as `"notebooks/00_start_here.ipynb"`.
+    repository : str or None
+        As in `first_cell`.
+
+    Returns
+    -------
+    dict of str to str
+        Empty without a repository.
+    """
+    if repository is None:
+        return {}
+    name = repository.removeprefix("https://github.com/")
+    return {
+        "binder": f"https://mybinder.org/v2/gh/{name}/HEAD?urlpath=lab/tree/{notebook}",
+        "colab": f"https://colab.research.google.com/github/{name}/blob/main/{notebook}",
+    }
 
 
 def memory_gb():

@@ -1,5 +1,8 @@
+import os
+import re
 import sys
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -166,9 +169,73 @@ def test_a_file_in_its_place_is_told(monkeypatch, tmp_path):
 # --- the first cell ------------------------------------------------------------------------------
 
 
-def test_the_first_cell_does_nothing_outside_colab():
-    plain = [line for line in course.FIRST_CELL.splitlines() if not line.lstrip().startswith("#")]
-    at = next(number for number, line in enumerate(plain) if "google.colab" in line)
-    assert plain[:at] in (["import sys", ""], ["import sys"])
-    assert all(line.startswith("    ") for line in plain[at + 1 :])
-    assert course.REPOSITORY in course.FIRST_CELL
+ADDRESS = "https://github.com/someone/kit"
+
+
+def run_first_cell(monkeypatch, folder, repository):
+    """Run the cell as if on Colab, in a folder; return the commands that it gives to the shell."""
+    given, uploads = [], []
+
+    def command(line):
+        given.append(line)
+        if line.startswith("%cd "):
+            os.chdir(line.split()[-1])
+        elif "kit.zip" in line or "clone" in line:
+            (folder / "kit" / "notebooks").mkdir(parents=True)
+            (folder / "kit" / "cytomad_lib").mkdir()
+
+    colab = ModuleType("google.colab")
+    colab.files = SimpleNamespace(upload=lambda: uploads.append("kit.zip"))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    source = course.first_cell(repository, "v1.2")
+    source = re.sub(r"^( *)([!%].*)$", r"\1command(\2)", source, flags=re.M)
+    source = re.sub(r"command\((.*)\)$", lambda m: f"command({m[1]!r})", source, flags=re.M)
+    exec(source, {"command": command})
+    return given, uploads
+
+
+def test_without_an_address_the_first_cell_asks_for_the_kit(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    given, uploads = run_first_cell(monkeypatch, tmp_path, None)
+    assert uploads == ["kit.zip"]
+    assert given == ["!unzip -qn kit.zip", "%cd kit/notebooks", "%pip install -q .."]
+
+
+def test_a_kit_that_is_uploaded_already_is_not_asked_for(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kit.zip").write_bytes(b"")
+    assert run_first_cell(monkeypatch, tmp_path, None)[1] == []
+
+
+def test_with_an_address_a_release_is_fetched(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    given, uploads = run_first_cell(monkeypatch, tmp_path, ADDRESS)
+    assert given[0] == f"!git clone -q --depth 1 --branch v1.2 {ADDRESS} kit" and not uploads
+
+
+@pytest.mark.parametrize("repository", [None, ADDRESS])
+def test_running_the_first_cell_twice_is_harmless(monkeypatch, tmp_path, repository):
+    monkeypatch.chdir(tmp_path)
+    run_first_cell(monkeypatch, tmp_path, repository)
+    assert run_first_cell(monkeypatch, tmp_path, repository) == ([], [])
+    assert Path.cwd() == tmp_path / "kit" / "notebooks"
+
+
+def test_the_first_cell_does_nothing_outside_colab(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "google.colab" not in sys.modules
+    for repository in (None, ADDRESS):
+        plain = re.sub(
+            r"^( *)[!%].*$", r"\1raise AssertionError", course.first_cell(repository), flags=re.M
+        )
+        exec(plain, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_badges_need_an_address():
+    page = "notebooks/00_start_here.ipynb"
+    assert course.badges(page, None) == {}
+    found = course.badges(page, ADDRESS)
+    assert found["binder"].startswith("https://mybinder.org/v2/gh/someone/kit/HEAD?")
+    assert found["colab"].endswith(f"github/someone/kit/blob/main/{page}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cytomad_lib.course import FIRST_CELL, REPOSITORY
+from cytomad_lib.course import REPOSITORY, badges, first_cell
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
@@ -154,7 +154,7 @@ def test_absolute_paths_are_recognised():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_begins_with_the_cell_for_colab(name):
-    assert code_cells(read(name))[0].source == FIRST_CELL
+    assert code_cells(read(name))[0].source == first_cell()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -232,22 +232,17 @@ def test_links_lead_somewhere(file):
 # --- the repository's address --------------------------------------------------------------------
 
 
-def badges():
-    """Return the badges that the README should have: Binder and Colab, for the first notebook."""
-    repository = REPOSITORY.removeprefix("https://github.com/")
-    first = f"notebooks/{NAMES[0]}.ipynb"
-    return {
-        "binder": f"https://mybinder.org/v2/gh/{repository}/HEAD?urlpath=lab/tree/{first}",
-        "colab": f"https://colab.research.google.com/github/{repository}/blob/main/{first}",
-    }
-
-
-@pytest.mark.parametrize("name", badges())
-def test_the_badges_lead_to_this_repository(name):
+def test_the_badges_lead_to_this_repository_or_are_not_shown():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert badges()[name] in readme
     hosts = r"https://(?:mybinder\.org/v2|colab\.research\.google\.com/github)/[^)\s]+"
-    assert set(re.findall(hosts, readme)) == set(badges().values())
+    assert set(re.findall(hosts, readme)) == set(badges(f"notebooks/{NAMES[0]}.ipynb").values())
+
+
+@pytest.mark.parametrize("file", ["README.md", *(f"notebooks/{name}.ipynb" for name in NAMES)])
+def test_nothing_is_installed_from_an_address_that_is_not_the_kits(file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    fetched = re.findall(r"(?:git clone|git\+)[^\n]*?(https?://[^\s\"\\]+)", text)
+    assert set(fetched) <= {REPOSITORY}
 
 
 # --- what mybinder.org builds -------------------------------------------------------------------
