@@ -323,7 +323,7 @@ class Run:
         say(verbose, "The images are done; now the features")
         history = self._learn_features(generator, shares, reimaging, *feeds)
         folder = self.folder / "conditional"
-        if self.preset.conditional.erased and not (folder / ERASED).exists():
+        if not (folder / ERASED).exists():
             self._finish_features(generator, train, verbose)
             _save_weights(generator, folder / ERASED)
         return history
@@ -332,9 +332,6 @@ class Run:
         recipe = self.preset.conditional
         say(verbose, "Erasing the linear trace of the batch that is left in the features")
         made = generate(generator, train, images=False)
-        if not recipe.matched:
-            erase_linear_trace(generator, made, recipe.directions)
-            return
         made = erase_linear_trace(generator, made)
         say(verbose, "Matching the batches of each class in what is kept of them")
         match_features(generator, made, recipe, len(self.classes), self._seed(27), verbose)
@@ -657,9 +654,7 @@ class Run:
         return self._build(build_generator, 20, precision)
 
     def _new_conditional_generator(self, precision="float32"):
-        recipe = self.preset.conditional
-        finish = {"quiet": recipe.quiet, "blur": recipe.blur, "matched": recipe.matched}
-        build = partial(build_conditional_generator, **finish)
+        build = partial(build_conditional_generator, blur=self.preset.conditional.blur)
         return self._build(build, 24, precision)
 
     def _new_discriminator(self, precision="float32"):

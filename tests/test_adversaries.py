@@ -9,7 +9,6 @@ import pytest
 from keras import ops
 from training_cells import TINY, make_cells
 
-from cytomad_lib.models import adversaries
 from cytomad_lib.models.adversaries import ConditionalAdversary, batch_shares
 from cytomad_lib.models.autodiff import minimise
 
@@ -40,9 +39,16 @@ def features_of(batch=BATCH, class_name=CLASS, shift=0.0, spread=1.0, seed=0):
     return noise.astype("float32")
 
 
-def new_adversary(kept=4 * PER_GROUP, floor=1e-4, rate=3e-3, shares=SHARES, steps=1, apart=False):
-    recipe = replace(TINY.conditional, recent_cells=kept, shown_cells=4 * kept, adversary_rate=rate)
-    adversary = ConditionalAdversary(N_FEATURES, shares, recipe, steps, floor, apart, seed=0)
+def new_adversary(kept=4 * PER_GROUP, floor=1e-4, rate=3e-3, shares=SHARES, steps=1):
+    recipe = replace(
+        TINY.conditional,
+        replay_buffer=kept,
+        replay_sample=4 * kept,
+        adversary_rate=rate,
+        adversary_steps=steps,
+        whitening_floor=floor,
+    )
+    adversary = ConditionalAdversary(N_FEATURES, shares, recipe, seed=0)
     adversary.compile()
     return adversary
 
@@ -117,44 +123,16 @@ def test_it_learns_the_batch_inside_the_class_and_says_so():
     assert losses_of(adversary, fresh)["adversary"] > 0.5
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_it_sees_what_the_batch_does_to_each_class(apart):
+def test_it_sees_what_the_batch_does_to_each_class():
     # Batch 1 moves the first class up and the second down: no one direction tells it apart.
     def moved(seed):
         features = features_of(seed=seed)
         features[:, 0] += 3.0 * (BATCH == 1) * np.where(CLASS == 0, 1, -1)
         return features
 
-    adversary = new_adversary(apart=apart)
+    adversary = new_adversary()
     assert teach(adversary, moved(0))["accuracy"][-1] > 0.85
     assert np.mean(guesses_of(adversary, moved(1)) == BATCH) > 0.85
-
-
-def seen_by(adversary, features, class_name):
-    """Return what the adversary's small network is given."""
-    network = adversary.mlp
-    known = np.eye(len(SHARES))[class_name]
-    (joined,) = (layer for layer in network.layers if isinstance(layer, keras.layers.Concatenate))
-    seen = keras.Model(network.inputs, joined.output)([features, known])
-    return ops.convert_to_numpy(seen)
-
-
-def test_each_class_has_columns_of_its_own():
-    features = features_of()[[0, -1]]
-    seen = seen_by(new_adversary(apart=True), features, [0, 1])
-    first, last = features
-    nothing = np.zeros(N_FEATURES)
-    np.testing.assert_allclose(seen[0], [*first, 1, 0, *first, *nothing], rtol=1e-6)
-    np.testing.assert_allclose(seen[1], [*last, 0, 1, *nothing, *last], rtol=1e-6)
-    assert seen_by(new_adversary(), features, [0, 1]).shape == (2, N_FEATURES + 2)
-
-
-def test_of_many_features_a_few_mixtures_have_columns_per_class(monkeypatch):
-    monkeypatch.setattr(adversaries, "APART", 4)
-    seen = seen_by(new_adversary(apart=True), features_of()[[0, -1]], [0, 1])
-    columns = seen[:, N_FEATURES + 2 :].reshape(2, 2, 4)
-    assert columns[0, 0].all() and columns[1, 1].all()
-    assert not columns[0, 1].any() and not columns[1, 0].any()
 
 
 def test_from_the_class_alone_it_can_only_guess():
@@ -212,16 +190,7 @@ def test_the_linear_distance_is_that_of_the_batches_means():
 
 def test_before_the_first_cells_there_is_no_distance():
     terms = losses_of(new_adversary(), features_of(shift=3.0))
-    assert terms["mmd"] == terms["linear_mmd"] == 0
-
-
-def test_the_kernels_see_a_difference_of_spread_that_the_means_do_not():
-    wide = remembering(features_of(spread=3.0))
-    found = losses_of(wide, features_of(spread=3.0, seed=1))
-    none = losses_of(remembering(features_of()), features_of(seed=1))
-    assert found["mmd"] > 0.05
-    assert found["mmd"] > 10 * abs(none["mmd"])
-    assert abs(found["linear_mmd"]) < 0.3
+    assert terms["linear_mmd"] == 0
 
 
 def test_classes_that_lie_far_apart_are_no_difference_of_batches():
@@ -229,7 +198,6 @@ def test_classes_that_lie_far_apart_are_no_difference_of_batches():
     far = features_of() + 20 * CLASS[:, None].astype("float32")
     fresh = features_of(seed=1) + 20 * CLASS[:, None].astype("float32")
     found = losses_of(remembering(far), fresh)
-    assert abs(found["mmd"]) < 0.02
     assert abs(found["linear_mmd"]) < 0.5
 
 

@@ -110,8 +110,6 @@ def build_models():
     recipe = replace(
         TINY.conditional,
         ramp=0.5,
-        weight_mmd=1.0,
-        weight_correlation=1.0,
         adversary_steps=2,
         # At the recipe's own rate, seven times this, five steps of a network as tiny as this one
         # make half a percent of what begins as rounding, in the terms of the whitened images.

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from keras import ops
-from test_adversaries import Loop
 from test_pretraining import moved, one_minibatch
 from training_cells import TINY, make_cells
 
@@ -27,11 +26,7 @@ from cytomad_lib.models.networks import Conditional, build_conditional_generator
 
 CELLS = make_cells()
 STEPS = 8
-NO_ADVERSARY = {
-    "weight_image_adversary": 0.0,
-    "weight_image_mmd": 0.0,
-    "weight_image_linear_mmd": 0.0,
-}
+NO_ADVERSARY = {"weight_adversary": 0.0, "weight_linear_mmd": 0.0}
 
 
 def lively_generator():
@@ -171,9 +166,9 @@ def test_a_step_on_images_moves_all_that_makes_them_and_nothing_that_reads_featu
     assert ops.convert_to_numpy(model.adversary.recent_filled).sum() == len(CELLS)
 
 
-def test_a_step_on_features_moves_encoder_class_head_and_adversary():
+def test_a_step_on_features_moves_encoder_and_class_head():
     model = tiny_model(FeatureRemoval)
-    moving = [Kernels(model.encoder), model.class_head, model.adversary.mlp]
+    moving = [Kernels(model.encoder), model.class_head]
     step_that_moves(model, moving, still=model.generator.get_layer("generator"))
 
 
@@ -194,7 +189,7 @@ def test_images_are_normalised_by_running_statistics_that_stay():
     np.testing.assert_allclose(*map(ops.convert_to_numpy, (alone, together)), atol=1e-5)
 
 
-def test_a_step_on_images_has_no_more_than_its_longest_gradient():
+def test_the_gradient_of_a_step_on_images_is_clipped():
     steps = []
     for weight in (1.0, 1e6):
         model = tiny_model(ImageRemoval, **NO_ADVERSARY, weight_mae=weight, weight_structure=0.0)
@@ -203,29 +198,8 @@ def test_a_step_on_images_has_no_more_than_its_longest_gradient():
             [ops.convert_to_numpy(moment).ravel() for moment in model.learner._momentums]
         )
         steps.append(np.linalg.norm(first_moments) / (1 - 0.5))
-    assert steps[1] == pytest.approx(model.longest_gradient, rel=1e-3)
+    assert steps[1] == pytest.approx(model.clipnorm, rel=1e-3)
     assert 0 < steps[0] <= steps[1]
-
-
-def test_without_image_weights_no_adversary_is_trained():
-    model = tiny_model(ImageRemoval, **NO_ADVERSARY)
-    before = model.adversary.get_weights()
-    seen = model.train_step(minibatch_of(CELLS))
-    assert not any(moved(before, model.adversary))
-    assert set(seen) == {"loss", "mae", "structure"}
-
-
-def test_without_calibration_the_view_of_the_batches_is_not_asked():
-    model = tiny_model(ImageRemoval, calibrated=False)
-    before = model.view.get_weights()
-    scales = np.zeros(7)
-    scales[[0, 2, 5]] = 0.3, -0.2, 0.1
-    plain = all_losses(model)["mae"]
-    model.train_step(minibatch_of(CELLS))
-    assert not any(moved(before, model.view))
-    again = tiny_model(ImageRemoval, calibrated=False)
-    again.view.start_from_scales(scales)
-    assert all_losses(again)["mae"] == pytest.approx(plain)
 
 
 @pytest.mark.parametrize("kind", [ImageRemoval, FeatureRemoval])
@@ -256,35 +230,12 @@ def test_the_batch_terms_on_images_grow_from_nothing_to_their_full_weight():
     terms = found[0]
     without = recipe.weight_mae * terms["mae"] + recipe.weight_structure * terms["structure"]
     batch_terms = (
-        recipe.weight_image_adversary * terms["adversary"]
-        + recipe.weight_image_mmd * terms["mmd"]
-        + recipe.weight_image_linear_mmd * terms["linear_mmd"]
-    )
-    check_growth(found, without, batch_terms)
-
-
-def test_the_batch_terms_on_features_grow_from_nothing_to_their_full_weight():
-    model = tiny_model(FeatureRemoval, ramp=0.5, weight_mmd=1.0)
-    recipe = model.recipe
-    model.train_step(minibatch_of(CELLS))
-    found = losses_by_step(model)
-    terms = found[0]
-    without = (
-        recipe.weight_class * terms["class_head"] + recipe.weight_correlation * terms["correlation"]
-    )
-    batch_terms = (
         recipe.weight_adversary * terms["adversary"]
-        + recipe.weight_mmd * terms["mmd"]
         + recipe.weight_linear_mmd * terms["linear_mmd"]
     )
-    check_growth(found, without, batch_terms)
-
-
-def test_kernels_without_weight_are_not_computed():
-    model = tiny_model(FeatureRemoval, weight_mmd=0.0)
-    model.train_step(minibatch_of(CELLS))
-    terms = all_losses(model)
-    assert "mmd" not in terms and {"adversary", "linear_mmd"} < set(terms)
+    assert abs(batch_terms) > 1e-3 * abs(without)
+    for steps, weight in {0: 0, 2: 0.5, 4: 1, 8: 1}.items():
+        assert found[steps]["loss"] == pytest.approx(without + weight * batch_terms, rel=1e-4)
 
 
 def losses_by_step(model):
@@ -293,12 +244,6 @@ def losses_by_step(model):
         model.learner.iterations.assign(steps)
         found[steps] = all_losses(model)
     return found
-
-
-def check_growth(found, without, batch_terms):
-    assert abs(batch_terms) > 1e-3 * abs(without)
-    for steps, weight in {0: 0, 2: 0.5, 4: 1, 8: 1}.items():
-        assert found[steps]["loss"] == pytest.approx(without + weight * batch_terms, rel=1e-4)
 
 
 def test_the_image_is_compared_through_the_eyes_of_its_batch():
@@ -404,9 +349,8 @@ def test_no_cell_changes_days_unless_asked():
     np.testing.assert_array_equal(targets["seen_as"], before["batch"])
 
 
-@pytest.mark.parametrize("kind", [ImageRemoval, FeatureRemoval])
-def test_the_adversary_is_asked_about_the_day_that_is_shown(kind):
-    model = tiny_model(kind)
+def test_the_adversary_is_asked_about_the_day_that_is_shown():
+    model = tiny_model(ImageRemoval)
     brightfield, targets = minibatch_of(CELLS)
     seen_as = ops.convert_to_tensor(np.full(len(CELLS), 5, "int32"))
     model.train_step((brightfield, targets | {"seen_as": seen_as}))
@@ -434,7 +378,7 @@ def test_erasure_changes_the_features_and_not_the_images():
     for _ in range(10):
         generator(cells.brightfield, training=True)  # running statistics that fit the features
     before = generate(generator, cells)
-    erase_linear_trace(generator, before, directions=3)
+    erase_linear_trace(generator, before)
     after = generate(generator, cells)
     np.testing.assert_array_equal(after["images"], before["images"])
 
@@ -445,31 +389,3 @@ def test_erasure_changes_the_features_and_not_the_images():
 
     assert min(gaps(before["features"])) > 0.2
     assert max(gaps(after["features"])) < 1e-3
-    spread = np.linalg.svd(after["features"] - after["features"].mean(axis=0), compute_uv=False)
-    assert spread[2] > 1e3 * spread[3]  # three directions, and rounding
-
-
-def test_steps_on_features_bring_the_batches_of_a_class_together():
-    model = tiny_model(
-        FeatureRemoval,
-        recent_cells=160,
-        generator_rate=2e-3,
-        weight_class=0.0,
-        weight_correlation=0.0,
-        weight_adversary=0.0,
-        weight_mmd=0.0,
-        weight_linear_mmd=1.0,
-    )
-    model.learner.iterations.assign(STEPS)  # batch terms at full weight
-
-    def step(images, batch, class_name):
-        targets = {"batch": batch, "class_name": class_name}
-        # Not the mean that is tracked: what this step found.
-        model.reset_metrics()
-        return {"linear_mmd": model.train_step((images, targets))["linear_mmd"]}
-
-    cells = make_cells(per_group=40)
-    cells.brightfield[cells.batch_codes == 2, :, 4] += 0.3  # a stripe in one batch
-    found = Loop(step).history(25, cells.brightfield, cells.batch_codes, cells.class_codes)
-    assert found["linear_mmd"][1] > 1  # at 0 no cells were remembered
-    assert found["linear_mmd"][-1] < 0.3 * found["linear_mmd"][1]

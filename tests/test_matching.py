@@ -42,7 +42,7 @@ def make_features(per_group=150, seed=0):
 
 
 def new_generator():
-    return build_conditional_generator(16, 4, seed=0, matched=True)
+    return build_conditional_generator(16, 4, seed=0)
 
 
 def through_head(generator, features):

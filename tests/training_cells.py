@@ -27,17 +27,13 @@ TINY = Preset(
     refit_epochs=3,
     norm_momentum=0.3,
     conditional=Conditional(
-        # All terms, those that have no weight by default, too.
-        weight_adversary=4.0,
-        weight_linear_mmd=0.2,
-        weight_image_mmd=5.0,
         image_epochs=2,
         feature_epochs=2,
         image_cells=4,
         feature_cells=8,
         adversary_steps=1,
-        recent_cells=24,
-        shown_cells=24,
+        replay_buffer=24,
+        replay_sample=24,
         matching_steps=12,
     ),
 )

@@ -1,22 +1,20 @@
 """Adversaries that know the class: what makes the conditional recipe forget the batch.
 
-A `ConditionalAdversary` looks at a vector per cell (a summary of the image or, where a recipe asks
-for it, the bottleneck features) and tells the batches *of the cell's class* apart. Four things set
-it apart from the frozen classifiers of the published recipe:
+A `ConditionalAdversary` takes a vector per cell, a summary of the image, and tells the batches *of
+the cell's class* apart. Three things set it apart from the frozen classifiers of the published
+recipe:
 
 * **It learns in every step**, on the cells of the last minibatches, so it cannot be fooled once
   and for all.
 * **Its target is p(batch | class)**, not "first batch". Batch and class are confounded; a target
   that ignores this (all to one batch, or uniform over all batches) asks for the class to go, too.
-* **It sees each class apart**, where it is asked to, in columns of its own: a day may move the
-  cells of one class otherwise than those of another, and a probe inside the class finds that.
-* **It sees whitened features.** The batch may sit in a direction of little spread. A network that
+* **It gets whitened features.** The batch may sit in a direction of little spread. A network that
   learns slowly overlooks it there, an independent probe that standardises does not.
 
 Beside the network that guesses, it measures without learning how far apart the batches of a class
-are: maximum mean discrepancy (MMD) with Gaussian kernels of several widths, and a linear one on
-the whitened features. Few cells of a group are in one minibatch; they are compared with those of
-the minibatches before, which are kept for that.
+are: maximum mean discrepancy (MMD) with a linear kernel on the whitened features. Few cells of a
+group are in one minibatch; they are compared with those of the minibatches before, which are kept
+in a replay buffer.
 
 Sources: adversaries that are given the class, Zhao et al. 2017 (ICML, sleep stages from radio
 signals) and Li et al. 2018 (ECCV, conditional invariant adversarial networks); MMD, Gretton et al.
@@ -25,7 +23,7 @@ signals) and Li et al. 2018 (ECCV, conditional invariant adversarial networks); 
 Example
 -------
 >>> shares = batch_shares(labels)                         # p(batch | class), (classes, batches)
->>> adversary = ConditionalAdversary(64, shares, Conditional(), steps=3, floor=0.01, apart=True)
+>>> adversary = ConditionalAdversary(64, shares, Conditional())
 >>> adversary.compile()
 >>> adversary.update(features, batch, class_name)         # remember these cells, learn from all
 >>> terms = adversary.losses_of(features, batch, class_name)  # what the generator shall minimise
@@ -36,13 +34,10 @@ import numpy as np
 from keras import layers, ops
 
 from cytomad_lib.models.autodiff import adam, minimise
-from cytomad_lib.models.losses import mean_gaussian
 from cytomad_lib.models.networks import build_leaky_mlp
 
 MLP_WIDTHS = (128, 64)
-APART = 64  # numbers that each class has columns of its own for; more, and it learns cells by heart
 DROPOUT = 0.2  # it sees the remembered cells again and again
-KERNEL_WIDTHS = (0.1, 0.25, 0.5, 1.0, 2.0)  # squared, per standardised feature
 IMPOSSIBLE = -1e9  # added to the logit of a batch that the class was never seen in
 
 
@@ -76,26 +71,18 @@ class ConditionalAdversary(layers.Layer):
     shares : array (classes, batches)
         p(batch | class), see `batch_shares`.
     recipe : Conditional
-        Rates, and how many cells are kept.
-    steps : int
-        Steps that it takes per `update`. Many teach it more, until it knows the remembered cells
-        by heart and stops teaching.
-    floor : float
-        Variance below which a direction counts as silent, when whitening.
-    apart : bool
-        Whether the network has columns for each class.
+        Its rate, replay buffer, whitening floor, and `adversary_steps` per `update`. With many
+        steps the network overfits the buffer, and its gradient is of no more use.
     seed : int, optional
         Seed of the initial weights.
     """
 
-    def __init__(self, n_features, shares, recipe, steps, floor, apart=False, seed=None, **options):
+    def __init__(self, n_features, shares, recipe, seed=None, **options):
         super().__init__(**options)
         self.recipe = recipe
         self.shares = shares
-        self.steps = steps
-        self.floor = floor
         n_classes, n_batches = shares.shape
-        kept = recipe.recent_cells
+        kept = recipe.replay_buffer
         self.recent = self._memory((kept, n_features), "recent")
         self.recent_batch = self._memory((kept,), "recent_batch", "int32")
         self.recent_class = self._memory((kept,), "recent_class", "int32")
@@ -104,7 +91,7 @@ class ConditionalAdversary(layers.Layer):
             shape=(n_features, n_features), initializer="identity", trainable=False
         )
         seeds = np.random.default_rng(seed).integers(2**31, size=2).tolist()
-        self.mlp = _build_guesser(n_features, n_classes, n_batches, apart, seeds[0])
+        self.mlp = _build_guesser(n_features, n_classes, n_batches, seeds[0])
         self.draw_seed = keras.random.SeedGenerator(seeds[1])
         self.built = True
 
@@ -123,34 +110,31 @@ class ConditionalAdversary(layers.Layer):
         """What draws at random here, for `ReseedDropout`."""
         return [self.mlp, self.draw_seed]
 
-    def losses_of(self, features, batch, class_name, mmd=True):
+    def losses_of(self, features, batch, class_name):
         """Say how readable the batch is: zero, or as good as, when nothing can be read.
 
         Parameters
         ----------
         features : tensor (n, n_features)
         batch, class_name : int tensor (n,)
-        mmd : bool
-            Whether to compare by Gaussian kernels, too, which takes longest.
 
         Returns
         -------
         dict of scalar tensors
-            `"adversary"`: divergence of its guesses from p(batch | class), in nats. `"mmd"` and
-            `"linear_mmd"`: squared distance between the batches of two cells of one class, on
-            average over such pairs; by Gaussian kernels, and by the means in whitened units. The
-            value is an unbiased estimate, and so may fall below zero. The gradient is half that of
-            the distance, as the remembered cells stay where they are.
+            `"adversary"`: divergence of its guesses from p(batch | class), in nats. `"linear_mmd"`:
+            squared distance between the means, in whitened units, of the batches of two cells of
+            one class, on average over such pairs. The value is an unbiased estimate, and so may
+            fall below zero. The gradient is half that of the distance, as the remembered cells
+            stay where they are.
         """
         recent = ops.stop_gradient(self.recent.value)
         # Whitened twice, the few new cells meet the many remembered ones as these are.
         whitened = ops.matmul(self._whiten(features), ops.transpose(self.whitening.value))
         linear = ops.matmul(whitened, ops.transpose(recent))
-        terms = {"adversary": self._divergence(self._logits(features, class_name), class_name)}
-        if mmd:
-            kernels = _gaussian_kernels(features, recent)
-            terms["mmd"] = self._discrepancy(kernels, batch, class_name)
-        return terms | {"linear_mmd": self._discrepancy(linear, batch, class_name)}
+        return {
+            "adversary": self._divergence(self._logits(features, class_name), class_name),
+            "linear_mmd": self._discrepancy(linear, batch, class_name),
+        }
 
     def update(self, features, batch, class_name):
         """Remember these cells, forget the oldest, and learn from some that are remembered.
@@ -168,13 +152,13 @@ class ConditionalAdversary(layers.Layer):
         """
         self._remember(features, batch, class_name)
         self.whitening.assign(self._find_whitening())
-        for _ in range(self.steps):
+        for _ in range(self.recipe.adversary_steps):
             seen = minimise(self._guessing_losses, self.mlp.trainable_variables, self.optimizer)
         return seen
 
     def _guessing_losses(self):
         kept = self.recent_filled.shape[0]
-        shown = keras.random.randint((self.recipe.shown_cells,), 0, kept, seed=self.draw_seed)
+        shown = keras.random.randint((self.recipe.replay_sample,), 0, kept, seed=self.draw_seed)
         features, class_name, truth, filled = (
             ops.take(memory.value, shown, axis=0)
             for memory in (self.recent, self.recent_class, self.recent_batch, self.recent_filled)
@@ -230,7 +214,7 @@ class ConditionalAdversary(layers.Layer):
         identity = ops.eye(features.shape[1])
         covariance = ops.matmul(ops.transpose(spread), spread) / ops.sum(filled)
         # The floor keeps directions without any spread (silent features) from blowing up.
-        root = ops.cholesky(covariance + self.floor * identity)
+        root = ops.cholesky(covariance + self.recipe.whitening_floor * identity)
         return ops.transpose(ops.solve_triangular(root, identity, lower=True))
 
     def _remember(self, features, batch, class_name):
@@ -245,28 +229,10 @@ class ConditionalAdversary(layers.Layer):
             memory.assign(ops.concatenate([memory.value[ops.shape(values)[0] :], values]))
 
 
-def _build_guesser(n_features, n_classes, n_batches, apart, seed):
+def _build_guesser(n_features, n_classes, n_batches, seed):
     """Build [features, class] -> logits of the batches."""
-    seeds = np.random.default_rng(seed).integers(2**31, size=2).tolist()
-    features, known = inputs = layers.Input((n_features,)), layers.Input((n_classes,))
-    seen = list(inputs)
-    if apart:
-        few = features
-        if n_features > APART:
-            kernel = keras.initializers.GlorotUniform(seed=seeds[1])
-            few = layers.Dense(APART, use_bias=False, kernel_initializer=kernel)(features)
-        # (n, classes, numbers): the numbers in the row of the cell's class, zeros in the others.
-        rows = layers.Reshape((n_classes, 1))(known) * layers.Reshape((1, few.shape[1]))(few)
-        seen.append(layers.Flatten()(rows))
-    seen = layers.Concatenate()(seen)
-    mlp = build_leaky_mlp(seen.shape[1], MLP_WIDTHS, n_batches, DROPOUT, seeds[0])
-    return keras.Model(inputs, mlp(seen), name="adversary_mlp")
-
-
-def _gaussian_kernels(features, others):
-    squared = (
-        ops.sum(features**2, axis=1)[:, None]
-        + ops.sum(others**2, axis=1)[None]
-        - 2.0 * ops.matmul(features, ops.transpose(others))
-    )
-    return mean_gaussian(ops.maximum(squared, 0.0) / features.shape[1], KERNEL_WIDTHS)
+    (seed,) = np.random.default_rng(seed).integers(2**31, size=1).tolist()
+    inputs = layers.Input((n_features,)), layers.Input((n_classes,))
+    joined = layers.Concatenate()(inputs)
+    mlp = build_leaky_mlp(joined.shape[1], MLP_WIDTHS, n_batches, DROPOUT, seed)
+    return keras.Model(inputs, mlp(joined), name="adversary_mlp")

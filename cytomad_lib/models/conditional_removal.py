@@ -1,8 +1,8 @@
 """Stage 3, the conditional recipe: images and features from which the batch is really gone.
 
-First the images (`ImageRemoval`), then the features (`FeatureRemoval`). Both are trained together
-with adversaries that know the class and guess the batch (`cytomad_lib.models.adversaries`). What
-differs from the published recipe:
+First the images (`ImageRemoval`), then the features (`FeatureRemoval`). The images are trained
+together with an adversary that knows the class and guesses the batch
+(`cytomad_lib.models.adversaries`). What differs from the published recipe:
 
 * **Cells change days.** Some brightfield images are shown as another batch would have
   (`cytomad_lib.models.reimaging`), the phase asked for stays: nothing is learned from the day.
@@ -14,8 +14,7 @@ differs from the published recipe:
 * **The features have an encoder of their own** (`build_conditional_generator`): one that also has
   to draw the phase cannot forget the day. It learns to tell the class (a class head is trained
   along) from cells that change days. So features and images do not disturb each other, and steps
-  on features cost a fifth. An adversary can be set on the features, too (`weight_adversary`); with
-  what follows it gained nothing.
+  on features cost a fifth.
 * **The mean of the last weights** is kept of what makes the images, not the last ones, and finished
   images are blurred a little: days differ most in how well the finest can be guessed. One factor
   then brings the images' total phase to the measured one.
@@ -64,26 +63,21 @@ from cytomad_lib.models.pretraining import TrackedLosses
 
 STRUCTURE = 2 / 45  # of the image's side, 2 um of the published field: finer counts as structure
 SEEN_AS = "seen_as"  # beside "batch" in the targets: the batch that the brightfield image shows
-_BATCH_TERMS = ("adversary", "mmd", "linear_mmd", "adversary_accuracy")
 
 
 class _Removal(TrackedLosses):
-    """What both trainings share: one optimizer, an adversary with a ramp, random turns.
+    """What both trainings share: one optimizer, whose learning rate falls, and random turns.
 
-    Each says what it is that learns, what it shows to its adversary, and, in `batch_weights`, how
-    much the adversary's three terms weigh (`ConditionalAdversary.losses_of`). If it must, it says
-    in `longest_gradient` what a step cannot exceed, and in `ema_decay` that the running mean of the
-    weights is delivered, instead of the last ones.
-
-    Over the first part of the steps the batch terms grow to their full weight; towards the end the
-    learning rate falls.
+    Each says which weights are trained. If it must, it says in `clipnorm` what a gradient cannot
+    exceed, and in `ema_decay` that the running mean of the weights is delivered, instead of the
+    last ones.
     """
 
-    longest_gradient = None
+    clipnorm = None
     ema_decay = None  # of the running mean of the weights; None: the last weights are delivered
 
     def __init__(self, generator, terms, preset, steps, turn_seed, name):
-        super().__init__(generator, ("loss", *terms, *_BATCH_TERMS), name)
+        super().__init__(generator, ("loss", *terms), name)
         self.normalise = generator.get_layer("normalise_image")
         self.recipe, self.precision = preset.conditional, preset.precision
         self.recipe.check_cells()
@@ -95,12 +89,11 @@ class _Removal(TrackedLosses):
         """Make the optimizers, at once, so that a checkpoint holds their states."""
         super().compile(optimizer=None, **options)
         rate = _LateFall(self.recipe.generator_rate, self.steps)
-        self.learner = adam(rate, 0.5, self.precision, self.longest_gradient)
+        self.learner = adam(rate, 0.5, self.precision, self.clipnorm)
         self.learner.build(self.learning)
         # Kept in the model, so that a checkpoint holds them.
         averaged = self.learning if self.ema_decay else []
         self.means = [keras.Variable(weight, trainable=False, name="mean") for weight in averaged]
-        self.adversary.compile()
 
     @contextmanager
     def delivered(self):
@@ -135,28 +128,6 @@ class _Removal(TrackedLosses):
         for weight, mean in zip(self.learning, self.means, strict=True):
             mean.assign(mean + (1.0 - decay) * (weight - mean))
 
-    def _with_batch_terms(self, terms, loss, seen, targets):
-        """Return all terms, with how readable the batch is in what the adversary has seen."""
-        if not any(self.batch_weights):
-            return terms | {"loss": loss}
-        weights = dict(zip(("adversary", "mmd", "linear_mmd"), self.batch_weights, strict=True))
-        batch, class_name = _shown_batch(targets), targets["class_name"]
-        found = self.adversary.losses_of(seen, batch, class_name, mmd=weights["mmd"] > 0)
-        loss += self._ramp() * sum(weights[name] * value for name, value in found.items())
-        return terms | found | {"loss": loss}
-
-    def _update_adversary(self, seen, targets):
-        """Let the adversary learn, unless nothing is asked of it; return what it reports."""
-        if not any(self.batch_weights):
-            return {}
-        learned = self.adversary.update(seen, _shown_batch(targets), targets["class_name"])
-        return {"adversary_accuracy": learned["accuracy"]}
-
-    def _ramp(self):
-        """Return what grows from 0 to 1: the adversary must have learned something first."""
-        done = ops.cast(self.learner.iterations, "float32")
-        return ops.minimum(done / max(self.recipe.ramp * self.steps, 1.0), 1.0)
-
     def _draw_turns(self, images):
         """Draw for each cell whether it is mirrored, upside down, and turned by 90 degrees."""
         shape = (3, ops.shape(images)[0], 1, 1, 1)
@@ -183,11 +154,11 @@ class ImageRemoval(_Removal):
 
     # Nothing keeps activations in their range while the running statistics stay as they are: one
     # long step, away from an adversary that is very sure, can silence the generator for good.
-    longest_gradient = 1.0
+    clipnorm = 1.0
 
     def __init__(self, generator, shares, preset, steps, seed=None):
         seeds = np.random.default_rng(seed).integers(2**31, size=2).tolist()
-        terms = ("mae", "structure")
+        terms = ("mae", "structure", "adversary", "linear_mmd", "adversary_accuracy")
         self.ema_decay = preset.conditional.ema_decay
         super().__init__(generator, terms, preset, steps, seeds[1], name="image_removal")
         self.unet = generator.get_layer("generator")
@@ -198,17 +169,19 @@ class ImageRemoval(_Removal):
             self.image_summary.length,
             shares,
             self.recipe,
-            self.recipe.image_adversary_steps,
-            self.recipe.image_whitening_floor,
             seed=seeds[0],
         )
         self.coarse = STRUCTURE * preset.image_size
 
+    def compile(self, **options):
+        """Make the optimizers, the adversary's, too."""
+        super().compile(**options)
+        self.adversary.compile()
+
     @property
     def learning(self):
         """The weights that are trained."""
-        view = self.view.trainable_variables if self.recipe.calibrated else []
-        return self.unet.trainable_variables + view
+        return self.unet.trainable_variables + self.view.trainable_variables
 
     @property
     def chance(self):
@@ -229,7 +202,10 @@ class ImageRemoval(_Removal):
 
         terms = minimise(image_losses, self.learning, self.learner)
         self._update_means()
-        terms |= self._update_adversary(made["numbers"], targets)
+        learned = self.adversary.update(
+            made["numbers"], _shown_batch(targets), targets["class_name"]
+        )
+        terms |= {"adversary_accuracy": learned["accuracy"]}
         return self.track(terms, ops.shape(brightfield)[0])
 
     def test_step(self, data):
@@ -258,27 +234,27 @@ class ImageRemoval(_Removal):
             `"loss"` is what is minimised.
         """
         recipe = self.recipe
-        as_measured = self.view(image, targets["batch"]) if recipe.calibrated else image
+        as_measured = self.view(image, targets["batch"])
         terms = {
             "mae": losses.mean_absolute_error(targets["qpi"], as_measured),
             "structure": losses.lost_structure(targets["qpi"], image, self.coarse),
         }
+        terms |= self.adversary.losses_of(numbers, _shown_batch(targets), targets["class_name"])
         loss = recipe.weight_mae * terms["mae"] + recipe.weight_structure * terms["structure"]
-        return self._with_batch_terms(terms, loss, numbers, targets)
+        loss += self._ramp() * (
+            recipe.weight_adversary * terms["adversary"]
+            + recipe.weight_linear_mmd * terms["linear_mmd"]
+        )
+        return terms | {"loss": loss}
+
+    def _ramp(self):
+        """Return what grows from 0 to 1: the adversary must have learned something first."""
+        done = ops.cast(self.learner.iterations, "float32")
+        return ops.minimum(done / max(self.recipe.ramp * self.steps, 1.0), 1.0)
 
     def _images(self, brightfield):
         """Make images by the running statistics of the pretraining, which stay as they are."""
         return self.quiet(self.unet(self.normalise(brightfield), training=False)[0])
-
-    @property
-    def batch_weights(self):
-        """Weights of the adversary's terms."""
-        recipe = self.recipe
-        return (
-            recipe.weight_image_adversary,
-            recipe.weight_image_mmd,
-            recipe.weight_image_linear_mmd,
-        )
 
 
 class FeatureRemoval(_Removal):
@@ -296,20 +272,12 @@ class FeatureRemoval(_Removal):
 
     def __init__(self, generator, shares, preset, steps, seed=None):
         seeds = np.random.default_rng(seed).integers(2**31, size=3).tolist()
-        terms = ("class_head", "correlation")
-        super().__init__(generator, terms, preset, steps, seeds[2], name="feature_removal")
+        super().__init__(
+            generator, ("class_head",), preset, steps, seeds[2], name="feature_removal"
+        )
         self.encoder = generator.get_layer("feature_encoder")
         self.class_head = build_leaky_mlp(
             preset.n_features, (64,), len(shares), 0.3, seeds[0], "softmax", name="class_head"
-        )
-        self.adversary = ConditionalAdversary(
-            preset.n_features,
-            shares,
-            self.recipe,
-            self.recipe.adversary_steps,
-            self.recipe.whitening_floor,
-            apart=True,
-            seed=seeds[1],
         )
 
     @property
@@ -320,48 +288,30 @@ class FeatureRemoval(_Removal):
     @property
     def chance(self):
         """Everything here that draws at random, for `ReseedDropout`."""
-        return [self.class_head, self.turn_seed, *self.adversary.chance]
+        return [self.class_head, self.turn_seed]
 
     def train_step(self, data):
-        """Update what reads the features, then the adversary."""
+        """Update the encoder and the class head."""
         brightfield, targets = data
-        made = {}
 
         def feature_losses():
             turned = _turned(brightfield, self._draw_turns(brightfield))
-            features = self._features(turned, training=True)
-            made["features"] = ops.stop_gradient(features)
-            return self.losses_of(features, targets, training=True)
+            return self.losses_of(self._features(turned, training=True), targets, training=True)
 
         terms = minimise(feature_losses, self.learning, self.learner)
-        terms |= self._update_adversary(made["features"], targets)
         return self.track(terms, ops.shape(brightfield)[0])
 
     def test_step(self, data):
-        """Losses on validation cells, with running statistics, batch terms weighted as by now."""
+        """Losses on validation cells, with running statistics."""
         brightfield, targets = data
         terms = self.losses_of(self._features(brightfield, False), targets, training=False)
         return self.track(terms, ops.shape(brightfield)[0])
 
     def losses_of(self, features, targets, training):
         """Return the loss terms on features (n, n_features); see `ImageRemoval.losses_of`."""
-        recipe = self.recipe
-        guess = self.class_head(features, training=training)
-        terms = {
-            "class_head": losses.cross_entropy(targets["class_name"], guess),
-            "correlation": losses.mean_squared_correlation(features),
-        }
-        loss = (
-            recipe.weight_class * terms["class_head"]
-            + recipe.weight_correlation * terms["correlation"]
-        )
-        return self._with_batch_terms(terms, loss, features, targets)
-
-    @property
-    def batch_weights(self):
-        """Weights of the adversary's terms."""
-        recipe = self.recipe
-        return recipe.weight_adversary, recipe.weight_mmd, recipe.weight_linear_mmd
+        probabilities = self.class_head(features, training=training)
+        cross_entropy = losses.cross_entropy(targets["class_name"], probabilities)
+        return {"class_head": cross_entropy, "loss": cross_entropy}
 
     def _features(self, brightfield, training):
         return self.encoder(self.normalise(brightfield), training=training)
@@ -449,13 +399,8 @@ def match_total_phase(generator, cells, scales):
     last.set_weights([weight * (measured / generated) for weight in last.get_weights()])
 
 
-def erase_linear_trace(generator, made, directions=None):
-    """Project out of the features what a linear probe could still find, and what hardly varies.
-
-    First LEACE within class. Then, where nothing follows that does it better (`models.matching`),
-    all but a few directions, those in which the features vary most, are made constant: along the
-    others lies less than the adversary could see, but not less than a probe finds that whitens the
-    features.
+def erase_linear_trace(generator, made):
+    """Project out of the features what a linear probe could still find: LEACE within class.
 
     Parameters
     ----------
@@ -464,8 +409,6 @@ def erase_linear_trace(generator, made, directions=None):
         change.
     made : dict
         What `generate` returns for the training cells.
-    directions : int, optional
-        How many are kept; by default all.
 
     Returns
     -------
@@ -475,12 +418,6 @@ def erase_linear_trace(generator, made, directions=None):
     concept = within_class_concept(made["batch_codes"], made["class_codes"])
     erase = fit_leace(made["features"], concept)
     matrix, offset = erase.as_affine()
-    if directions is not None:
-        erased = erase(made["features"]).astype(float)
-        mean = erased.mean(axis=0)
-        axes = np.linalg.svd(erased - mean, full_matrices=False)[2][:directions]
-        kept = axes.T @ axes
-        matrix, offset = matrix @ kept, (offset - mean) @ kept + mean
     generator.get_layer("feature_encoder").get_layer("features").set_weights([matrix, offset])
     return made | {"features": (made["features"] @ matrix + offset).astype("float32")}
 

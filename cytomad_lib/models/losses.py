@@ -111,29 +111,6 @@ def lost_structure(measured, generated, coarse):
     return ops.mean(1.0 - covariance / ops.sqrt(spread + 1e-6))
 
 
-def mean_squared_correlation(features):
-    """Return the squared correlation of two features, on average over all pairs of different ones.
-
-    Parameters
-    ----------
-    features : tensor (n, n_features)
-        Of enough cells: of n independent cells, uncorrelated features still give some 1 / n.
-
-    Returns
-    -------
-    scalar tensor
-        0: no two say the same; 1: all do.
-    """
-    features = ops.convert_to_tensor(features)
-    centred = features - ops.mean(features, axis=0, keepdims=True)
-    # The floor is for features that never vary: they correlate with nothing.
-    standard = centred / ops.sqrt(ops.mean(centred**2, axis=0, keepdims=True) + 1e-6)
-    n_cells, n_features = ops.shape(features)[0], features.shape[1]
-    correlation = ops.matmul(ops.transpose(standard), standard) / ops.cast(n_cells, "float32")
-    off_diagonal = correlation * (1.0 - ops.eye(n_features))
-    return ops.sum(off_diagonal**2) / (n_features * (n_features - 1))
-
-
 def blur(images, sigma):
     """Blur images by a Gaussian that ends at two sigma; beyond the border all is zero.
 
@@ -162,24 +139,6 @@ def _blur_weights(size, sigma):
     line = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
     weights = np.exp(-(distance**2) / (2 * sigma**2)) * (distance <= reach) / line.sum()
     return weights.astype("float32")
-
-
-def mean_gaussian(squared, widths):
-    """Return the mean of Gaussian kernels of several widths, as a discrepancy (MMD) needs it.
-
-    Parameters
-    ----------
-    squared : tensor
-        Squared distances.
-    widths : sequence of float
-        Variances, in the unit of the squared distances.
-
-    Returns
-    -------
-    tensor
-        Of the same shape, 1 where the distance is 0.
-    """
-    return sum(ops.exp(-squared / (2.0 * width)) for width in widths) / len(widths)
 
 
 def _pixels_near(mask, reach):

@@ -27,7 +27,6 @@ import numpy as np
 from keras import layers, ops
 
 from cytomad_lib.models.autodiff import adam, minimise
-from cytomad_lib.models.losses import mean_gaussian
 from cytomad_lib.models.networks import build_bend, build_leaky_mlp
 
 SEEN = 16  # leading directions that the head looks at; in the others there is next to nothing
@@ -142,7 +141,7 @@ def discrepancy(cells, batch):
     """
     cells, batch = ops.convert_to_tensor(cells), ops.convert_to_tensor(batch)
     squared = ops.sum((cells[:, :, None] - cells[:, None]) ** 2, axis=-1)
-    kernel = mean_gaussian(squared, KERNEL_WIDTHS)
+    kernel = sum(ops.exp(-squared / (2.0 * width)) for width in KERNEL_WIDTHS) / len(KERNEL_WIDTHS)
     count = ops.sum(batch, axis=1, keepdims=True)
     share = count / ops.cast(batch.shape[1], count.dtype)
     like_batch = ops.matmul(kernel, batch) / ops.maximum(count, 1.0)

@@ -43,8 +43,6 @@ EDGE = 4  # pixels: so far the zeros from beyond the edge reach through the gene
 CELL = 0.04  # of an image's largest value: what exceeds it is the cell
 HEAD_WIDTHS = (32, 32)  # hidden units of the head that matches the batches of features
 FAINT = 0.005  # of an image's largest value; some 0.01 rad, less than a measured background varies
-# What runs of before did not have, and do not name.
-NOT_YET = {"quiet": False, "blur": 0.0, "matched": False}
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 UPDATES = ("alternating", "simultaneous")  # of generator and discriminator, see `Preset`
 KERNEL = 4  # every convolution of the published networks is 4x4
@@ -62,32 +60,24 @@ class Conditional:
         Cells per step.
     exchanged : float
         Part of the cells that is shown as another batch would have, see `Reimaging`.
-    calibrated : bool
-        Whether images are compared with the measurement through a `BatchView`.
-    quiet : bool
-        Whether edge and background of the images are cleaned, see `QuietBackground`.
     blur : float
         Standard deviation of the blur inside the cells of finished images, as part of the image's
         side (`BlurImage`).
     ema_decay : float
         Decay, per step, of the running mean of the weights that make the images; that mean is what
         is delivered. It grows to this value over the first steps.
-    erased : bool
-        Whether the linear trace of the batch is erased from the features in the end.
-    matched : bool
-        Whether batches are matched then in what is kept of the features (`models.matching`).
     directions : int
         How many directions of the features are kept.
     generator_rate, adversary_rate : float
         Learning rates (Adam). The generator's falls to a tenth towards the end.
-    adversary_steps, image_adversary_steps : int
-        Steps of the adversaries of features and of images per step of the generator.
-    recent_cells : int
-        How many of the last cells the adversaries keep.
-    shown_cells : int
-        How many of these, drawn at random, they learn from in one step.
-    whitening_floor, image_whitening_floor : float
-        Variance, of standardised values, below which a direction counts as silent.
+    adversary_steps : int
+        Steps of the adversary per step of the generator.
+    replay_buffer : int
+        Number of recent cells that the adversary keeps.
+    replay_sample : int
+        Number of these, drawn at random, that the adversary is fitted on in one step.
+    whitening_floor : float
+        Variance, of standardised values, below which a direction counts as constant.
     ramp : float
         Part of the training over which the weights of the batch terms grow from 0.
     matching_steps : int
@@ -95,13 +85,8 @@ class Conditional:
     weight_mae, weight_structure : float
         Weights, for the image, of its error as its batch would measure it, and of the structure
         inside the cell that is lost (`losses.lost_structure`).
-    weight_class, weight_correlation : float
-        Weights, for the features, of the class head's cross-entropy and of what they say twice
-        (`losses.mean_squared_correlation`).
-    weight_adversary, weight_mmd, weight_linear_mmd : float
-        Weights of the three batch terms on features; see `ConditionalAdversary.losses_of`.
-    weight_image_adversary, weight_image_mmd, weight_image_linear_mmd : float
-        The same three on the image's summary.
+    weight_adversary, weight_linear_mmd : float
+        Weights of the batch terms on the image's summary; see `ConditionalAdversary.losses_of`.
     weight_matching : float
         Weight of the discrepancy between batches, beside 1 for the class, when they are matched.
     """
@@ -111,33 +96,21 @@ class Conditional:
     image_cells: int = 42
     feature_cells: int = 42
     exchanged: float = 0.5
-    calibrated: bool = True
-    quiet: bool = True
     blur: float = 1.25 / 64
     ema_decay: float = 0.995
-    erased: bool = True
-    matched: bool = True
     directions: int = 2
     generator_rate: float = 7e-4
     adversary_rate: float = 1e-3
-    adversary_steps: int = 4
-    image_adversary_steps: int = 3
-    recent_cells: int = 4200
-    shown_cells: int = 1050
-    whitening_floor: float = 0.01
-    image_whitening_floor: float = 0.1
+    adversary_steps: int = 3
+    replay_buffer: int = 4200
+    replay_sample: int = 1050
+    whitening_floor: float = 0.1
     ramp: float = 0.5
     matching_steps: int = 200
     weight_mae: float = 60.0
     weight_structure: float = 10.0
-    weight_class: float = 5.0
-    weight_correlation: float = 0.0
-    weight_adversary: float = 0.0
-    weight_mmd: float = 0.0
-    weight_linear_mmd: float = 0.0
-    weight_image_adversary: float = 1.5
-    weight_image_mmd: float = 0.0
-    weight_image_linear_mmd: float = 0.02
+    weight_adversary: float = 1.5
+    weight_linear_mmd: float = 0.02
     weight_matching: float = 15.0
 
     def check_cells(self):
@@ -148,11 +121,11 @@ class Conditional:
         ValueError
             Says which.
         """
-        if not 1 <= max(self.image_cells, self.feature_cells) <= self.recent_cells:
+        if not 1 <= self.image_cells <= self.replay_buffer or self.feature_cells < 1:
             raise ValueError(
                 f"image_cells is {self.image_cells}, feature_cells {self.feature_cells} and "
-                f"recent_cells {self.recent_cells}. Expected at least 1, and the last to be the "
-                "largest: the adversaries remember whole minibatches."
+                f"replay_buffer {self.replay_buffer}. Expected at least 1, and a replay buffer "
+                "that holds a whole minibatch of image_cells."
             )
 
 
@@ -248,10 +221,7 @@ class Preset:
         TypeError
             If a field is unknown.
         """
-        # Runs of before do not name what they did not have.
-        recipe = fields.get("conditional")
-        recipe = Conditional() if recipe is None else Conditional(**(NOT_YET | recipe))
-        return cls(**(fields | {"conditional": recipe}))
+        return cls(**(fields | {"conditional": Conditional(**fields["conditional"])}))
 
     def for_dataset(self, name):
         """Return the preset with the published learning rates of a dataset's classifiers.
@@ -304,8 +274,8 @@ DEMO = Preset(
         image_epochs=16,
         feature_epochs=24,
         directions=3,
-        recent_cells=1500,
-        image_adversary_steps=2,
+        replay_buffer=1500,
+        adversary_steps=2,
     ),
 )
 STUDY = replace(
@@ -443,15 +413,14 @@ def build_conditional_generator(
     norm_momentum=0.99,
     seed=None,
     channels=1,
-    quiet=True,
     blur=0.0,
-    matched=False,
 ):
     """Build the generator of the conditional recipe, whose features have an encoder of their own.
 
     Every brightfield image gets one brightness and contrast (`NormaliseImage`). The published
     generator (layer "generator") makes the phase image from that. To draw it, its encoder has to
-    know the day; so another one of the same shape ("feature_encoder") reads the features.
+    know the day; so another one of the same shape ("feature_encoder") reads the features. They go
+    through a head ("feature_head") that leaves them as they are until `match_features` fits it.
 
     Returns and errors as in `build_generator`; the features are standardised.
 
@@ -459,13 +428,8 @@ def build_conditional_generator(
     ----------
     image_size, base_filters, norm_momentum, seed, channels
         As in `build_generator`.
-    quiet : bool
-        Whether edge and background of the images are cleaned (`QuietBackground`).
     blur : float
         Standard deviation of the blur of the images, as part of their side (`BlurImage`).
-    matched : bool
-        Whether the features go through a head (layer "feature_head") that can match batches; it
-        leaves them as they are until `match_features`.
     """
     _check_sizes(image_size, base_filters)
     seeds = _Seeds(seed)
@@ -474,12 +438,10 @@ def build_conditional_generator(
     shown = NormaliseImage(dtype="float32", name="normalise_image")(brightfield)
     # No dropout: its noise would hide from the adversaries what can be read without it.
     image, _ = build_generator(*sizes, seeds.next(), dropout=0.0, channels=channels)(shown)
-    cleaned = {"edge": EDGE, "faint": FAINT} if quiet else {"edge": 0, "faint": 0.0}
-    image = QuietBackground(**cleaned, dtype="float32", name="quiet_background")(image)
+    image = QuietBackground(EDGE, FAINT, dtype="float32", name="quiet_background")(image)
     image = BlurImage(blur, dtype="float32", name="blur_image")(image)
     features = build_feature_encoder(*sizes, seeds.next(), channels)(shown)
-    if matched:
-        features = _build_feature_head(8 * base_filters, seeds.next())(features)
+    features = _build_feature_head(8 * base_filters, seeds.next())(features)
     return Model(brightfield, [image, features], name="conditional_generator")
 
 
