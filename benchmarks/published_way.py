@@ -30,7 +30,7 @@ from skimage.transform import resize
 
 from cytomad_lib.data.layouts import find_layout
 from cytomad_lib.models.batch_norm import BatchNormalization
-from cytomad_lib.models.networks import build_batch_mlp
+from cytomad_lib.networks import build_batch_mlp
 from cytomad_lib.prediction import group_rows
 
 # Each new classifier is traced, as in the published programs; TensorFlow remarks on it every time.

@@ -150,7 +150,7 @@ def train(
     from dataclasses import replace
 
     from cytomad_lib import workflow
-    from cytomad_lib.models.networks import find_preset
+    from cytomad_lib.config import find_preset
 
     chosen = replace(find_preset(preset), updates=updates, precision=precision)
     settings = chosen, seed, cells, _verbosity(), _recipes(recipe)
@@ -215,7 +215,7 @@ def compare(
 ):
     """Train and evaluate from several seeds; goes on where it stopped when called again."""
     from cytomad_lib import comparison
-    from cytomad_lib.models.networks import find_preset
+    from cytomad_lib.config import find_preset
 
     settings = find_preset(preset), _seeds(seeds), _recipes(recipe), cells, _verbosity()
     found = comparison.compare(_data(data), out, *settings, image_probe)
@@ -234,8 +234,8 @@ def leave_batch_out(
 ):
     """Train without one batch, then tell the classes apart in it."""
     from cytomad_lib import comparison
+    from cytomad_lib.config import find_preset
     from cytomad_lib.evaluation import as_text
-    from cytomad_lib.models.networks import find_preset
 
     settings = find_preset(preset), _recipes(recipe), seed, cells, _verbosity()
     table = comparison.leave_batch_out(_data(data), out, batch, *settings)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from cytomad_lib.analysis import probes
+from cytomad_lib.config import STUDY
 from cytomad_lib.data.cells import CellFiles
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import write_table
@@ -35,7 +36,6 @@ from cytomad_lib.evaluation import (
     load_with_truth_if_there,
     reference_images,
 )
-from cytomad_lib.models.networks import STUDY
 from cytomad_lib.pages import run_facts, write_comparison_page
 from cytomad_lib.prediction import predict
 from cytomad_lib.runs import RECIPES, check_recipes

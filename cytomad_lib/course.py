@@ -25,11 +25,11 @@ import numpy as np
 import pandas as pd
 from joblib import cpu_count
 
+from cytomad_lib.backend import keras
+from cytomad_lib.config import DEMO, WORKSHOP
 from cytomad_lib.data.cells import CellImages
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LAYOUTS, LUNG
-from cytomad_lib.models import keras
-from cytomad_lib.models.networks import DEMO, WORKSHOP
 from cytomad_lib.runs import Run
 from cytomad_lib.simulation import DEMO_DATASET, simulate_cells
 from cytomad_lib.simulation.morphology import FIELD_OF_VIEW_UM

@@ -31,13 +31,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from cytomad_lib.backend import keras
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import write_table
 from cytomad_lib.data.matfiles import write_mat
-from cytomad_lib.models import keras  # imported there without TensorFlow's remarks
 from cytomad_lib.models.autodiff import without_gradients
 from cytomad_lib.models.batch_removal import generate
-from cytomad_lib.models.networks import all_layers, seed_generators
+from cytomad_lib.networks import all_layers, seed_generators
 
 FEATURE_TABLE = "features.csv"
 INFERENCE_MODES = ("running", "batch", "published")

@@ -35,39 +35,34 @@ import numpy as np
 import pandas as pd
 
 import cytomad_lib
+from cytomad_lib.backend import keras
+from cytomad_lib.conditional.adversary import batch_shares
+from cytomad_lib.conditional.batch_transfer import BatchTransfer
+from cytomad_lib.conditional.mmd_alignment import align_features
+from cytomad_lib.conditional.networks import adopt_weights, build_conditional_generator
+from cytomad_lib.conditional.training import (
+    FeatureRemoval,
+    ImageRemoval,
+    erase_linear_trace,
+    image_statistics,
+    match_total_phase,
+    transfer_at_random,
+)
+from cytomad_lib.config import Preset
 from cytomad_lib.data.cells import CellFiles, check_trainable
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import write_table, write_text, written_beside
 from cytomad_lib.data.layouts import LAYOUTS
-from cytomad_lib.models import keras  # imported there without TensorFlow's remarks
-from cytomad_lib.models.adversaries import batch_shares
 from cytomad_lib.models.batch_removal import (
     BatchRemoval,
     Classifiers,
     RefitBatchMLPs,
     generate,
 )
-from cytomad_lib.models.conditional_removal import (
-    FeatureRemoval,
-    ImageRemoval,
-    erase_linear_trace,
-    exchange_days,
-    image_statistics,
-    match_total_phase,
-)
 from cytomad_lib.models.devices import ONE, DevicesError
 from cytomad_lib.models.feeding import Minibatches, ReseedDropout
-from cytomad_lib.models.matching import match_features
-from cytomad_lib.models.networks import (
-    Preset,
-    adopt_weights,
-    build_conditional_generator,
-    build_discriminator,
-    build_generator,
-    computing_in,
-)
 from cytomad_lib.models.pretraining import Pix2Pix
-from cytomad_lib.models.reimaging import Reimaging
+from cytomad_lib.networks import build_discriminator, build_generator, computing_in
 
 SETTINGS = "run.json"
 HISTORY = "history.csv"
@@ -290,7 +285,7 @@ class Run:
         Parameters
         ----------
         recipe : {"published", "conditional"}
-            See `models.batch_removal` and `models.conditional_removal`. Both begin with the
+            See `models.batch_removal` and `conditional.training`. Both begin with the
             pretrained generator; only the published one needs `fit_classifiers`.
         """
         check_recipes([recipe])
@@ -317,11 +312,11 @@ class Run:
         check_enough_cells("conditional", self.preset, len(train))
         generator = self._new_conditional_generator(self.preset.precision)
         adopt_weights(generator, self.generator("pretraining"), *image_statistics(train))
-        shares, reimaging = batch_shares(train.labels), Reimaging.fit(train)
+        shares, transfer = batch_shares(train.labels), BatchTransfer.fit(train)
         feeds = train, valid, verbose, watching
-        self._clean_images(generator, shares, reimaging, *feeds)
+        self._clean_images(generator, shares, transfer, *feeds)
         say(verbose, "The images are done; now the features")
-        history = self._learn_features(generator, shares, reimaging, *feeds)
+        history = self._learn_features(generator, shares, transfer, *feeds)
         folder = self.folder / "conditional"
         if not (folder / ERASED).exists():
             self._finish_features(generator, train, verbose)
@@ -334,22 +329,22 @@ class Run:
         made = generate(generator, train, images=False)
         made = erase_linear_trace(generator, made)
         say(verbose, "Matching the batches of each class in what is kept of them")
-        match_features(generator, made, recipe, len(self.classes), self._seed(27), verbose)
+        align_features(generator, made, recipe, len(self.classes), self._seed(27), verbose)
 
-    def _clean_images(self, generator, shares, reimaging, train, valid, verbose, watching):
+    def _clean_images(self, generator, shares, transfer, train, valid, verbose, watching):
         recipe = self.preset.conditional
         steps = recipe.image_epochs * (len(train) // recipe.image_cells)
         model = ImageRemoval(generator, shares, self.preset, steps, seed=self._seed(23))
-        model.view.start_from_scales(np.log(reimaging.scales))
+        model.batch_effect.start_from_scales(np.log(transfer.scales))
         stage = _Stage(
             self.folder / IMAGES, model, {"generator": generator}, recipe.image_epochs, last=True
         )
-        change = exchange_days(reimaging, shares, recipe)
+        change = transfer_at_random(transfer, shares, recipe)
         cells = recipe.image_cells
         self._fit_conditional(stage, change, cells, train, valid, verbose, watching)
-        match_total_phase(generator, train, reimaging.scales)
+        match_total_phase(generator, train, transfer.scales)
 
-    def _learn_features(self, generator, shares, reimaging, train, valid, verbose, watching):
+    def _learn_features(self, generator, shares, transfer, train, valid, verbose, watching):
         recipe = self.preset.conditional
         steps = recipe.feature_epochs * (len(train) // recipe.feature_cells)
         stage = _Stage(
@@ -359,7 +354,7 @@ class Run:
             recipe.feature_epochs,
             last=True,
         )
-        change = exchange_days(reimaging, shares, recipe)
+        change = transfer_at_random(transfer, shares, recipe)
         cells = recipe.feature_cells
         return self._fit_conditional(stage, change, cells, train, valid, verbose, watching)
 
@@ -374,7 +369,7 @@ class Run:
             change=change,
         )
         valid_feed = Minibatches.of_cells(valid, VALIDATION_BATCH, shuffle=False)
-        reseed = ReseedDropout(stage.model.chance, self._seed(5))
+        reseed = ReseedDropout(stage.model.seed_generators, self._seed(5))
         return stage.fit(feed, valid_feed, verbose, [reseed], watching)
 
     def removal_model(self):

@@ -15,6 +15,7 @@ Example
 
 from pathlib import Path
 
+from cytomad_lib.config import DEMO
 from cytomad_lib.data.cells import CellFiles, load_cells
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LAYOUTS, find_layout
@@ -27,7 +28,6 @@ from cytomad_lib.evaluation import (
 )
 from cytomad_lib.models.devices import find_devices
 from cytomad_lib.models.legacy import load_legacy_generator
-from cytomad_lib.models.networks import DEMO
 from cytomad_lib.prediction import predict, write_prediction
 from cytomad_lib.runs import RECIPES, Run, check_devices, check_enough_cells, check_recipes
 from cytomad_lib.simulation.write import DEMO_DATASET, DEMO_DRUG_DATASET, simulate_dataset

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 
-from cytomad_lib.models import networks
+from cytomad_lib import networks
 from cytomad_lib.models.dissection import block_table
 from cytomad_lib.views import anatomy
 from cytomad_lib.views.plots import METHOD_COLOURS, PHASE_MAP

@@ -104,8 +104,8 @@ def build_models():
     from test_pretraining import tiny_model
     from training_cells import TINY
 
-    from cytomad_lib.models.adversaries import batch_shares
-    from cytomad_lib.models.conditional_removal import FeatureRemoval, ImageRemoval
+    from cytomad_lib.conditional.adversary import batch_shares
+    from cytomad_lib.conditional.training import FeatureRemoval, ImageRemoval
 
     recipe = replace(
         TINY.conditional,

@@ -15,7 +15,7 @@ from cytomad_lib.models.batch_removal import (
     generate,
 )
 from cytomad_lib.models.feeding import Minibatches
-from cytomad_lib.models.networks import build_discriminator, build_generator
+from cytomad_lib.networks import build_discriminator, build_generator
 
 
 @pytest.fixture

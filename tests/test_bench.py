@@ -22,9 +22,9 @@ from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.models.batch_removal import BatchRemoval, Classifiers
 from cytomad_lib.models.feeding import Minibatches
-from cytomad_lib.models.networks import build_discriminator, build_generator
 from cytomad_lib.models.operations import count_operations, step_operations
 from cytomad_lib.models.pretraining import Pix2Pix
+from cytomad_lib.networks import build_discriminator, build_generator
 from cytomad_lib.prediction import predict
 
 EFFORT = work.Effort(

@@ -4,14 +4,11 @@ import keras
 import numpy as np
 import pytest
 
+from cytomad_lib.conditional.networks import build_conditional_generator
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.models import bottleneck
 from cytomad_lib.models.bottleneck import split_generator
-from cytomad_lib.models.networks import (
-    build_cell_type_mlp,
-    build_conditional_generator,
-    build_generator,
-)
+from cytomad_lib.networks import build_cell_type_mlp, build_generator
 
 RANDOM = np.random.default_rng(5)
 IMAGES = RANDOM.normal(1.0, 0.3, (5, 32, 32, 1)).astype("float32")

@@ -12,9 +12,9 @@ import pytest
 from training_cells import TINY
 
 from cytomad_lib import __main__ as command_line
+from cytomad_lib import config
 from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.data.matfiles import write_mat
-from cytomad_lib.models import networks
 
 GROUP = LUNG.groups[0]
 GROUPS = [group for group in LUNG.groups if group.batch in ("Batch1", "Batch2")]
@@ -36,7 +36,7 @@ def data(tmp_path):
 
 @pytest.fixture(autouse=True)
 def tiny_preset(monkeypatch):
-    monkeypatch.setitem(networks.PRESETS, "tiny", TINY)
+    monkeypatch.setitem(config.PRESETS, "tiny", TINY)
 
 
 def run(*words):

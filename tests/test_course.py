@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from cytomad_lib import course
+from cytomad_lib.config import DEMO, WORKSHOP
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LUNG, find_layout
-from cytomad_lib.models.networks import DEMO, WORKSHOP
 
 # --- the machine ---------------------------------------------------------------------------------
 

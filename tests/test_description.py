@@ -10,13 +10,13 @@ import pytest
 from training_cells import ONE_EPOCH, write_dataset
 
 from cytomad_lib import workflow
+from cytomad_lib.conditional.training import image_statistics
 from cytomad_lib.data.cells import CellFiles, check_dataset, load_cells
 from cytomad_lib.data.description import read_description
 from cytomad_lib.data.errors import CytomadError, DatasetError
 from cytomad_lib.data.layouts import DRUG, LUNG, dose_level, find_layout
 from cytomad_lib.data.matfiles import write_mat
 from cytomad_lib.evaluation import check_same_layout
-from cytomad_lib.models.conditional_removal import image_statistics
 from cytomad_lib.runs import Run
 
 pytestmark = pytest.mark.usefixtures("untraced")

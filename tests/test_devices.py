@@ -21,8 +21,8 @@ import pandas as pd
 import pytest
 from training_cells import TINY, environment_of_a_program, make_cells
 
-from cytomad_lib import runs
-from cytomad_lib.models import devices, networks
+from cytomad_lib import networks, runs
+from cytomad_lib.models import devices
 from cytomad_lib.models.devices import ONE, Devices, DevicesError, find_devices
 
 TIME_LIMIT = 900  # seconds; machines that miss one another wait for ever

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from cytomad_lib.models import dissection, networks
+from cytomad_lib import networks
+from cytomad_lib.conditional import networks as conditional_networks
+from cytomad_lib.models import dissection
 from cytomad_lib.models.bottleneck import split_generator
 from cytomad_lib.models.dissection import DissectionError
 
@@ -54,7 +56,7 @@ def test_blocks_of_judges(network):
 
 def test_a_network_in_a_network_is_named():
     with pytest.raises(DissectionError, match="get_layer\\('generator'\\)"):
-        dissection.block_table(networks.build_conditional_generator(SIZE, 2))
+        dissection.block_table(conditional_networks.build_conditional_generator(SIZE, 2))
 
 
 def test_each_path_is_exchanged_alone(generator):

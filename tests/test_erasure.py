@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from test_baselines import COLUMNS, LABELS, SHIFTED, crossed_labels, one_hot
 
-from cytomad_lib.models.erasure import fit_leace, spread_of, within_class_concept
+from cytomad_lib.conditional.erasure import fit_leace, spread_of, within_class_concept
 
 
 def codes(labels):

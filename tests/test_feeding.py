@@ -18,7 +18,7 @@ from cytomad_lib.models.feeding import (
     ReseedDropout,
     StreamedMinibatches,
 )
-from cytomad_lib.models.networks import build_generator
+from cytomad_lib.networks import build_generator
 
 
 def orders(feed, epochs):

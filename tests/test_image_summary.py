@@ -5,8 +5,9 @@ import pytest
 from keras import ops
 from scipy.ndimage import gaussian_filter
 
-from cytomad_lib.models.image_summary import BANDS, DETAIL_SIGMA, LEVELS, ImageSummary
-from cytomad_lib.models.losses import blur
+from cytomad_lib.conditional.image_summary import ImageSummary
+from cytomad_lib.conditional.losses import blur
+from cytomad_lib.config import AREA_LEVELS, BANDS, DETAIL_SIGMA
 
 SIZE = 64
 
@@ -27,7 +28,7 @@ def parts_of(image):
     ends = [*ends, ends[-1] + 2]
     names = ("coarse", "detail", "bands", "slopes", "areas")
     parts = dict(zip(names, np.split(numbers, ends), strict=True))
-    assert len(parts["areas"]) == len(LEVELS)
+    assert len(parts["areas"]) == len(AREA_LEVELS)
     return parts
 
 
@@ -93,7 +94,7 @@ def test_areas_are_those_above_the_levels_of_the_peak():
 def test_a_softer_rim_widens_the_areas_above_low_levels_and_narrows_those_above_high_ones():
     change = changes(parts_of(disc(16, 1)), parts_of(disc(16, 8)))["areas"]
     assert (np.diff(change) < 0.03).all()
-    assert change[0] > 0.15 and change[-1] < -0.15 and abs(change[LEVELS.index(0.5)]) < 0.1
+    assert change[0] > 0.15 and change[-1] < -0.15 and abs(change[AREA_LEVELS.index(0.5)]) < 0.1
 
 
 def test_blur_takes_fine_detail_and_high_bands_and_leaves_the_coarse_copy():

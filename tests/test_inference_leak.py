@@ -17,7 +17,7 @@ from cytomad_lib.analysis.inference_leak import (
     leak_table,
     random_group_table,
 )
-from cytomad_lib.models.networks import build_generator
+from cytomad_lib.networks import build_generator
 from cytomad_lib.prediction import group_minibatches, predict, predict_together
 
 MEASURES = ["batch within class", "class", "class, unseen batch"]

@@ -20,9 +20,9 @@ from tf24_files import (
     write_weights,
 )
 
+from cytomad_lib import networks
 from cytomad_lib.data.cells import CellImages
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.models import networks
 from cytomad_lib.models.legacy import (
     LegacyFileError,
     inspect_legacy,
@@ -180,7 +180,7 @@ def test_other_precisions_are_converted(dtype, tmp_path):
 FULL_WIDTH = """
 import hashlib, sys, time
 from cytomad_lib.models.legacy import load_legacy_generator
-from cytomad_lib.models.networks import build_generator
+from cytomad_lib.networks import build_generator
 
 def megabytes(field):
     with open("/proc/self/status") as file:

@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 from training_cells import TINY, make_cells
 
-from cytomad_lib.models.adversaries import batch_shares
+from cytomad_lib.conditional.adversary import batch_shares
+from cytomad_lib.conditional.networks import build_conditional_generator
+from cytomad_lib.conditional.training import FeatureRemoval, ImageRemoval
 from cytomad_lib.models.batch_removal import BatchRemoval, Classifiers
-from cytomad_lib.models.conditional_removal import FeatureRemoval, ImageRemoval
-from cytomad_lib.models.networks import (
-    build_conditional_generator,
-    build_discriminator,
-    build_generator,
-)
+from cytomad_lib.networks import build_discriminator, build_generator
 from cytomad_lib.runs import Run
 from cytomad_lib.views.live import LiveView, StopAfter
 

@@ -11,7 +11,7 @@ from scipy.io import loadmat
 from training_cells import TINY, make_cells
 
 from cytomad_lib import prediction as module
-from cytomad_lib.models.networks import build_generator
+from cytomad_lib.networks import build_generator
 from cytomad_lib.prediction import (
     INFERENCE_MODES,
     PredictionError,

@@ -9,8 +9,8 @@ from keras import ops
 from training_cells import TINY, make_cells
 
 from cytomad_lib.models.feeding import Minibatches
-from cytomad_lib.models.networks import build_discriminator, build_generator, computing_in
 from cytomad_lib.models.pretraining import Pix2Pix
+from cytomad_lib.networks import build_discriminator, build_generator, computing_in
 
 
 def tiny_model(preset=TINY, seed=0):

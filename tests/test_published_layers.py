@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from keras import layers
 
-from cytomad_lib.models import networks
+from cytomad_lib import networks
 from cytomad_lib.models.published_layers import published_layers
 
 TABLE = Path(__file__).parent / "data" / "published_networks.csv"

@@ -11,12 +11,12 @@ import pytest
 from training_cells import TINY, make_cells, untraced_steps, write_dataset
 
 from cytomad_lib import runs
+from cytomad_lib.config import Conditional
 from cytomad_lib.data.cells import CellFiles
 from cytomad_lib.data.errors import CytomadError, DatasetError, MatFileError
 from cytomad_lib.data.files import StoredArray
 from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.models import feeding
-from cytomad_lib.models.networks import Conditional
 from cytomad_lib.prediction import predict
 from cytomad_lib.runs import Run, RunError
 

@@ -11,9 +11,10 @@ from matplotlib import image as mpl_image
 from training_cells import make_cells
 
 from cytomad_lib.analysis import biophysics
+from cytomad_lib.conditional.networks import build_conditional_generator
 from cytomad_lib.data.cells import CellImages
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.models.networks import build_conditional_generator, build_generator
+from cytomad_lib.networks import build_generator
 from cytomad_lib.prediction import Prediction
 from cytomad_lib.simulation.dials import DIALS, day_settings
 from cytomad_lib.views import widgets

@@ -11,18 +11,18 @@ from scipy.io import loadmat
 from training_cells import GROUPS, ONE_EPOCH, untraced_steps, write_dataset
 
 from cytomad_lib import workflow
+from cytomad_lib.config import Conditional
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import DRUG
 from cytomad_lib.data.matfiles import write_mat
-from cytomad_lib.models.networks import Conditional
 from cytomad_lib.runs import Run
 from cytomad_lib.simulation.write import simulate_dataset
 
 PRESET = replace(
     ONE_EPOCH,
     conditional=Conditional(
-        image_epochs=1, feature_epochs=1, image_cells=6, feature_cells=12, matching_steps=12
+        image_epochs=1, feature_epochs=1, image_cells=6, feature_cells=12, alignment_steps=12
     ),
 )
 

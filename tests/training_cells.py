@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cytomad_lib.config import Conditional, Preset
 from cytomad_lib.data.cells import CellImages
 from cytomad_lib.data.layouts import LUNG
-from cytomad_lib.models.networks import Conditional, Preset
 from cytomad_lib.simulation.write import simulate_dataset
 
 TINY = Preset(
@@ -34,7 +34,7 @@ TINY = Preset(
         adversary_steps=1,
         replay_buffer=24,
         replay_sample=24,
-        matching_steps=12,
+        alignment_steps=12,
     ),
 )
 ONE_EPOCH = replace(TINY, pretraining_epochs=1, classifier_epochs=1, removal_epochs=1)

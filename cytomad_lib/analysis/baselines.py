@@ -49,7 +49,7 @@ import numpy as np
 import pandas as pd
 
 from cytomad_lib.analysis.probes import PROBES, ProbeError, _checked, _need_two
-from cytomad_lib.models.erasure import fit_leace, spread_of, within_class_concept
+from cytomad_lib.conditional.erasure import fit_leace, spread_of, within_class_concept
 
 HARMONY_COMPONENTS = 50
 

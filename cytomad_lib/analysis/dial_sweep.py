@@ -8,7 +8,7 @@ a prediction; they change the measured phase, which stands beside it for compari
 
 Example
 -------
->>> from cytomad_lib.models.networks import build_generator
+>>> from cytomad_lib.networks import build_generator
 >>> from cytomad_lib.simulation.dials import DialledCells
 >>> sweep = sweep_dials(build_generator(32, 4), DialledCells("H69", 2, image_size=32), ["na"], 3)
 >>> sweep[["dial", "value", "usual"]].to_numpy().tolist()

@@ -168,7 +168,7 @@ def _spread(values, axis):
 
 def _network(image_shape, n_bands, n_classes, n_batches, seed):
     """Build [image, spectrum, class, allowed batches] -> logits of the batches."""
-    from cytomad_lib.models import keras
+    from cytomad_lib.backend import keras
     from cytomad_lib.models.batch_norm import BatchNormalization
 
     layers, ops = keras.layers, keras.ops
@@ -240,7 +240,7 @@ class _Trainer:
 
     def probabilities(self, inputs):
         """Return (cells, batches)."""
-        from cytomad_lib.models import keras
+        from cytomad_lib.backend import keras
         from cytomad_lib.models.autodiff import without_gradients
 
         # Called directly: `predict` would compile for each new number of cells, and warn of it.
@@ -254,7 +254,7 @@ class _Trainer:
         return softmax(np.concatenate(logits), axis=1)
 
     def _compile(self, network, steps):
-        from cytomad_lib.models import keras
+        from cytomad_lib.backend import keras
 
         # The rate falls to zero, so that the last weights are not a matter of the last minibatch.
         rate = keras.optimizers.schedules.CosineDecay(RATE, steps)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from cytomad_lib.bench.machine import peak_memory
 from cytomad_lib.bench.work import COLD_START, WORKS, Bed, Effort, find_published_way
+from cytomad_lib.config import Preset
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.layouts import LUNG
-from cytomad_lib.models.networks import Preset
 from cytomad_lib.runs import Run
 
 

@@ -12,7 +12,7 @@ import time
 from importlib import import_module, metadata
 from pathlib import Path
 
-from cytomad_lib.models import keras
+from cytomad_lib.backend import keras
 from cytomad_lib.models.autodiff import accelerator
 from cytomad_lib.runs import versions
 

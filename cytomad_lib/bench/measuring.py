@@ -19,6 +19,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from cytomad_lib.backend import keras
 from cytomad_lib.bench.cells import write_files
 from cytomad_lib.bench.machine import PRODUCT_SIZE, MatrixProduct, machine_facts
 from cytomad_lib.bench.processes import in_new_process
@@ -36,11 +37,10 @@ from cytomad_lib.bench.work import (
     Bed,
     find_published_way,
 )
+from cytomad_lib.config import DEMO, PUBLISHED
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LUNG
-from cytomad_lib.models import keras
 from cytomad_lib.models.autodiff import accelerator, accelerator_peak
-from cytomad_lib.models.networks import DEMO, PUBLISHED
 from cytomad_lib.runs import say
 
 PRESETS = {"published": PUBLISHED, "demo": DEMO}

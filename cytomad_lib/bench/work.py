@@ -11,16 +11,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from cytomad_lib.backend import keras
 from cytomad_lib.bench.cells import make_cells
 from cytomad_lib.bench.processes import in_new_process
+from cytomad_lib.config import Preset
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.layouts import LUNG
-from cytomad_lib.models import keras
 from cytomad_lib.models.batch_removal import BatchRemoval, Classifiers, RefitBatchMLPs
 from cytomad_lib.models.feeding import Minibatches
-from cytomad_lib.models.networks import Preset, build_discriminator, build_generator
 from cytomad_lib.models.operations import count_operations, step_operations
 from cytomad_lib.models.pretraining import Pix2Pix
+from cytomad_lib.networks import build_discriminator, build_generator
 from cytomad_lib.prediction import predict
 from cytomad_lib.simulation.acquisition import simulate_cells
 

@@ -32,8 +32,9 @@ import numpy as np
 from keras import ops
 from tqdm import tqdm
 
+from cytomad_lib import networks
 from cytomad_lib.data.files import StoredArray
-from cytomad_lib.models import losses, networks
+from cytomad_lib.models import losses
 from cytomad_lib.models.autodiff import adam, compiled, without_gradients
 from cytomad_lib.models.feeding import Minibatches
 from cytomad_lib.models.pretraining import Pix2Pix

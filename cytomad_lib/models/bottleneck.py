@@ -10,7 +10,7 @@ from the input image itself. Cut in two, each part can be changed on its own:
 
 Example
 -------
->>> from cytomad_lib.models.networks import build_generator
+>>> from cytomad_lib.networks import build_generator
 >>> split = split_generator(build_generator(image_size=32, base_filters=4))
 >>> code = split.encode(np.random.default_rng(0).normal(size=(3, 32, 32, 1)).astype("float32"))
 >>> code.bottleneck.shape, len(code.skips)
@@ -24,8 +24,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cytomad_lib.backend import keras
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.models import keras
 from cytomad_lib.models.autodiff import without_gradients
 
 AT_ONCE = 100  # cells per slice; bounds the memory, does not change the result
@@ -150,7 +150,7 @@ def split_generator(generator):
     if "normalise_image" in names and "generator" in names:
         inner = split_generator(generator.get_layer("generator"))
         image = inner.decoder.outputs[0]
-        for finish in ("quiet_background", "blur_image"):
+        for finish in ("clean_background", "blur_image"):
             image = generator.get_layer(finish)(image)
         decoder = keras.Model(inner.decoder.inputs, image, name="decoder")
         return SplitGenerator(inner.encoder, decoder, generator.get_layer("normalise_image"))

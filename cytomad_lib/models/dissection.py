@@ -45,7 +45,7 @@ def block_table(network):
     Parameters
     ----------
     network : keras.Model
-        From a builder of `cytomad_lib.models.networks`, but not `build_conditional_generator`:
+        From a builder of `cytomad_lib.networks`, but not `build_conditional_generator`:
         give `get_layer("generator")` or `get_layer("feature_encoder")` of that.
 
     Returns

@@ -22,7 +22,7 @@ import numpy as np
 
 from cytomad_lib.data.cells import CellFiles
 from cytomad_lib.data.files import StoredArray
-from cytomad_lib.models.networks import seed_generators
+from cytomad_lib.networks import seed_generators
 
 # Images in the block that is dealt from; another one is being read. 4096 pairs of 64 x 64 pixels.
 BLOCK_BYTES = 128 * 2**20

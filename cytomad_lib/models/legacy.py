@@ -1,7 +1,7 @@
 """Networks out of the `.h5` files that the published programs write.
 
 Those programs, and the earlier beGAN release, save with TensorFlow 2.4. Keras 3 cannot load all
-of these files. So the network is built anew by `cytomad_lib.models.networks`, and only its weights
+of these files. So the network is built anew by `cytomad_lib.networks`, and only its weights
 are read. Which network a file holds is told by its layers, not by its name; the names are
 
 | file | kind |
@@ -39,14 +39,14 @@ from cytomad_lib.models.legacy_files import (
     read_network,
     read_weight,
 )
-from cytomad_lib.models.networks import (
+from cytomad_lib.models.published_layers import published_layers
+from cytomad_lib.networks import (
     build_batch_mlp,
     build_cell_type_mlp,
     build_cnn_classifier,
     build_discriminator,
     build_generator,
 )
-from cytomad_lib.models.published_layers import published_layers
 
 ANY_IMAGE_SIZE = 128  # stands in where weights fit several sizes
 IN_WORDS = {
@@ -132,7 +132,7 @@ def load_legacy(path, image_size=None):
     Returns
     -------
     keras.Model
-        As made by the builder in `cytomad_lib.models.networks`.
+        As made by the builder in `cytomad_lib.networks`.
 
     Raises
     ------

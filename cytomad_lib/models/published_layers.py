@@ -1,6 +1,6 @@
 """The published networks as lists of layers, the way TensorFlow 2.4 describes them.
 
-`cytomad_lib.models.networks` builds these networks; here they are plain data, that cost no memory.
+`cytomad_lib.networks` builds these networks; here they are plain data, that cost no memory.
 `cytomad_lib.models.legacy` holds a file against them before it builds anything.
 
 Source: the CytoMAD publication and its programs.
@@ -17,7 +17,12 @@ Example
 import math
 from dataclasses import dataclass
 
-from cytomad_lib.models.networks import KERNEL, LEAKY_SLOPE, encoder_widths, tail_widths
+from cytomad_lib.networks import (
+    KERNEL,
+    LEAKY_SLOPE,
+    encoder_widths,
+    tail_widths,
+)
 
 
 @dataclass(frozen=True)

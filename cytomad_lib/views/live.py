@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
-from cytomad_lib.models import keras  # imported there without TensorFlow's remarks
+from cytomad_lib.backend import keras
 from cytomad_lib.models.autodiff import without_gradients
 from cytomad_lib.views.plots import (
     PHASE_MAP,

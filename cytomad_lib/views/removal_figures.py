@@ -60,7 +60,7 @@ def batch_targets(shares, classes, batches):
     Parameters
     ----------
     shares : array, (classes, batches)
-        p(batch | class), from `models.adversaries.batch_shares`.
+        p(batch | class), from `conditional.adversary.batch_shares`.
     classes, batches : sequence of str
 
     Returns

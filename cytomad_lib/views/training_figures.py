@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import Normalize
 
-from cytomad_lib.models import keras  # imported there without TensorFlow's remarks
+from cytomad_lib.backend import keras
 from cytomad_lib.views.plots import (
     METHOD_COLOURS,
     PHASE_MAP,

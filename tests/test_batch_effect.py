@@ -7,7 +7,7 @@ from keras import ops
 from scipy.signal import correlate2d
 from training_cells import make_cells
 
-from cytomad_lib.models.calibration import KERNEL, BatchView, batch_scales
+from cytomad_lib.conditional.batch_effect import EFFECT_KERNEL, BatchEffect, batch_scales
 
 IMAGES = np.random.default_rng(0).uniform(0, 2, (3, 16, 16, 1)).astype("float32")
 EACH = np.arange(3, dtype="int32")
@@ -71,11 +71,11 @@ def test_an_empty_image_does_not_give_an_infinite_scale():
 
 
 def test_to_begin_with_nothing_is_changed():
-    np.testing.assert_array_equal(seen_by(BatchView(3)), IMAGES)
+    np.testing.assert_array_equal(seen_by(BatchEffect(3)), IMAGES)
 
 
 def test_a_start_from_scales_multiplies_each_batch_relative_to_their_mean():
-    view = BatchView(3)
+    view = BatchEffect(3)
     view.start_from_scales([0.3, 0.0, -0.2])
     factors = np.exp([0.3, 0.0, -0.2])
     factors += 1 - factors.mean()
@@ -88,18 +88,18 @@ def test_a_start_from_scales_multiplies_each_batch_relative_to_their_mean():
 
 def test_what_all_batches_have_in_common_changes_nothing():
     random = np.random.default_rng(2)
-    view = BatchView(3)
+    view = BatchEffect(3)
     view.kernels.assign(random.normal(0, 0.1, view.kernels.shape))
     view.planes.assign(random.normal(0, 0.1, view.planes.shape))
     before = seen_by(view)
     assert np.abs(before - IMAGES).max() > 0.1
-    view.kernels.assign(view.kernels + random.normal(size=(KERNEL, KERNEL, 1, 1)))
+    view.kernels.assign(view.kernels + random.normal(size=(EFFECT_KERNEL, EFFECT_KERNEL, 1, 1)))
     view.planes.assign(view.planes + random.normal(size=(1, 3)))
     np.testing.assert_allclose(seen_by(view), before, atol=1e-4)
 
 
 def test_the_changes_of_one_image_by_all_batches_add_up_to_none():
-    view = BatchView(3)
+    view = BatchEffect(3)
     random = np.random.default_rng(3)
     view.kernels.assign(random.normal(0, 0.1, view.kernels.shape))
     view.planes.assign(random.normal(0, 0.1, view.planes.shape))
@@ -108,7 +108,7 @@ def test_the_changes_of_one_image_by_all_batches_add_up_to_none():
 
 
 def test_a_plane_tilts_its_own_batch_against_all_others():
-    view = BatchView(3)
+    view = BatchEffect(3)
     view.planes.assign([[0.1, 0.4, -0.2], [0, 0, 0], [0, 0, 0]])
     one = np.repeat(IMAGES[:1], 3, axis=0)
     first, second, third = seen_by(view, one)[..., 0]
@@ -122,7 +122,7 @@ def test_a_kernel_blurs_as_a_small_filter_does():
     blur = np.outer([0, 1, 2, 1, 0], [0, 1, 2, 1, 0]) / 16
     change = blur.copy()
     change[2, 2] -= 1  # what blurring adds to an image
-    view = BatchView(3)
+    view = BatchEffect(3)
     kernels = np.zeros(view.kernels.shape)
     kernels[..., 0, 1] = change
     view.kernels.assign(kernels)

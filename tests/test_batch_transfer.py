@@ -9,9 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from cytomad_lib.conditional.batch_transfer import BatchTransfer
 from cytomad_lib.data.cells import CellImages, load_cells
 from cytomad_lib.data.layouts import LUNG
-from cytomad_lib.models.reimaging import Reimaging
 from cytomad_lib.simulation.write import simulate_dataset
 
 BATCHES = ("Batch1", "Batch3", "Batch4")  # the days of H69
@@ -57,16 +57,16 @@ def cells_of_days(per_day=40, noise=(0, 0, 0), scales=(1, 1, 1)):
     return CellImages(*stack, labels=labels, pixel_size_um=1.0)
 
 
-def moved_to(reimaging, cells, batch):
+def moved_to(transfer, cells, batch):
     other = np.full(len(cells), LUNG.batches.index(batch))
-    return reimaging(cells.brightfield, cells.qpi, cells.batch_codes, other)[..., 0]
+    return transfer(cells.brightfield, cells.qpi, cells.batch_codes, other)[..., 0]
 
 
 @pytest.mark.parametrize("scales", [(1, 1, 1), (1.0, 1.2, 0.9)])
 @pytest.mark.parametrize("batch", BATCHES)
 def test_known_filters_are_found_whatever_the_scale_of_the_phase(batch, scales):
     cells = cells_of_days(scales=scales)
-    moved = moved_to(Reimaging.fit(cells), cells, batch)
+    moved = moved_to(BatchTransfer.fit(cells), cells, batch)
     phase = cells.qpi[..., 0] / np.repeat(scales, 40)[:, None, None]
     wanted = one_day(batch, phase)
     error = np.sqrt(np.mean((moved - wanted) ** 2))
@@ -76,16 +76,16 @@ def test_known_filters_are_found_whatever_the_scale_of_the_phase(batch, scales):
 
 def test_who_stays_is_not_changed():
     cells = cells_of_days(noise=(0.05, 0.1, 0.2))
-    reimaging = Reimaging.fit(cells)
-    same = reimaging(cells.brightfield, cells.qpi, cells.batch_codes, cells.batch_codes)
+    transfer = BatchTransfer.fit(cells)
+    same = transfer(cells.brightfield, cells.qpi, cells.batch_codes, cells.batch_codes)
     np.testing.assert_allclose(same, cells.brightfield, atol=1e-5)
 
 
 def test_noise_takes_the_strength_of_the_new_day():
     cells = cells_of_days(per_day=150, noise=(0.02, 0.02, 0.2))
-    reimaging = Reimaging.fit(cells)
+    transfer = BatchTransfer.fit(cells)
     for batch, level in (("Batch1", 0.02), ("Batch4", 0.2)):
-        moved = moved_to(reimaging, cells, batch)
+        moved = moved_to(transfer, cells, batch)
         rest = moved - one_day(batch, cells.qpi[..., 0])
         for code in CODES:
             assert rest[cells.batch_codes == code].std() == pytest.approx(level, rel=0.15)
@@ -93,20 +93,20 @@ def test_noise_takes_the_strength_of_the_new_day():
 
 def test_slices_give_the_same_filters(monkeypatch):
     cells = cells_of_days(noise=(0.1, 0.1, 0.1))
-    whole = Reimaging.fit(cells)
+    whole = BatchTransfer.fit(cells)
     in_slices = CellImages.in_slices
     monkeypatch.setattr(CellImages, "in_slices", lambda cells, at_once=0: in_slices(cells, 7))
-    parts = Reimaging.fit(cells)
+    parts = BatchTransfer.fit(cells)
     np.testing.assert_allclose(parts.filters, whole.filters, atol=1e-9)
     np.testing.assert_allclose(parts.rest_power, whole.rest_power, rtol=1e-6, atol=1e-9)
 
 
 def test_a_batch_without_cells_cannot_be_moved_to():
     cells = cells_of_days()
-    reimaging = Reimaging.fit(cells)
-    assert list(reimaging.present) == CODES
+    transfer = BatchTransfer.fit(cells)
+    assert list(transfer.present) == CODES
     with pytest.raises(ValueError, match=r"\[1\] are asked for.*\[0, 2, 3\]"):
-        moved_to(reimaging, cells, "Batch2")
+        moved_to(transfer, cells, "Batch2")
 
 
 def test_a_probe_takes_moved_cells_for_those_of_their_new_day(tmp_path):
@@ -123,8 +123,8 @@ def test_a_probe_takes_moved_cells_for_those_of_their_new_day(tmp_path):
 
     probe.fit(pixels(train.brightfield), train.batch_codes)
     assert np.mean(probe.predict(pixels(test.brightfield)) == test.batch_codes) > 0.85
-    reimaging = Reimaging.fit(train)
+    transfer = BatchTransfer.fit(train)
     other = np.array(CODES)[(np.searchsorted(CODES, test.batch_codes) + 1) % 3]
-    moved = reimaging(test.brightfield, test.qpi, test.batch_codes, other)
+    moved = transfer(test.brightfield, test.qpi, test.batch_codes, other)
     said = probe.predict(pixels(moved))
     assert np.mean(said == other) > 0.8 and np.mean(said == test.batch_codes) < 0.1

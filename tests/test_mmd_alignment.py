@@ -8,12 +8,13 @@ import pytest
 from keras import ops
 
 from cytomad_lib.analysis import probes
-from cytomad_lib.models import matching
-from cytomad_lib.models.adversaries import batch_shares
-from cytomad_lib.models.erasure import fit_leace, within_class_concept
-from cytomad_lib.models.networks import Conditional, build_conditional_generator
+from cytomad_lib.conditional import mmd_alignment
+from cytomad_lib.conditional.adversary import batch_shares
+from cytomad_lib.conditional.erasure import fit_leace, within_class_concept
+from cytomad_lib.conditional.networks import build_conditional_generator
+from cytomad_lib.config import ALIGNED_DIRECTIONS, CELLS_PER_CLASS, Conditional
 
-RECIPE = Conditional(matching_steps=200, directions=2)
+RECIPE = Conditional(alignment_steps=200, directions=2)
 N_FEATURES = 32
 # By class and batch, the correlation of two numbers whose mean and spread are the same everywhere.
 CORRELATION = np.array([[0.95, -0.95, 0.0], [0.0, 0.95, -0.95], [-0.95, 0.0, 0.95]])
@@ -57,7 +58,7 @@ def accuracies(features, labels):
 @pytest.fixture(scope="module")
 def matched():
     generator = new_generator()
-    matching.match_features(generator, make_features()[0], RECIPE, n_classes=3, seed=0)
+    mmd_alignment.align_features(generator, make_features()[0], RECIPE, n_classes=3, seed=0)
     return generator
 
 
@@ -84,10 +85,10 @@ def test_only_the_directions_asked_for_are_left(matched):
 def test_the_head_is_what_was_trained(matched):
     made = make_features()[0]
     generator = new_generator()
-    model = matching.match_features(generator, made, RECIPE, n_classes=3, seed=0)
+    model = mmd_alignment.align_features(generator, made, RECIPE, n_classes=3, seed=0)
     features = made["features"].astype(float)
     centred = features - features.mean(axis=0)
-    axes = np.linalg.svd(centred, full_matrices=False)[2][: matching.SEEN]
+    axes = np.linalg.svd(centred, full_matrices=False)[2][:ALIGNED_DIRECTIONS]
     seen = centred @ axes.T
     trained = ops.convert_to_numpy(model((seen / seen.std(axis=0)).astype("float32")))
     delivered = through_head(generator, made["features"])
@@ -97,11 +98,11 @@ def test_the_head_is_what_was_trained(matched):
     np.testing.assert_allclose(delivered, through_head(matched, made["features"]), atol=2e-3)
 
 
-def test_without_weight_on_the_discrepancy_the_batch_stays():
+def test_without_weight_on_the_mmd_the_batch_stays():
     made, labels = make_features(per_group=80, seed=1)
     generator = new_generator()
-    recipe = replace(RECIPE, weight_matching=0.0, matching_steps=50)
-    matching.match_features(generator, made, recipe, n_classes=3)
+    recipe = replace(RECIPE, weight_mmd=0.0, alignment_steps=50)
+    mmd_alignment.align_features(generator, made, recipe, n_classes=3)
     found = accuracies(through_head(generator, made["features"]), labels)
     assert found["class"] > 0.9
     assert found["batch within class"] > 0.5  # below 0.42 with it, see above
@@ -112,17 +113,19 @@ def test_a_class_of_one_batch_and_few_cells_are_no_obstacle():
     rows = (made["class_codes"] != 2) | (made["batch_codes"] == 0)
     made = {name: values[rows] for name, values in made.items()}
     generator = new_generator()
-    model = matching.match_features(generator, made, replace(RECIPE, matching_steps=5), n_classes=4)
-    assert model.learner.iterations == 5
+    model = mmd_alignment.align_features(
+        generator, made, replace(RECIPE, alignment_steps=5), n_classes=4
+    )
+    assert model.optimizer.iterations == 5
     assert np.isfinite(through_head(generator, made["features"])).all()
 
 
-# --- the discrepancy ---------------------------------------------------------------------------
+# --- the mmd ---------------------------------------------------------------------------
 
 
-def discrepancy(cells, batch):
+def mmd(cells, batch):
     one_hot = np.eye(batch.max() + 1, dtype="float32")[batch]
-    return float(matching.discrepancy(ops.convert_to_tensor(cells, "float32"), one_hot))
+    return float(mmd_alignment.mmd(ops.convert_to_tensor(cells, "float32"), one_hot))
 
 
 def two_batches(change, n=300, seed=0):
@@ -132,12 +135,12 @@ def two_batches(change, n=300, seed=0):
     return cells[None], np.repeat([0, 1], n)[None]
 
 
-def test_discrepancy_of_batches_far_apart_is_one():
+def test_mmd_of_batches_far_apart_is_one():
     # Own batch: kernel 1, other batch: 0. Twice 1 less the mean of both.
     cells = np.zeros((1, 6, 2))
     cells[0, 3:] = 100.0
-    assert discrepancy(cells, np.array([[0, 0, 0, 1, 1, 1]])) == pytest.approx(1.0)
-    assert discrepancy(np.zeros((1, 6, 2)), np.array([[0, 0, 0, 1, 1, 1]])) == pytest.approx(0.0)
+    assert mmd(cells, np.array([[0, 0, 0, 1, 1, 1]])) == pytest.approx(1.0)
+    assert mmd(np.zeros((1, 6, 2)), np.array([[0, 0, 0, 1, 1, 1]])) == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize(
@@ -149,17 +152,17 @@ def test_discrepancy_of_batches_far_apart_is_one():
     ],
     ids=["place", "width", "correlation"],
 )
-def test_discrepancy_sees_place_width_and_shape(change):
-    same = discrepancy(*two_batches(lambda cells: cells))
+def test_mmd_sees_place_width_and_shape(change):
+    same = mmd(*two_batches(lambda cells: cells))
     assert 0 < same < 0.01  # what two samples of one cloud differ by
-    assert discrepancy(*two_batches(change)) > 3 * same
+    assert mmd(*two_batches(change)) > 3 * same
 
 
-def test_discrepancy_compares_within_classes_only():
+def test_mmd_compares_within_classes_only():
     cells, batch = two_batches(lambda cells: cells)
     apart = np.concatenate([cells, cells + 50.0])
-    both = discrepancy(apart, np.concatenate([batch, batch]))
-    assert both == pytest.approx(discrepancy(cells, batch), abs=1e-6)
+    both = mmd(apart, np.concatenate([batch, batch]))
+    assert both == pytest.approx(mmd(cells, batch), abs=1e-6)
 
 
 def test_steps_draw_as_many_cells_of_each_class_in_the_shares_of_its_batches():
@@ -167,9 +170,9 @@ def test_steps_draw_as_many_cells_of_each_class_in_the_shares_of_its_batches():
     rows = (made["batch_codes"] != 1) | (np.arange(len(labels)) % 3 == 0)
     seen = made["features"][rows, :1]
     codes = made["batch_codes"][rows], made["class_codes"][rows]
-    draws = matching._Draws(seen, *codes, steps=3, seed=0)
+    draws = mmd_alignment._Draws(seen, *codes, steps=3, seed=0)
     cells, targets = draws[1]
-    assert cells.shape == (3, matching.CELLS, 1)
+    assert cells.shape == (3, CELLS_PER_CLASS, 1)
     found = targets["batch"].mean(axis=1)
     np.testing.assert_allclose(found, batch_shares(labels[rows]), atol=0.08)
     np.testing.assert_array_equal(draws[1][0], cells)

@@ -12,7 +12,7 @@ recipe:
   learns slowly overlooks it there, an independent probe that standardises does not.
 
 Beside the network that guesses, it measures without learning how far apart the batches of a class
-are: maximum mean discrepancy (MMD) with a linear kernel on the whitened features. Few cells of a
+are: maximum mean mmd (MMD) with a linear kernel on the whitened features. Few cells of a
 group are in one minibatch; they are compared with those of the minibatches before, which are kept
 in a replay buffer.
 
@@ -26,18 +26,20 @@ Example
 >>> adversary = ConditionalAdversary(64, shares, Conditional())
 >>> adversary.compile()
 >>> adversary.update(features, batch, class_name)         # remember these cells, learn from all
->>> terms = adversary.losses_of(features, batch, class_name)  # what the generator shall minimise
+>>> terms = adversary.losses_of(features, batch, class_name)  # for the generator to minimise
 """
 
 import keras
 import numpy as np
 from keras import layers, ops
 
+from cytomad_lib.conditional.networks import build_leaky_mlp
+from cytomad_lib.config import (
+    ADVERSARY_DROPOUT,
+    ADVERSARY_WIDTHS,
+)
 from cytomad_lib.models.autodiff import adam, minimise
-from cytomad_lib.models.networks import build_leaky_mlp
 
-MLP_WIDTHS = (128, 64)
-DROPOUT = 0.2  # it sees the remembered cells again and again
 IMPOSSIBLE = -1e9  # added to the logit of a batch that the class was never seen in
 
 
@@ -83,10 +85,10 @@ class ConditionalAdversary(layers.Layer):
         self.shares = shares
         n_classes, n_batches = shares.shape
         kept = recipe.replay_buffer
-        self.recent = self._memory((kept, n_features), "recent")
-        self.recent_batch = self._memory((kept,), "recent_batch", "int32")
-        self.recent_class = self._memory((kept,), "recent_class", "int32")
-        self.recent_filled = self._memory((kept,), "recent_filled")  # 1: holds a cell, 0: not yet
+        self.buffer = self._memory((kept, n_features), "buffer")
+        self.buffer_batch = self._memory((kept,), "buffer_batch", "int32")
+        self.buffer_class = self._memory((kept,), "buffer_class", "int32")
+        self.buffer_filled = self._memory((kept,), "buffer_filled")  # 1: holds a cell, 0: not yet
         self.whitening = self.add_weight(
             shape=(n_features, n_features), initializer="identity", trainable=False
         )
@@ -106,7 +108,7 @@ class ConditionalAdversary(layers.Layer):
         self.optimizer.build(self.mlp.trainable_variables)
 
     @property
-    def chance(self):
+    def seed_generators(self):
         """What draws at random here, for `ReseedDropout`."""
         return [self.mlp, self.draw_seed]
 
@@ -127,7 +129,7 @@ class ConditionalAdversary(layers.Layer):
             fall below zero. The gradient is half that of the distance, as the remembered cells
             stay where they are.
         """
-        recent = ops.stop_gradient(self.recent.value)
+        recent = ops.stop_gradient(self.buffer.value)
         # Whitened twice, the few new cells meet the many remembered ones as these are.
         whitened = ops.matmul(self._whiten(features), ops.transpose(self.whitening.value))
         linear = ops.matmul(whitened, ops.transpose(recent))
@@ -157,11 +159,11 @@ class ConditionalAdversary(layers.Layer):
         return seen
 
     def _guessing_losses(self):
-        kept = self.recent_filled.shape[0]
+        kept = self.buffer_filled.shape[0]
         shown = keras.random.randint((self.recipe.replay_sample,), 0, kept, seed=self.draw_seed)
         features, class_name, truth, filled = (
             ops.take(memory.value, shown, axis=0)
-            for memory in (self.recent, self.recent_class, self.recent_batch, self.recent_filled)
+            for memory in (self.buffer, self.buffer_class, self.buffer_batch, self.buffer_filled)
         )
         logits = self._logits(features, class_name, training=True)
         entropy = keras.losses.sparse_categorical_crossentropy(truth, logits, from_logits=True)
@@ -189,10 +191,10 @@ class ConditionalAdversary(layers.Layer):
 
         A cell is too close to its own batch, if that is closer than the batches on average.
         """
-        same_class = ops.cast(class_name[:, None] == self.recent_class.value[None], kernel.dtype)
+        same_class = ops.cast(class_name[:, None] == self.buffer_class.value[None], kernel.dtype)
         n_batches = self.shares.shape[1]
-        member = ops.one_hot(self.recent_batch.value, n_batches, dtype=kernel.dtype)
-        member = member * self.recent_filled.value[:, None]
+        member = ops.one_hot(self.buffer_batch.value, n_batches, dtype=kernel.dtype)
+        member = member * self.buffer_filled.value[:, None]
         cells = ops.matmul(same_class, member)
         to_batch = ops.matmul(kernel * same_class, member) / ops.maximum(cells, 1.0)
         own = ops.one_hot(batch, n_batches, dtype=kernel.dtype)
@@ -204,9 +206,9 @@ class ConditionalAdversary(layers.Layer):
 
     def _find_whitening(self):
         """Return the matrix that gives the spread inside the groups the same size everywhere."""
-        features, filled = self.recent.value, self.recent_filled.value[:, None]
+        features, filled = self.buffer.value, self.buffer_filled.value[:, None]
         n_classes, n_batches = self.shares.shape
-        group = self.recent_class.value * n_batches + self.recent_batch.value
+        group = self.buffer_class.value * n_batches + self.buffer_batch.value
         member = ops.one_hot(group, n_classes * n_batches, dtype=features.dtype) * filled
         cells = ops.maximum(ops.sum(member, axis=0), 1.0)[:, None]
         means = ops.matmul(ops.transpose(member), features) / cells
@@ -219,10 +221,10 @@ class ConditionalAdversary(layers.Layer):
 
     def _remember(self, features, batch, class_name):
         new = {
-            "recent": features,
-            "recent_batch": ops.cast(batch, "int32"),
-            "recent_class": ops.cast(class_name, "int32"),
-            "recent_filled": ops.ones_like(features[:, 0]),
+            "buffer": features,
+            "buffer_batch": ops.cast(batch, "int32"),
+            "buffer_class": ops.cast(class_name, "int32"),
+            "buffer_filled": ops.ones_like(features[:, 0]),
         }
         for name, values in new.items():
             memory = getattr(self, name)
@@ -234,5 +236,5 @@ def _build_guesser(n_features, n_classes, n_batches, seed):
     (seed,) = np.random.default_rng(seed).integers(2**31, size=1).tolist()
     inputs = layers.Input((n_features,)), layers.Input((n_classes,))
     joined = layers.Concatenate()(inputs)
-    mlp = build_leaky_mlp(joined.shape[1], MLP_WIDTHS, n_batches, DROPOUT, seed)
+    mlp = build_leaky_mlp(joined.shape[1], ADVERSARY_WIDTHS, n_batches, ADVERSARY_DROPOUT, seed)
     return keras.Model(inputs, mlp(joined), name="adversary_mlp")

@@ -8,21 +8,22 @@ from keras import ops
 from test_pretraining import moved, one_minibatch
 from training_cells import TINY, make_cells
 
-from cytomad_lib.models.adversaries import batch_shares
-from cytomad_lib.models.batch_norm import BatchNormalization
-from cytomad_lib.models.batch_removal import generate
-from cytomad_lib.models.conditional_removal import (
+from cytomad_lib.conditional.adversary import batch_shares
+from cytomad_lib.conditional.networks import build_conditional_generator
+from cytomad_lib.conditional.training import (
     FeatureRemoval,
     ImageRemoval,
     _LateFall,
     _turned,
     _turned_back,
     erase_linear_trace,
-    exchange_days,
     image_statistics,
     match_total_phase,
+    transfer_at_random,
 )
-from cytomad_lib.models.networks import Conditional, build_conditional_generator
+from cytomad_lib.config import Conditional
+from cytomad_lib.models.batch_norm import BatchNormalization
+from cytomad_lib.models.batch_removal import generate
 
 CELLS = make_cells()
 STEPS = 8
@@ -71,7 +72,7 @@ class Kernels:
 
 def test_delivered_is_the_running_mean_of_the_weights_for_as_long_as_asked():
     model = tiny_model(ImageRemoval, ema_decay=0.2)
-    weight = model.learning[0]
+    weight = model.trained_weights[0]
     start = ops.convert_to_numpy(weight).copy()
     passed = []
     for _ in range(3):
@@ -89,9 +90,9 @@ def test_delivered_is_the_running_mean_of_the_weights_for_as_long_as_asked():
 
 def test_the_mean_of_a_short_training_keeps_nothing_of_its_start():
     model = tiny_model(ImageRemoval, ema_decay=0.995)
-    weight, steps = model.learning[0], 40
+    weight, steps = model.trained_weights[0], 40
     for step in range(steps):  # as if each step had moved the weight by one
-        model.learner.iterations.assign(step + 1)
+        model.optimizer.iterations.assign(step + 1)
         weight.assign(ops.full(weight.shape, float(step)))
         model._update_means()
     with model.delivered():
@@ -161,9 +162,9 @@ def step_that_moves(model, moving, still):
 
 def test_a_step_on_images_moves_all_that_makes_them_and_nothing_that_reads_features():
     model = tiny_model(ImageRemoval)
-    moving = [Kernels(model.unet), model.view, model.adversary.mlp]
+    moving = [Kernels(model.unet), model.batch_effect, model.adversary.mlp]
     step_that_moves(model, moving, still=model.generator.get_layer("feature_encoder"))
-    assert ops.convert_to_numpy(model.adversary.recent_filled).sum() == len(CELLS)
+    assert ops.convert_to_numpy(model.adversary.buffer_filled).sum() == len(CELLS)
 
 
 def test_a_step_on_features_moves_encoder_and_class_head():
@@ -195,7 +196,7 @@ def test_the_gradient_of_a_step_on_images_is_clipped():
         model = tiny_model(ImageRemoval, **NO_ADVERSARY, weight_mae=weight, weight_structure=0.0)
         model.train_step(minibatch_of(CELLS))
         first_moments = np.concatenate(
-            [ops.convert_to_numpy(moment).ravel() for moment in model.learner._momentums]
+            [ops.convert_to_numpy(moment).ravel() for moment in model.optimizer._momentums]
         )
         steps.append(np.linalg.norm(first_moments) / (1 - 0.5))
     assert steps[1] == pytest.approx(model.clipnorm, rel=1e-3)
@@ -241,7 +242,7 @@ def test_the_batch_terms_on_images_grow_from_nothing_to_their_full_weight():
 def losses_by_step(model):
     found = {}
     for steps in (0, 2, 4, 8):
-        model.learner.iterations.assign(steps)
+        model.optimizer.iterations.assign(steps)
         found[steps] = all_losses(model)
     return found
 
@@ -251,9 +252,9 @@ def test_the_image_is_compared_through_the_eyes_of_its_batch():
     brightfield, targets = minibatch_of(CELLS)
     scales = np.zeros(7)
     scales[[0, 2, 5]] = 0.3, -0.2, 0.1
-    model.view.start_from_scales(scales)
+    model.batch_effect.start_from_scales(scales)
     image = model.generator(brightfield, training=False)[0]
-    targets = targets | {"qpi": model.view(image, targets["batch"])}
+    targets = targets | {"qpi": model.batch_effect(image, targets["batch"])}
     terms = model.losses_of(image, model.image_summary(image), targets)
     assert float(terms["mae"]) == pytest.approx(0, abs=1e-6)
     assert np.abs(ops.convert_to_numpy(targets["qpi"] - image)).max() > 1e-4
@@ -266,9 +267,9 @@ def test_the_learning_rate_falls_late(kind):
     np.testing.assert_allclose(found, [1e-3, 1e-3, 5.5e-4, 1e-4, 1e-4], rtol=1e-5)
     assert _LateFall.from_config(rate.get_config()).get_config() == {"rate": 1e-3, "steps": 100}
     model = tiny_model(kind)
-    assert float(model.learner.learning_rate) == pytest.approx(7e-4)
-    model.learner.iterations.assign(STEPS)
-    assert float(model.learner.learning_rate) == pytest.approx(7e-5)
+    assert float(model.optimizer.learning_rate) == pytest.approx(7e-4)
+    model.optimizer.iterations.assign(STEPS)
+    assert float(model.optimizer.learning_rate) == pytest.approx(7e-5)
 
 
 # --- turns -------------------------------------------------------------------------------------
@@ -309,7 +310,7 @@ def test_images_are_turned_back_before_they_are_compared(monkeypatch):
 # --- other days --------------------------------------------------------------------------------
 
 
-def changed(exchanged=0.5, n=600):
+def changed(transferred=0.5, n=600):
     """Return what becomes of a minibatch in which brightfield images are moved by adding 100."""
     random = np.random.default_rng(0)
     shares = np.zeros((7, 7), "float32")
@@ -321,12 +322,12 @@ def changed(exchanged=0.5, n=600):
         "batch": np.full(n, 2),
     }
 
-    def reimaging(brightfield, qpi, own, other):
+    def transfer(brightfield, qpi, own, other):
         assert (own == 2).all() and len(other) == len(brightfield) == len(qpi)
         return brightfield + 100
 
     brightfield = np.zeros((n, 4, 4, 1), "float32")
-    change = exchange_days(reimaging, shares, Conditional(exchanged=exchanged))
+    change = transfer_at_random(transfer, shares, Conditional(transferred=transferred))
     return *change(brightfield, targets, np.random.default_rng(1)), targets, brightfield
 
 
@@ -335,26 +336,26 @@ def test_some_of_the_cells_change_days_by_the_shares_of_their_class():
     moved = shown[:, 0, 0, 0] == 100
     assert 250 < moved.sum() < 350
     assert not images.any()  # the cells themselves stay as they are
-    np.testing.assert_array_equal(targets["seen_as"][~moved], 2)
+    np.testing.assert_array_equal(targets["shown_batch"][~moved], 2)
     np.testing.assert_array_equal(targets["batch"], before["batch"])  # the phase is still of then
     for code, shares in ((0, {0: 0.75, 2: 0.25}), (2, {2: 0.5, 5: 0.5})):
-        drawn = targets["seen_as"][moved & (targets["class_name"] == code)]
+        drawn = targets["shown_batch"][moved & (targets["class_name"] == code)]
         for batch in range(7):
             assert np.mean(drawn == batch) == pytest.approx(shares.get(batch, 0), abs=0.12)
 
 
 def test_no_cell_changes_days_unless_asked():
-    shown, targets, before, _ = changed(exchanged=0.0)
+    shown, targets, before, _ = changed(transferred=0.0)
     assert not shown.any()
-    np.testing.assert_array_equal(targets["seen_as"], before["batch"])
+    np.testing.assert_array_equal(targets["shown_batch"], before["batch"])
 
 
 def test_the_adversary_is_asked_about_the_day_that_is_shown():
     model = tiny_model(ImageRemoval)
     brightfield, targets = minibatch_of(CELLS)
-    seen_as = ops.convert_to_tensor(np.full(len(CELLS), 5, "int32"))
-    model.train_step((brightfield, targets | {"seen_as": seen_as}))
-    remembered = ops.convert_to_numpy(model.adversary.recent_batch)
+    shown_batch = ops.convert_to_tensor(np.full(len(CELLS), 5, "int32"))
+    model.train_step((brightfield, targets | {"shown_batch": shown_batch}))
+    remembered = ops.convert_to_numpy(model.adversary.buffer_batch)
     assert (remembered[-len(CELLS) :] == 5).all()
 
 

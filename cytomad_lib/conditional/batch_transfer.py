@@ -22,9 +22,9 @@ Source of the first-order picture: weak-object transfer of partially coherent im
 
 Example
 -------
->>> reimaging = Reimaging.fit(cells)                       # CellImages or CellFiles, training split
+>>> transfer = BatchTransfer.fit(cells)                   # CellImages or CellFiles, training split
 >>> some = cells.read(np.arange(3))
->>> moved = reimaging(some.brightfield, some.qpi, some.batch_codes, np.array([0, 1, 2]))
+>>> moved = transfer(some.brightfield, some.qpi, some.batch_codes, np.array([0, 1, 2]))
 """
 
 from dataclasses import dataclass, field
@@ -32,16 +32,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import scipy.fft
 
-from cytomad_lib.models.calibration import batch_scales
-
-ORDERS = 2  # phase and its square; a third one changed nothing measurable
-RIDGE = 1e-3  # of each term's own power: frequencies without signal get a filter of 0
-TINY = 1e-12  # power, far below the noise of any camera
+from cytomad_lib.conditional.batch_effect import batch_scales
+from cytomad_lib.config import (
+    PHASE_ORDERS,
+    RIDGE,
+    TINY_POWER,
+)
 
 
 @dataclass(frozen=True)
-class Reimaging:
-    """Move brightfield images between batches; made by `Reimaging.fit`.
+class BatchTransfer:
+    """Move brightfield images between batches; made by `BatchTransfer.fit`.
 
     Attributes
     ----------
@@ -72,7 +73,7 @@ class Reimaging:
 
         Returns
         -------
-        Reimaging
+        BatchTransfer
         """
         scales = np.exp(batch_scales(cells))
         sums = {}
@@ -118,7 +119,7 @@ class Reimaging:
                 )
         # In single precision, as this is done in every step of a training.
         terms = _terms(qpi, self.scales[own][:, None, None], np.float32)
-        gain = np.sqrt((self.rest_power[other] + TINY) / (self.rest_power[own] + TINY))
+        gain = np.sqrt((self.rest_power[other] + TINY_POWER) / (self.rest_power[own] + TINY_POWER))
         # What the other batch shows of the phase, less what the own one does; and the rest as
         # strong as it is there.
         change = (self.filters[other] - gain[..., None, :] * self.filters[own]).astype("complex64")
@@ -135,7 +136,7 @@ def _spectrum(images, precision=float):
 def _terms(qpi, scale, precision=float):
     """Return (n, height, frequencies, orders + 1): orders of the phase, and the background."""
     phase = qpi[..., 0] / scale
-    orders = np.stack([phase ** (order + 1) for order in range(ORDERS)], axis=-1)
+    orders = np.stack([phase ** (order + 1) for order in range(PHASE_ORDERS)], axis=-1)
     spectrum = _spectrum(orders, precision)
     return np.concatenate([spectrum, np.ones_like(spectrum[..., :1])], axis=-1)
 
@@ -149,7 +150,7 @@ def _normal_equations(terms, image):
 
 def _solve(of_terms, with_image, power, count):
     """Return filters (height, frequencies, terms, channels) and the power of the rest."""
-    size = np.sqrt(np.abs(np.diagonal(of_terms, axis1=-2, axis2=-1))) + TINY
+    size = np.sqrt(np.abs(np.diagonal(of_terms, axis1=-2, axis2=-1))) + TINY_POWER
     scaled = of_terms / size[..., :, None] / size[..., None, :]
     scaled = scaled + RIDGE * np.eye(scaled.shape[-1])
     filters = np.linalg.solve(scaled, with_image / size[..., None]) / size[..., None]

@@ -1,49 +1,26 @@
-"""Stage 3, the conditional recipe: images and features from which the batch is really gone.
+"""The two trainings of the conditional recipe: `ImageRemoval`, then `FeatureRemoval`.
 
-First the images (`ImageRemoval`), then the features (`FeatureRemoval`). The images are trained
-together with an adversary that knows the class and guesses the batch
-(`cytomad_lib.models.adversaries`). What differs from the published recipe:
-
-* **Cells change days.** Some brightfield images are shown as another batch would have
-  (`cytomad_lib.models.reimaging`), the phase asked for stays: nothing is learned from the day.
-* **The answer is seen through the eyes of the cell's own batch** (`models.calibration`), so that
-  the image can be free of batch and yet fit what was measured.
-* **The adversary of the images** looks at a summary of them (`models.image_summary`). Meanwhile the
-  generator normalises by its running statistics, as it will in the end: then an image depends on
-  its own cell alone, and the batch cannot hide in what a minibatch does to it.
-* **The features have an encoder of their own** (`build_conditional_generator`): one that also has
-  to draw the phase cannot forget the day. It learns to tell the class (a class head is trained
-  along) from cells that change days. So features and images do not disturb each other, and steps
-  on features cost a fifth.
-* **The mean of the last weights** is kept of what makes the images, not the last ones, and finished
-  images are blurred a little: days differ most in how well the finest can be guessed. One factor
-  then brings the images' total phase to the measured one.
-* **At the end** the linear trace of the batch is erased from the features, and a small network maps
-  them to a few numbers in which all batches of a class are the same cloud (`models.matching`).
-* Brightness and contrast of each brightfield image are normalised; cells are turned and mirrored at
-  random, as a cell has no up or down but many batches have.
-
-There is no discriminator any more: what it demands is that images look measured, batch included.
+Why the recipe is as it is, and in which order its parts run: `conditional.recipe`.
 
 Example
 -------
 >>> generator = build_conditional_generator(64, 8)
 >>> adopt_weights(generator, pretrained, *image_statistics(cells))
 >>> shares, recipe = batch_shares(cells.labels), DEMO.conditional
->>> reimaging = Reimaging.fit(cells)
->>> change = exchange_days(reimaging, shares, recipe)
+>>> transfer = BatchTransfer.fit(cells)
+>>> change = transfer_at_random(transfer, shares, recipe)
 >>> model = ImageRemoval(generator, shares, DEMO, steps=900)
->>> model.view.start_from_scales(np.log(reimaging.scales))
+>>> model.batch_effect.start_from_scales(np.log(transfer.scales))
 >>> model.compile()
 >>> feed = Minibatches.of_cells(cells, recipe.image_cells, change=change)
 >>> model.fit(feed, epochs=recipe.image_epochs, shuffle=False)
->>> match_total_phase(generator, cells, reimaging.scales)
+>>> match_total_phase(generator, cells, transfer.scales)
 >>> model = FeatureRemoval(generator, shares, DEMO, steps=3000)
 >>> model.compile()
 >>> feed = Minibatches.of_cells(cells, recipe.feature_cells, change=change)
 >>> model.fit(feed, epochs=recipe.feature_epochs, shuffle=False)
 >>> made = erase_linear_trace(generator, generate(generator, cells, images=False))
->>> match_features(generator, made, recipe, n_classes=7)
+>>> align_features(generator, made, recipe, n_classes=7)
 """
 
 from contextlib import contextmanager
@@ -52,28 +29,28 @@ import keras
 import numpy as np
 from keras import ops
 
+from cytomad_lib.conditional.adversary import ConditionalAdversary
+from cytomad_lib.conditional.batch_effect import BatchEffect
+from cytomad_lib.conditional.erasure import fit_leace, within_class_concept
+from cytomad_lib.conditional.image_summary import ImageSummary
+from cytomad_lib.conditional.losses import lost_structure
+from cytomad_lib.conditional.networks import build_leaky_mlp
+from cytomad_lib.config import CLASS_HEAD_DROPOUT, CLASS_HEAD_WIDTHS, STRUCTURE_UM
 from cytomad_lib.models import losses
-from cytomad_lib.models.adversaries import ConditionalAdversary
 from cytomad_lib.models.autodiff import adam, compiled, minimise
-from cytomad_lib.models.calibration import BatchView
-from cytomad_lib.models.erasure import fit_leace, within_class_concept
-from cytomad_lib.models.image_summary import ImageSummary
-from cytomad_lib.models.networks import build_leaky_mlp
 from cytomad_lib.models.pretraining import TrackedLosses
 
-STRUCTURE = 2 / 45  # of the image's side, 2 um of the published field: finer counts as structure
-SEEN_AS = "seen_as"  # beside "batch" in the targets: the batch that the brightfield image shows
+SHOWN_BATCH = "shown_batch"  # in the targets, beside "batch": what the brightfield image shows
+FIELD_UM = 45  # side of the published images
 
 
 class _Removal(TrackedLosses):
     """What both trainings share: one optimizer, whose learning rate falls, and random turns.
 
-    Each says which weights are trained. If it must, it says in `clipnorm` what a gradient cannot
-    exceed, and in `ema_decay` that the running mean of the weights is delivered, instead of the
-    last ones.
+    A subclass defines `trained_weights` and `seed_generators`.
     """
 
-    clipnorm = None
+    clipnorm = None  # largest norm of the gradient; None: any
     ema_decay = None  # of the running mean of the weights; None: the last weights are delivered
 
     def __init__(self, generator, terms, preset, steps, turn_seed, name):
@@ -86,29 +63,29 @@ class _Removal(TrackedLosses):
         self.built = True
 
     def compile(self, **options):
-        """Make the optimizers, at once, so that a checkpoint holds their states."""
+        """Build the optimizer at once, so that a checkpoint holds its state."""
         super().compile(optimizer=None, **options)
         rate = _LateFall(self.recipe.generator_rate, self.steps)
-        self.learner = adam(rate, 0.5, self.precision, self.clipnorm)
-        self.learner.build(self.learning)
+        self.optimizer = adam(rate, 0.5, self.precision, self.clipnorm)
+        self.optimizer.build(self.trained_weights)
         # Kept in the model, so that a checkpoint holds them.
-        averaged = self.learning if self.ema_decay else []
+        averaged = self.trained_weights if self.ema_decay else []
         self.means = [keras.Variable(weight, trainable=False, name="mean") for weight in averaged]
 
     @contextmanager
     def delivered(self):
-        """Put the running mean of the weights in the place of the last ones, for a while.
+        """Replace the last weights by their running mean inside a `with` block.
 
-        Generator and adversary chase each other. What the generator did in its last steps against
-        the guess of the moment cancels in the mean, what it has learned stays.
+        Generator and adversary chase each other. The mean over many steps cancels what the
+        generator did against the adversary of the moment.
         """
-        last = [ops.convert_to_numpy(weight).copy() for weight in self.learning]
+        last = [ops.convert_to_numpy(weight).copy() for weight in self.trained_weights]
         try:
-            for weight, mean in zip(self.learning, self.means, strict=False):
+            for weight, mean in zip(self.trained_weights, self.means, strict=False):
                 weight.assign(mean)
             yield
         finally:
-            for weight, value in zip(self.learning, last, strict=True):
+            for weight, value in zip(self.trained_weights, last, strict=True):
                 weight.assign(value)
 
     def evaluate(self, *args, **kwargs):
@@ -119,13 +96,13 @@ class _Removal(TrackedLosses):
     def _update_means(self):
         """Move each running mean towards its weight.
 
-        A constant decay would keep the weights of the first steps for long: at 0.995, two thirds of
-        them after 80 steps. So the decay grows with the number of steps, as in TensorFlow's
+        With a constant decay of 0.995, two thirds of the first step's weights would remain after
+        80 steps. So the decay grows with the number of steps, as in TensorFlow's
         `ExponentialMovingAverage`.
         """
-        step = ops.cast(self.learner.iterations, "float32")
+        step = ops.cast(self.optimizer.iterations, "float32")
         decay = ops.minimum(self.ema_decay, step / (9.0 + step))
-        for weight, mean in zip(self.learning, self.means, strict=True):
+        for weight, mean in zip(self.trained_weights, self.means, strict=True):
             mean.assign(mean + (1.0 - decay) * (weight - mean))
 
     def _draw_turns(self, images):
@@ -140,8 +117,8 @@ class ImageRemoval(_Removal):
     Parameters
     ----------
     generator : keras.Model
-        From `build_conditional_generator`, with the weights of the pretrained one. What reads the
-        features is left as it is.
+        From `build_conditional_generator`, with the weights of the pretrained one. The feature
+        encoder does not change.
     shares : array (classes, batches)
         p(batch | class) of the training cells, see `batch_shares`.
     preset : Preset
@@ -152,8 +129,8 @@ class ImageRemoval(_Removal):
         Of the initial weights of the adversary, its dropout, and the turns.
     """
 
-    # Nothing keeps activations in their range while the running statistics stay as they are: one
-    # long step, away from an adversary that is very sure, can silence the generator for good.
+    # The running statistics are fixed, so nothing keeps activations in their range: one long step
+    # away from a confident adversary can silence the generator for good.
     clipnorm = 1.0
 
     def __init__(self, generator, shares, preset, steps, seed=None):
@@ -162,34 +139,31 @@ class ImageRemoval(_Removal):
         self.ema_decay = preset.conditional.ema_decay
         super().__init__(generator, terms, preset, steps, seeds[1], name="image_removal")
         self.unet = generator.get_layer("generator")
-        self.quiet = generator.get_layer("quiet_background")
-        self.view = BatchView(shares.shape[1])
+        self.clean_background = generator.get_layer("clean_background")
+        self.batch_effect = BatchEffect(shares.shape[1])
         self.image_summary = ImageSummary(preset.image_size)
         self.adversary = ConditionalAdversary(
-            self.image_summary.length,
-            shares,
-            self.recipe,
-            seed=seeds[0],
+            self.image_summary.length, shares, self.recipe, seed=seeds[0]
         )
-        self.coarse = STRUCTURE * preset.image_size
+        self.coarse = STRUCTURE_UM / FIELD_UM * preset.image_size
 
     def compile(self, **options):
-        """Make the optimizers, the adversary's, too."""
+        """Build both optimizers at once, so that a checkpoint holds their states."""
         super().compile(**options)
         self.adversary.compile()
 
     @property
-    def learning(self):
+    def trained_weights(self):
         """The weights that are trained."""
-        return self.unet.trainable_variables + self.view.trainable_variables
+        return self.unet.trainable_variables + self.batch_effect.trainable_variables
 
     @property
-    def chance(self):
-        """Everything here that draws at random, for `ReseedDropout`."""
-        return [self.unet, self.turn_seed, *self.adversary.chance]
+    def seed_generators(self):
+        """Networks and generators of random numbers that `ReseedDropout` seeds anew."""
+        return [self.unet, self.turn_seed, *self.adversary.seed_generators]
 
     def train_step(self, data):
-        """Update what makes the images, then the adversary."""
+        """Update the generator of the images, then the adversary."""
         brightfield, targets = data
         made = {}
 
@@ -200,7 +174,7 @@ class ImageRemoval(_Removal):
             made["numbers"] = ops.stop_gradient(numbers)
             return self.losses_of(image, numbers, targets)
 
-        terms = minimise(image_losses, self.learning, self.learner)
+        terms = minimise(image_losses, self.trained_weights, self.optimizer)
         self._update_means()
         learned = self.adversary.update(
             made["numbers"], _shown_batch(targets), targets["class_name"]
@@ -209,7 +183,7 @@ class ImageRemoval(_Removal):
         return self.track(terms, ops.shape(brightfield)[0])
 
     def test_step(self, data):
-        """Losses on validation cells, with running statistics, batch terms weighted as by now."""
+        """Compute the losses on validation cells, with the current weight of the batch terms."""
         brightfield, targets = data
         image = self._images(brightfield)
         terms = self.losses_of(image, self.image_summary(image, training=False), targets)
@@ -226,7 +200,7 @@ class ImageRemoval(_Removal):
             The summary of the images.
         targets : dict
             `"qpi"` (n, size, size, 1) in rad, `"batch"` and `"class_name"` (n,) codes, and, where
-            cells changed days, `"seen_as"` (n,), the batch that the brightfield images show.
+            cells changed days, `"shown_batch"` (n,), the batch that the brightfield images show.
 
         Returns
         -------
@@ -234,10 +208,10 @@ class ImageRemoval(_Removal):
             `"loss"` is what is minimised.
         """
         recipe = self.recipe
-        as_measured = self.view(image, targets["batch"])
+        as_measured = self.batch_effect(image, targets["batch"])
         terms = {
             "mae": losses.mean_absolute_error(targets["qpi"], as_measured),
-            "structure": losses.lost_structure(targets["qpi"], image, self.coarse),
+            "structure": lost_structure(targets["qpi"], image, self.coarse),
         }
         terms |= self.adversary.losses_of(numbers, _shown_batch(targets), targets["class_name"])
         loss = recipe.weight_mae * terms["mae"] + recipe.weight_structure * terms["structure"]
@@ -248,13 +222,13 @@ class ImageRemoval(_Removal):
         return terms | {"loss": loss}
 
     def _ramp(self):
-        """Return what grows from 0 to 1: the adversary must have learned something first."""
-        done = ops.cast(self.learner.iterations, "float32")
+        """Return a factor that grows from 0 to 1, so that the adversary is fitted first."""
+        done = ops.cast(self.optimizer.iterations, "float32")
         return ops.minimum(done / max(self.recipe.ramp * self.steps, 1.0), 1.0)
 
     def _images(self, brightfield):
-        """Make images by the running statistics of the pretraining, which stay as they are."""
-        return self.quiet(self.unet(self.normalise(brightfield), training=False)[0])
+        """Generate images with the running statistics of the pretraining, which do not change."""
+        return self.clean_background(self.unet(self.normalise(brightfield), training=False)[0])
 
 
 class FeatureRemoval(_Removal):
@@ -263,11 +237,11 @@ class FeatureRemoval(_Removal):
     Parameters
     ----------
     generator : keras.Model
-        As for `ImageRemoval`. What makes the images is left as it is.
+        As for `ImageRemoval`. The generator of the images does not change.
     shares, preset, steps
         As for `ImageRemoval`.
     seed : int, optional
-        Of the initial weights of class head and adversary, of dropout, and of the turns.
+        Of the initial weights of the class head, of its dropout, and of the turns.
     """
 
     def __init__(self, generator, shares, preset, steps, seed=None):
@@ -277,17 +251,23 @@ class FeatureRemoval(_Removal):
         )
         self.encoder = generator.get_layer("feature_encoder")
         self.class_head = build_leaky_mlp(
-            preset.n_features, (64,), len(shares), 0.3, seeds[0], "softmax", name="class_head"
+            preset.n_features,
+            CLASS_HEAD_WIDTHS,
+            len(shares),
+            CLASS_HEAD_DROPOUT,
+            seeds[0],
+            "softmax",
+            name="class_head",
         )
 
     @property
-    def learning(self):
+    def trained_weights(self):
         """The weights that are trained."""
         return self.encoder.trainable_variables + self.class_head.trainable_variables
 
     @property
-    def chance(self):
-        """Everything here that draws at random, for `ReseedDropout`."""
+    def seed_generators(self):
+        """Networks and generators of random numbers that `ReseedDropout` seeds anew."""
         return [self.class_head, self.turn_seed]
 
     def train_step(self, data):
@@ -298,11 +278,11 @@ class FeatureRemoval(_Removal):
             turned = _turned(brightfield, self._draw_turns(brightfield))
             return self.losses_of(self._features(turned, training=True), targets, training=True)
 
-        terms = minimise(feature_losses, self.learning, self.learner)
+        terms = minimise(feature_losses, self.trained_weights, self.optimizer)
         return self.track(terms, ops.shape(brightfield)[0])
 
     def test_step(self, data):
-        """Losses on validation cells, with running statistics."""
+        """Compute the losses on validation cells, with running statistics."""
         brightfield, targets = data
         terms = self.losses_of(self._features(brightfield, False), targets, training=False)
         return self.track(terms, ops.shape(brightfield)[0])
@@ -317,34 +297,34 @@ class FeatureRemoval(_Removal):
         return self.encoder(self.normalise(brightfield), training=training)
 
 
-def exchange_days(reimaging, shares, recipe):
-    """Let cells of a minibatch change days, as the argument `change` of `Minibatches.of_cells`.
+def transfer_at_random(transfer, shares, recipe):
+    """Return a function that transfers cells to other batches: `change` of `Minibatches.of_cells`.
 
     Parameters
     ----------
-    reimaging : Reimaging
+    transfer : BatchTransfer
     shares : array (classes, batches)
-        p(batch | class), see `batch_shares`: each day is drawn with the share that it has of the
-        cell's class. So the days shown tell as much about the class as before, and no more.
+        p(batch | class), see `batch_shares`. Each new batch is drawn with its share of the cell's
+        class, so the batches tell as much about the class as before, and no more.
     recipe : Conditional
-        Its part `exchanged` of the cells changes days.
+        `transferred` is the share of the cells that get another batch.
 
     Returns
     -------
     callable
-        Adds `"seen_as"` to the targets, the batch that each brightfield image shows by then.
+        Adds `"shown_batch"` to the targets, the batch that each brightfield image then shows.
     """
 
     def change(brightfield, targets, random):
         shown = targets["batch"].copy()
-        moved = np.flatnonzero(random.random(len(shown)) < recipe.exchanged)
+        moved = np.flatnonzero(random.random(len(shown)) < recipe.transferred)
         reach = np.cumsum(shares[targets["class_name"][moved]], axis=1)
         shown[moved] = np.argmax(reach > random.random((len(moved), 1)) * reach[:, -1:], axis=1)
         brightfield = brightfield.copy()
-        brightfield[moved] = reimaging(
+        brightfield[moved] = transfer(
             brightfield[moved], targets["qpi"][moved], targets["batch"][moved], shown[moved]
         )
-        return brightfield, targets | {SEEN_AS: shown}
+        return brightfield, targets | {SHOWN_BATCH: shown}
 
     return change
 
@@ -452,4 +432,4 @@ def _turned_back(images, turn):
 
 def _shown_batch(targets):
     """Return the batch that the brightfield images show: the cells' own, unless they changed."""
-    return targets.get(SEEN_AS, targets["batch"])
+    return targets.get(SHOWN_BATCH, targets["batch"])

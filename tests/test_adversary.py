@@ -9,7 +9,7 @@ import pytest
 from keras import ops
 from training_cells import TINY, make_cells
 
-from cytomad_lib.models.adversaries import ConditionalAdversary, batch_shares
+from cytomad_lib.conditional.adversary import ConditionalAdversary, batch_shares
 from cytomad_lib.models.autodiff import minimise
 
 N_FEATURES = 6
@@ -236,11 +236,11 @@ def test_the_memory_keeps_the_last_cells():
     for start in range(0, 12, 4):
         own = slice(start, start + 4)
         adversary.update(*as_tensors(features[own], batch[own], class_name[own]))
-        filled = ops.convert_to_numpy(adversary.recent_filled)
+        filled = ops.convert_to_numpy(adversary.buffer_filled)
         assert filled.sum() == min(start + 4, 10)
-    np.testing.assert_allclose(ops.convert_to_numpy(adversary.recent), features[2:])
-    np.testing.assert_array_equal(ops.convert_to_numpy(adversary.recent_batch), batch[2:])
-    np.testing.assert_array_equal(ops.convert_to_numpy(adversary.recent_class), class_name[2:])
+    np.testing.assert_allclose(ops.convert_to_numpy(adversary.buffer), features[2:])
+    np.testing.assert_array_equal(ops.convert_to_numpy(adversary.buffer_batch), batch[2:])
+    np.testing.assert_array_equal(ops.convert_to_numpy(adversary.buffer_class), class_name[2:])
 
 
 def test_descent_on_the_linear_distance_moves_the_batches_together():

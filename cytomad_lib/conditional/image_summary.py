@@ -20,15 +20,16 @@ Example
 import numpy as np
 from keras import layers, ops
 
-from cytomad_lib.models.losses import blur
-
-BANDS = 24
-COARSE = 16  # pixels a side of the coarse copy, at most
-PLACES = 8  # places a side where the energy of fine detail is taken, at most
-LEVELS = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.7, 0.85)  # of the image's peak
-SOFTNESS = 0.2  # of a level: so near to it pixels count in part
-DETAIL_SIGMA = 2.0  # pixels; finer than this is detail
-FLOOR = 1e-5  # rad^2, below the noise of any measured phase: the logarithm ends there
+from cytomad_lib.conditional.losses import blur
+from cytomad_lib.config import (
+    AREA_LEVELS,
+    AREA_SOFTNESS,
+    BANDS,
+    COARSE_SIDE,
+    DETAIL_PLACES,
+    DETAIL_SIGMA,
+    LOG_FLOOR,
+)
 
 
 class ImageSummary(layers.Layer):
@@ -43,8 +44,11 @@ class ImageSummary(layers.Layer):
     def __init__(self, image_size, **options):
         super().__init__(**options)
         self.image_size = image_size
-        self.coarse_side, self.places_side = min(COARSE, image_size), min(PLACES, image_size)
-        self.length = self.coarse_side**2 + self.places_side**2 + BANDS + 2 + len(LEVELS)
+        self.coarse_side, self.places_side = (
+            min(COARSE_SIDE, image_size),
+            min(DETAIL_PLACES, image_size),
+        )
+        self.length = self.coarse_side**2 + self.places_side**2 + BANDS + 2 + len(AREA_LEVELS)
         self.standardise = layers.BatchNormalization(
             momentum=0.9, epsilon=1e-4, center=False, scale=False
         )
@@ -65,11 +69,11 @@ class ImageSummary(layers.Layer):
         across = ops.matmul(planes, ops.transpose(self._difference))
         numbers = [
             _places(planes, self._coarse),
-            ops.log(_places(detail**2, self._squares) + FLOOR),
-            ops.log(self._power(planes) + FLOOR),
-            ops.log(ops.mean(down**2, axis=(1, 2)) + FLOOR)[:, None],
-            ops.log(ops.mean(across**2, axis=(1, 2)) + FLOOR)[:, None],
-            ops.log(_areas_above(planes) + FLOOR),
+            ops.log(_places(detail**2, self._squares) + LOG_FLOOR),
+            ops.log(self._power(planes) + LOG_FLOOR),
+            ops.log(ops.mean(down**2, axis=(1, 2)) + LOG_FLOOR)[:, None],
+            ops.log(ops.mean(across**2, axis=(1, 2)) + LOG_FLOOR)[:, None],
+            ops.log(_areas_above(planes) + LOG_FLOOR),
         ]
         return self.standardise(ops.concatenate(numbers, axis=-1), training=training)
 
@@ -83,8 +87,8 @@ class ImageSummary(layers.Layer):
 def _areas_above(planes):
     """Return (n, levels): the part of each image that is above each level, softly counted."""
     peak = ops.max(planes, axis=(1, 2))[:, None]
-    level = (peak * ops.convert_to_tensor(LEVELS, "float32"))[:, :, None, None]
-    above = ops.sigmoid((planes[:, None] - level) / (SOFTNESS * ops.abs(level) + 1e-3))
+    level = (peak * ops.convert_to_tensor(AREA_LEVELS, "float32"))[:, :, None, None]
+    above = ops.sigmoid((planes[:, None] - level) / (AREA_SOFTNESS * ops.abs(level) + 1e-3))
     return ops.mean(above, axis=(2, 3))
 
 

@@ -2,7 +2,7 @@
 
 The measured phase is the target of the training, and it carries its batch: another day scales the
 phase, blurs it, tilts its background. A generator that is asked to predict it has to know the
-batch. `BatchView` takes that off its shoulders: the generator makes an image without batch, and
+batch. `BatchEffect` takes that off its shoulders: the generator makes an image without batch, and
 this layer turns it into the image that the microscope of the cell's own day would have measured,
 which is then compared with the measurement. After the training the layer is taken off.
 
@@ -12,7 +12,7 @@ batches add up to none, so that the image before the layer is as an average day 
 
 Example
 -------
->>> view = BatchView(n_batches=3)
+>>> view = BatchEffect(n_batches=3)
 >>> view.start_from_scales([0.1, 0.0, -0.1])            # log scale of each batch
 >>> seen = view(np.ones((2, 32, 32, 1), "float32"), np.array([0, 2]))
 >>> seen[:, 16, 16, 0]                                   # e^0.1, e^-0.1, less what all share
@@ -23,10 +23,12 @@ import keras
 import numpy as np
 from keras import ops
 
-KERNEL = 5  # pixels: 3.5 um at 64 x 64, wider than the blur of any batch
+from cytomad_lib.config import (
+    EFFECT_KERNEL,
+)
 
 
-class BatchView(keras.layers.Layer):
+class BatchEffect(keras.layers.Layer):
     """See a batch-free phase image as each cell's own batch would measure it.
 
     Parameters
@@ -38,7 +40,7 @@ class BatchView(keras.layers.Layer):
         super().__init__(**options)
         self.n_batches = n_batches
         self.kernels = self.add_weight(
-            shape=(KERNEL, KERNEL, 1, n_batches), initializer="zeros", name="kernels"
+            shape=(EFFECT_KERNEL, EFFECT_KERNEL, 1, n_batches), initializer="zeros", name="kernels"
         )
         self.planes = self.add_weight(shape=(n_batches, 3), initializer="zeros", name="planes")
         self.built = True
@@ -52,7 +54,7 @@ class BatchView(keras.layers.Layer):
             Natural logarithm of each batch's phase scale; see `batch_scales`.
         """
         kernels = np.zeros(self.kernels.shape, "float32")
-        kernels[KERNEL // 2, KERNEL // 2, 0] = np.expm1(log_scales)
+        kernels[EFFECT_KERNEL // 2, EFFECT_KERNEL // 2, 0] = np.expm1(log_scales)
         self.kernels.assign(kernels)
 
     def call(self, image, batch):
