@@ -257,7 +257,7 @@ def bench(
     ] = "demo",
 ):
     """Measure how fast all this is here, beside the same work done the published way."""
-    from cytomad_lib.bench import measuring as benches
+    benches = _benchmarks()
 
     presets = benches.find_presets(preset)
     of_rounds = () if rounds == "none" else [p.name for p in benches.find_presets(rounds)]
@@ -287,6 +287,20 @@ def _data(folder):
     from cytomad_lib.workflow import find_data
 
     return find_data(folder)
+
+
+def _benchmarks():
+    """Import the benchmarks, which are in the repository beside the library."""
+    import importlib
+
+    root = Path(__file__).parents[1]
+    if not (root / "benchmarks" / "bench").is_dir():
+        raise CytomadError(
+            "The benchmarks are part of the repository, not of the installed package. Expected a "
+            "folder benchmarks/ beside the library; run the command in a clone of the repository."
+        )
+    sys.path.insert(0, str(root))
+    return importlib.import_module("benchmarks.bench.measuring")
 
 
 def _recipes(name):

@@ -12,22 +12,22 @@ import pandas as pd
 import pytest
 from training_cells import TINY, make_cells, untraced_steps
 
+from benchmarks.bench import machine, measuring, work
+from benchmarks.bench.cells import write_files
+from benchmarks.bench.measuring import bench, measure
+from benchmarks.bench.operations import count_operations, step_operations
+from benchmarks.bench.processes import in_new_process
+from benchmarks.bench.table import BenchResult, Measurement
 from cytomad_lib.__main__ import main
-from cytomad_lib.bench import machine, measuring, work
-from cytomad_lib.bench.cells import write_files
-from cytomad_lib.bench.measuring import bench, measure
-from cytomad_lib.bench.processes import in_new_process
-from cytomad_lib.bench.table import BenchResult, Measurement
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.models.batch_removal import BatchRemoval, Classifiers
 from cytomad_lib.models.feeding import Minibatches
-from cytomad_lib.models.operations import count_operations, step_operations
 from cytomad_lib.models.pretraining import Pix2Pix
 from cytomad_lib.networks import build_discriminator, build_generator
 from cytomad_lib.prediction import predict
 
-EFFORT = work.Effort(
+EFFORT = work.Cost(
     repeats=2,
     long_repeats=1,
     steps=2,
@@ -241,7 +241,7 @@ def test_sides_take_turns_and_the_ratio_is_that_of_neighbours(monkeypatch):
         "ours": side("ours", iter([50.0, 2.0, 2.0, 6.0])),
         "published": side("published", iter([90.0, 4.0, 4.0, 12.0])),
     }
-    step = work.Work("step", 2, sides, operations=10)
+    step = work.Benchmark("step", 2, sides, operations=10)
 
     class Product:
         rates = iter([10.0, 10.0, 10 / 3])
@@ -283,7 +283,7 @@ def test_peak_memory_grows_with_what_is_held():
 
 def tiny_bench(**options):
     options = {"verbose": 0, "memory": False, "works": QUICK_PARTS} | options
-    return bench([TINY], efforts={"tiny": EFFORT}, **options)
+    return bench([TINY], costs={"tiny": EFFORT}, **options)
 
 
 def test_the_table_is_written_with_versions_and_hardware(tmp_path, capsys):
@@ -328,7 +328,7 @@ def test_a_round_and_a_refit_are_measured_where_they_are_asked_for(monkeypatch):
     preset = replace(TINY, refit_every=6, refit_epochs=1)
     result = bench(
         [preset],
-        efforts={"tiny": EFFORT},
+        costs={"tiny": EFFORT},
         verbose=0,
         memory=False,
         works=works,
@@ -345,7 +345,7 @@ def test_memory_and_cold_start_are_measured_in_processes_of_their_own(monkeypatc
     assert start[1] > 1  # an interpreter and Keras alone take longer
     with pytest.raises(CytomadError, match="inference.*ended with code 1.*Expected"):
         in_new_process(
-            work.Bed(TINY, replace(EFFORT, cells_per_group=-1), "nowhere", None),
+            work.Case(TINY, replace(EFFORT, cells_per_group=-1), "nowhere", None),
             "inference",
             "ours",
         )

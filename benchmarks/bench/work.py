@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from benchmarks.bench.cells import make_cells
+from benchmarks.bench.operations import count_operations, step_operations
+from benchmarks.bench.processes import in_new_process
 from cytomad_lib.backend import keras
-from cytomad_lib.bench.cells import make_cells
-from cytomad_lib.bench.processes import in_new_process
 from cytomad_lib.config import Preset
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.models.batch_removal import BatchRemoval, Classifiers, RefitBatchMLPs
 from cytomad_lib.models.feeding import Minibatches
-from cytomad_lib.models.operations import count_operations, step_operations
 from cytomad_lib.models.pretraining import Pix2Pix
 from cytomad_lib.networks import build_discriminator, build_generator
 from cytomad_lib.prediction import predict
@@ -30,7 +30,7 @@ COLD_START = "cold start to first epoch"
 
 
 @dataclass(frozen=True)
-class Effort:
+class Cost:
     """How much is done in one measurement, and how often.
 
     Parameters
@@ -64,9 +64,9 @@ class Effort:
 
 # 64 cells are two of Keras' minibatches: nothing is held against the published way that real
 # groups, of hundreds of cells, would not. 500 pairs per group are the published lung files.
-EFFORTS = {
-    "published": Effort(9, 3, 3, 2, 64, 10, 64, 500, 144),
-    "demo": Effort(9, 3, 40, 12, 64, 36, 256, 110, 64),
+COSTS = {
+    "published": Cost(9, 3, 3, 2, 64, 10, 64, 500, 144),
+    "demo": Cost(9, 3, 40, 12, 64, 36, 256, 110, 64),
 }
 QUICK = {
     "published": {"repeats": 3, "long_repeats": 1, "steps": 2, "pairs": 50},
@@ -75,13 +75,13 @@ QUICK = {
 
 
 @dataclass(frozen=True)
-class Bed:
+class Case:
     """What all work at one preset shares.
 
     Parameters
     ----------
     preset : Preset
-    effort : Effort
+    cost : Cost
     folder : Path
         Of a dataset for loading.
     way : module or None
@@ -89,7 +89,7 @@ class Bed:
     """
 
     preset: Preset
-    effort: Effort
+    cost: Cost
     folder: Path
     way: object
 
@@ -112,7 +112,7 @@ class Bed:
 
 
 @dataclass
-class Work:
+class Benchmark:
     """One row of the table.
 
     Parameters
@@ -139,39 +139,39 @@ class Work:
     per_second: bool = False
 
 
-def _pretraining(bed, updates="alternating"):
-    preset, steps = bed.preset, bed.effort.steps
+def _pretraining(case, updates="alternating"):
+    preset, steps = case.preset, case.cost.steps
 
     def ours():
-        return _our_steps(Pix2Pix(*bed.networks(), replace(preset, updates=updates)), bed)
+        return _our_steps(Pix2Pix(*case.networks(), replace(preset, updates=updates)), case)
 
     def published():
-        return _published_steps(bed.way.Pretraining(*bed.plain_networks(), preset), bed)
+        return _published_steps(case.way.Pretraining(*case.plain_networks(), preset), case)
 
-    operations = step_operations(*bed.networks(), updates=updates) * preset.batch_size
-    return Work("step", steps, {OURS: ours, PUBLISHED_WAY: published}, operations)
+    operations = step_operations(*case.networks(), updates=updates) * preset.batch_size
+    return Benchmark("step", steps, {OURS: ours, PUBLISHED_WAY: published}, operations)
 
 
-def _removal(bed, updates="alternating"):
-    preset, steps = bed.preset, bed.effort.steps
+def _removal(case, updates="alternating"):
+    preset, steps = case.preset, case.cost.steps
 
     def ours():
         own = replace(preset, updates=updates)
-        return _our_steps(BatchRemoval(*bed.networks(), bed.classifiers(), own), bed)
+        return _our_steps(BatchRemoval(*case.networks(), case.classifiers(), own), case)
 
     def published():
-        way = bed.way.BatchRemoval(*bed.plain_networks(), bed.classifiers(), preset)
-        return _published_steps(way, bed)
+        way = case.way.BatchRemoval(*case.plain_networks(), case.classifiers(), preset)
+        return _published_steps(way, case)
 
-    judges = bed.classifiers()
+    judges = case.classifiers()
     judges = (judges.class_mlp, judges.class_cnn, judges.batch_cnn, *judges.batch_mlps)
-    operations = step_operations(*bed.networks(), judges, updates) * preset.batch_size
-    return Work("step", steps, {OURS: ours, PUBLISHED_WAY: published}, operations)
+    operations = step_operations(*case.networks(), judges, updates) * preset.batch_size
+    return Benchmark("step", steps, {OURS: ours, PUBLISHED_WAY: published}, operations)
 
 
-def _our_steps(model, bed):
+def _our_steps(model, case):
     model.compile()
-    feed = Minibatches.of_cells(_step_cells(bed), bed.preset.batch_size)
+    feed = Minibatches.of_cells(_step_cells(case), case.preset.batch_size)
 
     def run():
         clock = _EpochClock()
@@ -181,46 +181,46 @@ def _our_steps(model, bed):
     return run
 
 
-def _published_steps(way, bed):
-    cells = _step_cells(bed)
+def _published_steps(way, case):
+    cells = _step_cells(case)
 
     def run():
-        for _ in range(bed.effort.steps):
+        for _ in range(case.cost.steps):
             way.step(cells)
 
     return partial(_timed, run)
 
 
-def _step_cells(bed):
+def _step_cells(case):
     """Make cells for exactly so many minibatches as there are steps."""
-    needed = bed.effort.steps * bed.preset.batch_size
-    cells = bed.cells(-(-needed // len(LUNG.groups)))
+    needed = case.cost.steps * case.preset.batch_size
+    cells = case.cells(-(-needed // len(LUNG.groups)))
     return cells.select(slice(needed))
 
 
-def _refit(bed):
+def _refit(case):
     """Time the re-fit of the batch MLPs alone: features of all training cells, four fits."""
-    cells = bed.cells(bed.effort.round_cells)
+    cells = case.cells(case.cost.round_cells)
 
     def ours():
-        model = BatchRemoval(*bed.networks(), bed.classifiers(), bed.preset)
+        model = BatchRemoval(*case.networks(), case.classifiers(), case.preset)
         refit = RefitBatchMLPs(cells)
         refit.set_model(model)
         return partial(_timed, lambda: refit.refit(0))
 
     def published():
-        way = bed.way.BatchRemoval(*bed.plain_networks(), bed.classifiers(), bed.preset)
+        way = case.way.BatchRemoval(*case.plain_networks(), case.classifiers(), case.preset)
         return partial(_timed, lambda: way.refit(cells))
 
-    return Work("re-fit", 1, {OURS: ours, PUBLISHED_WAY: published}, long=True)
+    return Benchmark("re-fit", 1, {OURS: ours, PUBLISHED_WAY: published}, long=True)
 
 
-def _round(bed):
+def _round(case):
     """Time a round: new batch MLPs, and the epochs in which they are kept."""
-    preset, cells = bed.preset, bed.cells(bed.effort.round_cells)
+    preset, cells = case.preset, case.cells(case.cost.round_cells)
 
     def ours():
-        model = BatchRemoval(*bed.networks(), bed.classifiers(), preset)
+        model = BatchRemoval(*case.networks(), case.classifiers(), preset)
         model.compile()
         feed, refit = Minibatches.of_cells(cells, preset.batch_size), RefitBatchMLPs(cells)
         options = {"epochs": preset.refit_every, "shuffle": False, "verbose": 0}
@@ -232,62 +232,64 @@ def _round(bed):
         return partial(_timed, run)
 
     def published():
-        way = bed.way.BatchRemoval(*bed.plain_networks(), bed.classifiers(), preset)
+        way = case.way.BatchRemoval(*case.plain_networks(), case.classifiers(), preset)
         return partial(_timed, lambda: way.round(cells))
 
-    return Work("round", 1, {OURS: ours, PUBLISHED_WAY: published}, long=True)
+    return Benchmark("round", 1, {OURS: ours, PUBLISHED_WAY: published}, long=True)
 
 
-def _inference(bed):
-    cells = bed.cells(bed.effort.cells_per_group, bed.effort.groups)
+def _inference(case):
+    cells = case.cells(case.cost.cells_per_group, case.cost.groups)
 
     def ours():
-        generator, _ = bed.networks()
+        generator, _ = case.networks()
         return partial(_timed, lambda: predict(generator, cells))
 
     def published():
-        generator, _ = bed.plain_networks()
-        return partial(_timed, lambda: bed.way.predict_cells(generator, cells))
+        generator, _ = case.plain_networks()
+        return partial(_timed, lambda: case.way.predict_cells(generator, cells))
 
-    generator, _ = bed.networks()
+    generator, _ = case.networks()
     sides = {OURS: ours, PUBLISHED_WAY: published}
-    return Work("cell", len(cells), sides, count_operations(generator), per_second=True)
+    return Benchmark("cell", len(cells), sides, count_operations(generator), per_second=True)
 
 
-def _loading(bed):
-    size = bed.preset.image_size
+def _loading(case):
+    size = case.preset.image_size
 
     def ours():
-        return partial(_timed, lambda: load_cells(bed.folder, "Train", image_size=size))
+        return partial(_timed, lambda: load_cells(case.folder, "Train", image_size=size))
 
     def published():
-        return partial(_timed, lambda: bed.way.load_cells(bed.folder, "Train", size))
+        return partial(_timed, lambda: case.way.load_cells(case.folder, "Train", size))
 
-    pairs = bed.effort.pairs * len(LUNG.groups)
-    return Work("pair", pairs, {OURS: ours, PUBLISHED_WAY: published}, long=True, per_second=True)
+    pairs = case.cost.pairs * len(LUNG.groups)
+    return Benchmark(
+        "pair", pairs, {OURS: ours, PUBLISHED_WAY: published}, long=True, per_second=True
+    )
 
 
-def _simulating(bed):
-    group, n = LUNG.groups[0], bed.effort.simulated
+def _simulating(case):
+    group, n = LUNG.groups[0], case.cost.simulated
 
     def ours():
         names = (group.class_name, n, group.batch)
-        return partial(_timed, lambda: simulate_cells(*names, image_size=bed.preset.image_size))
+        return partial(_timed, lambda: simulate_cells(*names, image_size=case.preset.image_size))
 
-    return Work("cell", n, {OURS: ours}, per_second=True)
+    return Benchmark("cell", n, {OURS: ours}, per_second=True)
 
 
-def _cold_start(bed):
+def _cold_start(case):
     """Time a new process from its start to the end of its first epoch of pretraining."""
 
     def run():
         start = time.time()
-        return in_new_process(bed, COLD_START) - start
+        return in_new_process(case, COLD_START) - start
 
-    return Work("start", 1, {OURS: lambda: run}, long=True)
+    return Benchmark("start", 1, {OURS: lambda: run}, long=True)
 
 
-WORKS = {
+BENCHMARKS = {
     "pretraining step": _pretraining,
     # The published way has no such order; beside it stands its own.
     "pretraining step, simultaneous updates": partial(_pretraining, updates="simultaneous"),

@@ -19,24 +19,24 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from cytomad_lib.backend import keras
-from cytomad_lib.bench.cells import write_files
-from cytomad_lib.bench.machine import PRODUCT_SIZE, MatrixProduct, machine_facts
-from cytomad_lib.bench.processes import in_new_process
-from cytomad_lib.bench.table import BenchResult, Measurement
-from cytomad_lib.bench.work import (
+from benchmarks.bench.cells import write_files
+from benchmarks.bench.machine import PRODUCT_SIZE, MatrixProduct, machine_facts
+from benchmarks.bench.processes import in_new_process
+from benchmarks.bench.table import BenchResult, Measurement
+from benchmarks.bench.work import (
+    BENCHMARKS,
     COLD_START,
-    EFFORTS,
+    COSTS,
     FROM_FILES,
     ON_CPU,
     OURS,
     PUBLISHED_WAY,
     QUICK,
     ROUND,
-    WORKS,
-    Bed,
+    Case,
     find_published_way,
 )
+from cytomad_lib.backend import keras
 from cytomad_lib.config import DEMO, PUBLISHED
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LUNG
@@ -67,8 +67,8 @@ def bench(
     gpu=False,
     rounds=("demo",),
     verbose=1,
-    efforts=None,
-    works=tuple(WORKS),
+    costs=None,
+    works=tuple(BENCHMARKS),
     memory=True,
 ):
     """Measure everything, one piece of work after the other.
@@ -85,10 +85,10 @@ def bench(
         size takes a quarter of an hour on two cores, each time.
     verbose : int
         0 is silent; 1 says what is measured.
-    efforts : dict of Effort, optional
+    costs : dict of Cost, optional
         By the preset's name; the usual ones by default.
     works : sequence of str
-        Some of `WORKS`.
+        Some of `BENCHMARKS`.
     memory : bool
         Measure the peak of the memory, too: each side in a process of its own. (That of a GPU is
         asked of the backend.)
@@ -109,10 +109,10 @@ def bench(
         _check_gpu()
     way = None if gpu else find_published_way()
     works = [name for name in works if not (gpu and name in ON_CPU)]
-    efforts = efforts or _usual_efforts(quick)
+    costs = costs or _usual_efforts(quick)
     facts, product, measurements = machine_facts(), MatrixProduct(PRODUCT_SIZE), []
     for preset in presets:
-        effort = efforts[preset.name]
+        cost = costs[preset.name]
         chosen = [name for name in works if name not in ROUND or preset.name in rounds]
         folder = Path(tempfile.mkdtemp(prefix="cytomad-bench-"))
         try:
@@ -120,22 +120,22 @@ def bench(
                 say(verbose, f"{preset.name}: writing files to load")
                 write_files(
                     folder,
-                    effort.stored_size,
-                    {"Train": effort.pairs, "Valid": min(10, effort.pairs)},
+                    cost.stored_size,
+                    {"Train": cost.pairs, "Valid": min(10, cost.pairs)},
                 )
-            bed = Bed(preset, effort, folder, way)
+            case = Case(preset, cost, folder, way)
             for name in chosen:
                 say(verbose, f"{preset.name}: {name}")
-                found = _measure_row(name, bed, product)
+                found = _measure_row(name, case, product)
                 if gpu:
                     found.memory = {OURS: accelerator_peak()}
                 elif memory:
-                    found.memory = _memory_of(name, bed, found.seconds)
+                    found.memory = _memory_of(name, case, found.seconds)
                 say(verbose, "  " + _line(found.row()))
                 measurements.append(found)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-    return BenchResult(measurements, facts, _notes(way, gpu, quick, presets, efforts))
+    return BenchResult(measurements, facts, _notes(way, gpu, quick, presets, costs))
 
 
 def measure(work, repeats, product):
@@ -143,7 +143,7 @@ def measure(work, repeats, product):
 
     Parameters
     ----------
-    work : Work
+    work : Benchmark
     repeats : int
     product : MatrixProduct
 
@@ -169,17 +169,17 @@ def measure(work, repeats, product):
 
 def _usual_efforts(quick):
     if not quick:
-        return EFFORTS
-    return {name: replace(effort, **QUICK[name]) for name, effort in EFFORTS.items()}
+        return COSTS
+    return {name: replace(cost, **QUICK[name]) for name, cost in COSTS.items()}
 
 
-def _measure_row(name, bed, product):
+def _measure_row(name, case, product):
     accelerator_peak()  # what was before does not count
-    work = WORKS[name](bed)
-    if bed.way is None:
+    work = BENCHMARKS[name](case)
+    if case.way is None:
         work.sides.pop(PUBLISHED_WAY, None)
-    repeats = bed.effort.long_repeats if work.long else bed.effort.repeats
-    about = bed.preset.name, name, work.unit, work.per_second, work.operations
+    repeats = case.cost.long_repeats if work.long else case.cost.repeats
+    about = case.preset.name, name, work.unit, work.per_second, work.operations
     found = Measurement(*about, *measure(work, repeats, product))
     del work
     keras.backend.clear_session()
@@ -194,11 +194,11 @@ def _line(row):
     return text
 
 
-def _memory_of(name, bed, sides):
+def _memory_of(name, case, sides):
     """Return the peak memory of each side, each from a new process; nothing of a cold start."""
     if name == COLD_START:
         return {}
-    return {side: in_new_process(bed, name, side) for side in sides}
+    return {side: in_new_process(case, name, side) for side in sides}
 
 
 def _check_gpu():
@@ -209,7 +209,7 @@ def _check_gpu():
         )
 
 
-def _notes(way, gpu, quick, presets, efforts):
+def _notes(way, gpu, quick, presets, costs):
     notes = [
         "Medians (quartiles). Ratio: how many times faster ours is, median of neighbouring pairs.",
         "GFLOP: what a step or a cell needs, counted from the layers; the share is of the rate of "
@@ -223,12 +223,12 @@ def _notes(way, gpu, quick, presets, efforts):
             "which is not beside this installation."
         )
     for preset in presets:
-        effort = efforts[preset.name]
-        stored = effort.stored_size
+        cost = costs[preset.name]
+        stored = cost.stored_size
         resized = "" if stored == preset.image_size else f", resized to {preset.image_size}"
         notes.append(
             f"{preset.name}: steps of {preset.batch_size} cells; round: {preset.refit_every} "
-            f"epochs of {effort.round_cells * len(LUNG.groups)} cells; loading: images stored at "
+            f"epochs of {cost.round_cells * len(LUNG.groups)} cells; loading: images stored at "
             f"{stored} x {stored}{resized}."
         )
     if quick:

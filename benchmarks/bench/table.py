@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cytomad_lib.bench.work import OURS, PUBLISHED_WAY
+from benchmarks.bench.work import OURS, PUBLISHED_WAY
 from cytomad_lib.data.files import write_table, write_text
 
 TABLE, DETAILS = "bench.csv", "bench.json"

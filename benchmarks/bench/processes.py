@@ -1,6 +1,6 @@
 """Measurements in a process of their own: the peak of its memory, or how long it takes to start.
 
-The process is `python -m cytomad_lib.bench`, which reads what to do from its standard input.
+The process is `python -m benchmarks.bench`, which reads what to do from its standard input.
 """
 
 import json
@@ -13,12 +13,12 @@ from pathlib import Path
 from cytomad_lib.data.errors import CytomadError
 
 
-def in_new_process(bed, *words):
+def in_new_process(case, *words):
     """Start a process for one measurement and return the number that it prints last.
 
     Parameters
     ----------
-    bed : Bed
+    case : Case
     words : str
         The name of the work and the side, for the peak of the memory in bytes; or the name of the
         cold start alone, for the time of day when its first epoch has ended.
@@ -29,15 +29,15 @@ def in_new_process(bed, *words):
         If the process fails.
     """
     task = {
-        "preset": bed.preset.as_dict(),
-        "effort": asdict(bed.effort),
-        "folder": str(bed.folder),
+        "preset": case.preset.as_dict(),
+        "cost": asdict(case.cost),
+        "folder": str(case.folder),
         "words": words,
     }
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     done = subprocess.run(
-        [sys.executable, "-m", "cytomad_lib.bench"],
+        [sys.executable, "-m", "benchmarks.bench"],
         input=json.dumps(task),
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""One measurement, in this process; `cytomad_lib.bench.processes` says which.
+"""One measurement, in this process; `benchmarks.bench.processes` says which.
 
 (The bench as a whole is `python -m cytomad_lib bench`.)
 """
@@ -10,8 +10,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from cytomad_lib.bench.machine import peak_memory
-from cytomad_lib.bench.work import COLD_START, WORKS, Bed, Effort, find_published_way
+from benchmarks.bench.machine import peak_memory
+from benchmarks.bench.work import BENCHMARKS, COLD_START, Case, Cost, find_published_way
 from cytomad_lib.config import Preset
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.layouts import LUNG
@@ -20,26 +20,26 @@ from cytomad_lib.runs import Run
 
 def _run_task(task):
     """Do one side of a piece of work, and return the peak memory; or the time of a cold start."""
-    bed = Bed(
+    case = Case(
         Preset.from_dict(task["preset"]),
-        Effort(**task["effort"]),
+        Cost(**task["cost"]),
         Path(task["folder"]),
         find_published_way(),
     )
     name, *side = task["words"]
     if name == COLD_START:
-        return _first_epoch(bed)
-    WORKS[name](bed).sides[side[0]]()()
+        return _first_epoch(case)
+    BENCHMARKS[name](case).sides[side[0]]()()
     return peak_memory()
 
 
-def _first_epoch(bed):
+def _first_epoch(case):
     """Load cells and pretrain for one epoch; return the time of day at its end."""
-    size, n = bed.preset.image_size, min(bed.effort.round_cells, bed.effort.pairs)
-    train = load_cells(bed.folder, "Train", n, size)
-    valid = load_cells(bed.folder, "Valid", None, size)
-    preset = replace(bed.preset, pretraining_epochs=1)
-    run = Run.create(bed.folder / "run" / str(os.getpid()), preset, train, LUNG, seed=0)
+    size, n = case.preset.image_size, min(case.cost.round_cells, case.cost.pairs)
+    train = load_cells(case.folder, "Train", n, size)
+    valid = load_cells(case.folder, "Valid", None, size)
+    preset = replace(case.preset, pretraining_epochs=1)
+    run = Run.create(case.folder / "run" / str(os.getpid()), preset, train, LUNG, seed=0)
     run.pretrain(train, valid)
     return time.time()
 
