@@ -40,7 +40,7 @@ KERNEL = 4  # every convolution of the published networks is 4x4
 
 @contextmanager
 def computing_in(precision):
-    """Let the networks that are built inside compute in this precision; see `Preset`.
+    """Set the precision of the networks that are built inside the block; see `Preset`.
 
     >>> with computing_in("mixed_float16"):
     ...     generator = build_generator(64, 8)

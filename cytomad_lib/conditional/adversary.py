@@ -1,20 +1,19 @@
 """Adversaries that know the class: what makes the conditional recipe forget the batch.
 
-A `ConditionalAdversary` takes a vector per cell, a summary of the image, and tells the batches *of
-the cell's class* apart. Three things set it apart from the frozen classifiers of the published
-recipe:
+A `ConditionalAdversary` takes a vector per cell, a summary of the image, and predicts which batch
+*of the cell's class* it comes from. It differs from the frozen classifiers of the published recipe
+in three ways:
 
-* **It learns in every step**, on the cells of the last minibatches, so it cannot be fooled once
-  and for all.
-* **Its target is p(batch | class)**, not "first batch". Batch and class are confounded; a target
-  that ignores this (all to one batch, or uniform over all batches) asks for the class to go, too.
-* **It gets whitened features.** The batch may sit in a direction of little spread. A network that
-  learns slowly overlooks it there, an independent probe that standardises does not.
+* **It is updated in every step**, on cells of the last minibatches, so it cannot be fooled once and
+  for all.
+* **The generator's target is p(batch | class)**, not "first batch". Batch and class are confounded.
+  A target that ignores this (one batch for all, or uniform over all batches) also removes the class.
+* **Its inputs are whitened.** The batch may lie in a direction of little variance. A network that
+  is updated slowly misses it there; an independent probe that standardises its inputs does not.
 
-Beside the network that guesses, it measures without learning how far apart the batches of a class
-are: maximum mean mmd (MMD) with a linear kernel on the whitened features. Few cells of a
-group are in one minibatch; they are compared with those of the minibatches before, which are kept
-in a replay buffer.
+It also returns the distance between the batches of a class: the maximum mean discrepancy (MMD) with
+a linear kernel on the whitened inputs. One minibatch holds few cells of each group, so they are
+compared with the cells of earlier minibatches, which are kept in a replay buffer.
 
 Sources: adversaries that are given the class, Zhao et al. 2017 (ICML, sleep stages from radio
 signals) and Li et al. 2018 (ECCV, conditional invariant adversarial networks); MMD, Gretton et al.
@@ -25,7 +24,7 @@ Example
 >>> shares = batch_shares(labels)                         # p(batch | class), (classes, batches)
 >>> adversary = ConditionalAdversary(64, shares, Conditional())
 >>> adversary.compile()
->>> adversary.update(features, batch, class_name)         # remember these cells, learn from all
+>>> adversary.update(features, batch, class_name)         # adds the cells to the replay buffer
 >>> terms = adversary.losses_of(features, batch, class_name)  # for the generator to minimise
 """
 
@@ -64,7 +63,7 @@ def batch_shares(labels):
 
 
 class ConditionalAdversary(layers.Layer):
-    """Tell the batches of a class apart, and say how the generator can prevent it.
+    """Predict the batch of a cell within its class; its losses train the generator.
 
     Parameters
     ----------

@@ -1,21 +1,20 @@
-"""What each batch does to a measured phase image: learned, so that the generator need not.
+"""The effect of each batch on a measured phase image, as a layer that is trained.
 
-The measured phase is the target of the training, and it carries its batch: another day scales the
-phase, blurs it, tilts its background. A generator that is asked to predict it has to know the
-batch. `BatchEffect` takes that off its shoulders: the generator makes an image without batch, and
-this layer turns it into the image that the microscope of the cell's own day would have measured,
-which is then compared with the measurement. After the training the layer is taken off.
+The measured phase is the target of the training, and it carries its batch: a day scales the phase,
+blurs it, tilts its background. `BatchEffect` models that. The generator makes an image without
+batch; this layer turns it into the image that the microscope of the cell's own day would have
+measured, which is compared with the measurement. After the training the layer is removed.
 
-All it can do is what a microscope can: one small kernel per batch (scale and blur, or sharpening)
-and one plane per batch (offset and tilt). It cannot draw structure into a cell. The effects of all
-batches add up to none, so that the image before the layer is as an average day would see it.
+The layer has one small kernel per batch (scale and blur, or sharpening) and one plane per batch
+(offset and tilt). It cannot draw structure into a cell. The effects of all batches add up to zero,
+so the image before the layer is that of an average day.
 
 Example
 -------
->>> view = BatchEffect(n_batches=3)
->>> view.start_from_scales([0.1, 0.0, -0.1])            # log scale of each batch
->>> seen = view(np.ones((2, 32, 32, 1), "float32"), np.array([0, 2]))
->>> seen[:, 16, 16, 0]                                   # e^0.1, e^-0.1, less what all share
+>>> effect = BatchEffect(n_batches=3)
+>>> effect.start_from_scales([0.1, 0.0, -0.1])          # log scale of each batch
+>>> measured = effect(np.ones((2, 32, 32, 1), "float32"), np.array([0, 2]))
+>>> measured[:, 16, 16, 0]                               # e^0.1, e^-0.1, minus the mean effect
 array([1.1018348, 0.9015013], dtype=float32)
 """
 
@@ -29,7 +28,7 @@ from cytomad_lib.config import (
 
 
 class BatchEffect(keras.layers.Layer):
-    """See a batch-free phase image as each cell's own batch would measure it.
+    """Turn a batch-free phase image into the image that the cell's own batch would measure.
 
     Parameters
     ----------
@@ -46,7 +45,7 @@ class BatchEffect(keras.layers.Layer):
         self.built = True
 
     def start_from_scales(self, log_scales):
-        """Begin with a known scale per batch, no blur and no plane.
+        """Start from a known scale per batch, without blur and plane.
 
         Parameters
         ----------
@@ -71,7 +70,7 @@ class BatchEffect(keras.layers.Layer):
         -------
         tensor (n, size, size, 1), in rad
         """
-        # Less the mean over the batches: what they have in common belongs into the image.
+        # Minus the mean over the batches: what they have in common belongs to the image.
         kernels = self.kernels - ops.mean(self.kernels, axis=-1, keepdims=True)
         planes = self.planes - ops.mean(self.planes, axis=0, keepdims=True)
         own = ops.one_hot(batch, self.n_batches, dtype=image.dtype)

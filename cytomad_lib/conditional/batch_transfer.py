@@ -1,24 +1,23 @@
-"""The same cell as another day would have shown it: brightfield images moved between batches.
+"""Batch transfer: the brightfield image of a cell as another batch would have shown it.
 
-A generator learns the batch because it can: the brightfield image shows the day, and the measured
-phase of that day is the answer asked for. Move a cell's brightfield image to another day while its
-phase stays, and nothing is left to learn from the day.
+A generator learns the batch because the brightfield image shows the day, and the target is the
+phase measured on that day. After a transfer the brightfield image shows another day and the phase
+stays, so the day no longer helps to predict the phase.
 
-How a day shows a cell is found from the pairs themselves. To first order an image of a phase
-object is a linear filter of its phase (out of focus, bright rims turn dark; light from one side
-makes a relief), and the second order adds a filter of the squared phase. So, for each batch and
-each spatial frequency, one complex number per order is fitted by least squares over the training
-cells:
+How a day shows a cell is fitted from the training pairs. To first order, an image of a phase object
+is a linear filter of its phase (out of focus, bright rims turn dark; light from one side makes a
+relief). The second order adds a filter of the squared phase. So, for each batch and each spatial
+frequency, one complex number per order is fitted by least squares over the training cells:
 
     brightfield = background + filter1 * phase + filter2 * phase^2 + rest
 
-A cell moves from its own day to another one by exchanging background and filters; the rest (noise,
-and what two orders do not explain) keeps its pattern and gets the power that it has on the new day.
-No truth is needed, and nothing is known about the microscope. It is an approximation, good enough
-that a probe fitted on real images takes a moved cell for one of its new day.
+A transfer exchanges background and filters. The rest (noise, and what two orders do not explain)
+keeps its pattern and gets the power that it has on the new day. No truth is needed, and no
+knowledge of the microscope. It is an approximation: a probe that was fitted on real images assigns
+most transferred cells to their new day.
 
 Source of the first-order picture: weak-object transfer of partially coherent imaging, Streibl 1985
-(J. Opt. Soc. Am. A). The exchange of days in training is ours.
+(J. Opt. Soc. Am. A). Batch transfer in training is ours.
 
 Example
 -------

@@ -1,8 +1,8 @@
 """Closed-form erasure of what a linear probe could find (LEACE).
 
-The conditional recipe ends with it: whatever linear trace of the batch is left inside the classes
-after the training is projected out, by a map that is fitted on the training cells and needs to
-know neither the batch nor the class of the cells that it is used on.
+The conditional recipe uses it behind the encoder: it projects out the linear trace of the batch
+inside the classes. The map is fitted on the training cells. It needs neither the batch nor the
+class of the cells that it is applied to.
 
 Example
 -------
@@ -19,9 +19,9 @@ import numpy as np
 def within_class_concept(batch_codes, class_codes):
     """Return the batch as indicator columns, less their mean inside each class.
 
-    What is left of the batch when the class is known. To erase it removes what a batch does to
-    all of its classes alike. What it does to each class in a way of its own stays, and so do the
-    differences between classes, but for those in the very directions of the batches.
+    This is the part of the batch that the class does not explain. Erasing it removes the effect
+    that a batch has on all of its classes. An effect on a single class stays. Differences between
+    classes stay, too, except along the directions of the batches.
 
     Parameters
     ----------

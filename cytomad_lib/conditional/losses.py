@@ -17,9 +17,9 @@ from cytomad_lib.config import DOME_POWERS, RIM_PIXELS, STRUCTURE_MASK
 def lost_structure(measured, generated, coarse):
     """Return how much of the fine structure inside the cells is not that of the measured phase.
 
-    One minus the correlation, cell by cell, of what is left of both images inside the cell when
-    their dome (what follows from the thickness of an ellipsoid) and their smooth part are
-    subtracted.
+    One minus the correlation of the fine detail of both images, averaged over the cells. Fine
+    detail is the image inside the cell minus its dome (the phase of an ellipsoid) and minus its
+    smooth part.
     Scale, offset and slope of a batch do not matter, so an image that is free of batch can be held
     to the structure of a measurement that is not.
 

@@ -1,16 +1,16 @@
 """Stages 2 and 3: classifiers of batch and class, and the generator steered by them.
 
-Seven frozen classifiers look at what the generator makes of a cell:
+Seven frozen classifiers steer the generator:
 
 * on the bottleneck features: one cell-type MLP, and four batch MLPs that share the features;
 * on the generated image: one class CNN and one batch CNN.
 
-The **published** recipe asks the generator to please the class classifiers with the true class,
-and to make every batch classifier say "first batch" of every cell. Every few epochs the four
-batch MLPs are replaced by new ones, fitted on new random quarters of the features.
+The **published** recipe minimises the cross-entropy of the class classifiers with the true class,
+and that of the batch classifiers with the fake label "first batch" for every cell. Every few epochs
+the four batch MLPs are replaced by new ones, fitted on new random quarters of the features.
 
-Whether that removes the batch, or only fools these seven, is for an independent probe to say:
-see `cytomad_lib.analysis.probes`.
+Only an independent probe can tell whether that removes the batch or fools these seven: see
+`cytomad_lib.analysis.probes`.
 
 Source: the CytoMAD publication, "batch removal".
 
@@ -136,7 +136,7 @@ class BatchRemoval(Pix2Pix):
         classifiers run in inference mode.
     preset : Preset
     fake_batch : int
-        Code of the batch that every cell shall seem to come from: the first one, as published.
+        Code of the target batch of the batch classifiers: the first one, as published.
     """
 
     def __init__(self, generator, discriminator, classifiers, preset, fake_batch=0):
@@ -164,14 +164,14 @@ class BatchRemoval(Pix2Pix):
         return self.preset.removal_rate
 
     def draw_subsets(self, random):
-        """Deal the features out to the batch MLPs anew, without overlap.
+        """Draw new disjoint subsets of the features for the batch MLPs.
 
         Parameters
         ----------
         random : numpy.random.Generator
         """
-        dealt = random.permutation(self.preset.n_features)[: np.prod(self.subsets.shape)]
-        self.subsets.assign(dealt.reshape(self.subsets.shape).astype("int32"))
+        drawn = random.permutation(self.preset.n_features)[: np.prod(self.subsets.shape)]
+        self.subsets.assign(drawn.reshape(self.subsets.shape).astype("int32"))
 
     def features_of_mlp(self, features, number):
         """Return the features (n, n_features / 4) that batch MLP `number` (0 to 3) sees."""
@@ -220,7 +220,7 @@ class BatchRemoval(Pix2Pix):
 class RefitBatchMLPs(keras.callbacks.Callback):
     """Every few epochs, replace the batch MLPs by new ones, fitted on new feature subsets.
 
-    The generator has learned to fool the old ones; the new ones look at it afresh.
+    The generator has learned to fool the old ones; the new ones start from scratch.
 
     Parameters
     ----------

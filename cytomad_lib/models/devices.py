@@ -125,7 +125,7 @@ class Devices:
         return cells > part * (len(self) - 1)
 
     def drop_differently(self, network):
-        """Let the dropout of a network drop other units on each device."""
+        """Make the dropout of a network drop different units on each device."""
         if len(self) > 1:
             for layer in network.layers:
                 if hasattr(layer, "seed_generator"):

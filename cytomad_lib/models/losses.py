@@ -47,14 +47,14 @@ def cross_entropy(codes, probabilities):
 def fooled(probabilities, fake_code=0):
     """Cross-entropy with one fake label for every cell: small once the classifier is fooled.
 
-    The published recipe steers the generator until its batch classifiers say "first batch" of
+    The published recipe steers the generator until its batch classifiers predict "first batch" for
     every cell.
 
     Parameters
     ----------
     probabilities : tensor (n, batches)
     fake_code : int
-        Code of the batch that every cell shall seem to come from.
+        Code of the fake batch.
 
     Returns
     -------
