@@ -7,7 +7,7 @@ in three ways:
 * **It is updated in every step**, on cells of the last minibatches, so it cannot be fooled once and
   for all.
 * **The generator's target is p(batch | class)**, not "first batch". Batch and class are confounded.
-  A target that ignores this (one batch for all, or uniform over all batches) also removes the class.
+  A target that ignores this (one batch for all, or uniform over batches) also removes the class.
 * **Its inputs are whitened.** The batch may lie in a direction of little variance. A network that
   is updated slowly misses it there; an independent probe that standardises its inputs does not.
 
