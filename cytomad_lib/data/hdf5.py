@@ -153,6 +153,8 @@ def network(path, values=False):
             for name, weights in _weight_names(group)
         ]
         datasets = [dataset for _, weights in layers for _, dataset in weights]
+        if not datasets:
+            raise CytomadError(f"{path} holds no weights. Expected a trained network. {GET_AGAIN}")
         for dataset in datasets:
             _check_weight(path, dataset)
             if dataset.chunks:  # TensorFlow writes none; a small file could inflate without bound
@@ -178,10 +180,13 @@ def run_weights(path):
     Everything in it is read once, so that what Keras reads afterwards has been read before.
     """
     with _opened(path) as file:
-        if "layers" not in file and "_layer_checkpoint_dependencies" not in file:
-            found = ", ".join(sorted(file)[:5]) or "nothing"
-            raise CytomadError(f"{path} holds no weights of Keras 3 (found: {found}).")
         datasets = list(_all_datasets(file))
+        if not any("/vars/" in dataset.name for dataset in datasets):
+            found = ", ".join(sorted(file)[:5]) or "nothing"
+            raise CytomadError(
+                f"{path} holds no weights of Keras 3 (found: {found}). Expected those that a run "
+                "of this kit saved."
+            )
         for dataset in datasets:
             _check_weight(path, dataset)
         _check_total(path, datasets, MOST_COMPRESSION)
@@ -205,12 +210,12 @@ def _refuse_other_networks(path, file):
 
 
 def _weight_names(group):
-    """List each layer that has weights, and their names; TensorFlow's empty lists are numbers."""
+    """List each layer and the names of its weights."""
     layers = []
     for name in np.ravel(group.attrs["layer_names"])[:MOST_OBJECTS]:
         weights = np.ravel(_member(group, _text(name)).attrs["weight_names"])[:MOST_OBJECTS]
-        if len(weights):
-            layers.append((_text(name), [_text(weight) for weight in weights]))
+        # TensorFlow writes an empty list as one of numbers.
+        layers.append((_text(name), [_text(weight) for weight in weights]))
     return layers
 
 
@@ -231,6 +236,8 @@ def _check_weight(path, dataset):
         raise CytomadError(
             f"{path}: {dataset.name} is no array of numbers. Expected weights. {GET_AGAIN}"
         )
+    if dataset.size in (0, None):
+        raise CytomadError(f"{path}: {dataset.name} is empty. Expected weights. {GET_AGAIN}")
     _check_storage(path, dataset, dataset.name)
 
 

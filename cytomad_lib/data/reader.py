@@ -119,8 +119,8 @@ def ask(function, path, error, expected, out=None, n_bytes=0, **arguments):
         raise error(refusal)
     if failure:
         raise error(
-            f"{path} cannot be read: {failure}. Expected a complete {expected}; it is damaged, cut "
-            f"short or of an unknown kind. {GET_AGAIN}"
+            f"{path} cannot be read: {failure}. Expected a complete {expected}; it is damaged or "
+            f"cut short. {GET_AGAIN}"
         )
     return answer
 
