@@ -16,6 +16,7 @@ import numpy as np
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.reader import GET_AGAIN
 from cytomad_lib.data.stacks import (
+    DTYPE_OF_CLASS,
     MOST_COMPRESSION,
     READ_BYTES,
     check_class,
@@ -25,8 +26,8 @@ from cytomad_lib.data.stacks import (
     refuse_size,
 )
 
-GZIP = h5py.h5z.FILTER_DEFLATE
-FILTERS = (GZIP, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
+GZIP, SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
+CHECKSUM = h5py.h5z.FILTER_FLETCHER32
 SAFE_BYTES = 2**27  # more than that, a chunk may take only after it was counted
 _checked = set()  # image stacks whose storage was checked
 MOST_OBJECTS = 5000  # in a file of weights; bounds the work on a made-up file
@@ -95,8 +96,8 @@ def _find_stack(path, file, variable):
             "unknown. Expected a file written by MATLAB or by write_mat; save it with one of them."
         )
     check_class(path, variable, matlab_class)
-    if dataset.dtype.kind not in "fiu":
-        check_class(path, variable, str(dataset.dtype))
+    if not np.can_cast(dataset.dtype, DTYPE_OF_CLASS[matlab_class]):
+        check_class(path, variable, f"{matlab_class}, but stored as {dataset.dtype}")
     if "MATLAB_empty" in dataset.attrs:  # then the dataset holds the shape, not the pixels
         raise CytomadError(
             f"{path}: '{variable}' is an empty array. Expected height x width x cells; "
@@ -289,48 +290,66 @@ def _member(group, name):
 
 
 def _check_storage(path, dataset, name):
-    """Refuse a dataset that declares more than the file can hold.
+    """Refuse a dataset that declares more than the file can hold, or is stored in an odd way.
 
     HDF5 lets a file of a few kB declare terabytes that were never written, and would then fill
-    them with zeros.
+    them with zeros. MATLAB's kind of HDF5 has no checksums, so what can be compared is compared.
     """
-    properties = dataset.id.get_create_plist()
-    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
-    # Other filters may load a plugin, which is code; two gzips multiply what they may shrink.
-    if any(f not in FILTERS for f in filters) or filters.count(GZIP) > 1:
+    what, size = f"'{name}'", dataset.dtype.itemsize
+    filters = _filters(path, dataset, name)
+    if h5py.h5t.py_create(dataset.dtype, logical=True) != dataset.id.get_type():
         raise CytomadError(
-            f"{path}: '{name}' is stored with HDF5 filters {filters}. Expected at most gzip, "
-            "shuffle and checksum, as MATLAB writes; save it again from MATLAB or with write_mat."
+            f"{path}: {what} is of no usual type of numbers. Expected one of MATLAB's. {GET_AGAIN}"
         )
-    what = f"'{name}'"
     stored = min(dataset.id.get_storage_size(), Path(path).stat().st_size)
     if dataset.chunks is None:
-        if stored < dataset.nbytes:
+        if stored != dataset.nbytes:
             refuse_size(path, what, dataset.nbytes, stored)
         return
     # Whole chunks are stored, also where they reach over the edge.
-    n_chunks = math.prod(
-        math.ceil(n / chunk) for n, chunk in zip(dataset.shape, dataset.chunks, strict=True)
-    )
-    chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    axes = list(zip(dataset.chunks, dataset.shape, dataset.maxshape, strict=True))
+    n_chunks = math.prod(math.ceil(n / chunk) for chunk, n, _ in axes)
+    chunk_bytes = math.prod(dataset.chunks) * size
     declared = n_chunks * chunk_bytes
     most = MOST_COMPRESSION if GZIP in filters else 1
-    few = dataset.id.get_num_chunks() != n_chunks
-    if few or declared > most * stored or chunk_bytes > dataset.nbytes + SAFE_BYTES:
+    # HDF5 makes no chunk longer than an axis, unless that may still grow.
+    odd = any(longest == n < chunk or longest not in (None, n) for chunk, n, longest in axes)
+    odd = odd or filters.get(SHUFFLE, size) != size or dataset.id.get_num_chunks() != n_chunks
+    if odd or declared > most * stored or chunk_bytes > dataset.nbytes + SAFE_BYTES:
         refuse_size(path, what, declared, stored)
-    if GZIP in filters:
-        _check_chunks(path, dataset, f"a chunk of {what}", chunk_bytes)
+    _check_chunks(path, dataset, f"a chunk of {what}", chunk_bytes, GZIP in filters)
 
 
-def _check_chunks(path, dataset, what, chunk_bytes):
-    """Refuse chunks that inflate to more than a chunk has."""
+def _filters(path, dataset, name):
+    """Return the first parameter of each filter by its code."""
+    properties = dataset.id.get_create_plist()
+    filters = [properties.get_filter(i) for i in range(properties.get_nfilters())]
+    codes = [code for code, *_ in filters]
+    # Other filters may load a plugin, which is code; two gzips multiply what they may shrink.
+    if not set(codes) <= {GZIP, SHUFFLE, CHECKSUM} or len(set(codes)) < len(codes):
+        raise CytomadError(
+            f"{path}: '{name}' is stored with HDF5 filters {codes}. Expected at most gzip, "
+            "shuffle and checksum, as MATLAB writes; save it again from MATLAB or with write_mat."
+        )
+    return {code: (*values, None)[0] for code, _, values, _ in filters}
+
+
+def _check_chunks(path, dataset, what, chunk_bytes, gzipped):
+    """Refuse chunks that lie beside the array or inflate to more than a chunk has."""
     chunks = []
     dataset.id.chunk_iter(lambda chunk: chunks.append((chunk.size, chunk.chunk_offset)))
+    shape, lengths = np.array(dataset.shape), np.array(dataset.chunks)
+    offsets = np.array([offset for _, offset in chunks])
+    if (
+        len(np.unique(offsets, axis=0)) < len(offsets)
+        or ((offsets % lengths != 0) | (offsets >= shape)).any()
+    ):
+        raise CytomadError(f"{path}: {what} lies beside the array. {GET_AGAIN}")
     for size, offset in chunks:
         # gzip adds less than a thousandth to what it cannot shrink.
         if size > 1.01 * chunk_bytes + 100:
             refuse_size(path, what, chunk_bytes, size)
-        if MOST_COMPRESSION * size > SAFE_BYTES:
+        if gzipped and MOST_COMPRESSION * size > SAFE_BYTES:
             _count_inflated(path, dataset, what, offset, chunk_bytes)
 
 

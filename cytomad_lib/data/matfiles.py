@@ -27,7 +27,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from cytomad_lib.data import mat5
+from cytomad_lib.data import hdf5, mat5
 from cytomad_lib.data.errors import MatFileError
 from cytomad_lib.data.files import written_beside
 from cytomad_lib.data.reader import ask, first_bytes
@@ -98,7 +98,7 @@ def _inspect(path, variable, *_state):
     if version == "5":
         shape, dtype = mat5.inspect(path, variable)
     else:
-        found, _ = ask("stack", path, MatFileError, EXPECTED_73, variable=variable)
+        found, _ = ask(hdf5.stack, path, MatFileError, EXPECTED_73, variable=variable)
         shape, dtype = found["shape"], found["dtype"]
     return MatInfo(path, variable, tuple(shape), dtype, version)
 
@@ -185,7 +185,7 @@ def _read_v73(info, wanted, out):
     """Let the child read cells, straight into `out` where its bytes lie in one piece."""
     straight = out if out.flags.c_contiguous else np.empty(out.shape, np.float32)
     ask(
-        "stack",
+        hdf5.stack,
         info.path,
         MatFileError,
         EXPECTED_73,

@@ -12,7 +12,7 @@ A request is a line of JSON. The answer is a sequence of messages, each with its
 
 Example
 -------
->>> ask("stack", "H69_BF.mat", MatFileError, "MATLAB v7.3 file", variable="BF")  # doctest: +SKIP
+>>> ask(hdf5.stack, "H69_BF.mat", MatFileError, "v7.3 file", variable="BF")  # doctest: +SKIP
 ({'shape': [64, 64, 96], 'dtype': 'float32'}, [])
 """
 
@@ -26,11 +26,13 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from importlib import import_module
 
 from cytomad_lib.data.errors import CytomadError
 
 MEMORY = 2**30  # bytes that the child may take, its own 0.2 GB included
-CPU_SECONDS = 2.0  # for a request without arrays; it takes a few milliseconds
+CPU_SECONDS = 1.0  # for a request without arrays; it takes a few milliseconds
+WALL_FACTOR = 40  # a disk may be slow, or asleep
 BYTES_PER_SECOND = 20e6  # read and inflated at least: a tenth of what a laptop does
 HEADER = struct.Struct("<cQ")  # kind and size of a message
 GET_AGAIN = "Copy or download the file again."
@@ -84,9 +86,9 @@ def ask(function, path, error, expected, out=None, n_bytes=0, **arguments):
 
     Parameters
     ----------
-    function : str
-        Name of a generator function in `cytomad_lib.data.hdf5`. It yields a result that fits into
-        JSON, then contiguous arrays.
+    function : generator function
+        Such as those in `cytomad_lib.data.hdf5`; the child finds it by its module and name. It
+        takes the path, and yields a result that fits into JSON, then contiguous arrays.
     path : path
     error : type
         Of the exception.
@@ -111,8 +113,11 @@ def ask(function, path, error, expected, out=None, n_bytes=0, **arguments):
         If the function refuses the file, fails, crashes, or exceeds a limit.
     """
     seconds = CPU_SECONDS + n_bytes / BYTES_PER_SECOND
-    request = {"function": function, "seconds": seconds, "arguments": {"path": str(path)}}
-    request["arguments"] |= arguments
+    request = {
+        "function": (function.__module__, function.__name__),
+        "seconds": seconds,
+        "arguments": {"path": str(path)} | arguments,
+    }
     target = None if out is None else memoryview(out).cast("B")
     refusal, failure, *answer = _child.answer(request, target)
     if refusal:
@@ -137,7 +142,7 @@ class _Child:
         with self._lock:
             process = self._started()
             too_late = threading.Event()
-            limit = 30 + 10 * request["seconds"]
+            limit = WALL_FACTOR * request["seconds"]
             watch = threading.Timer(limit, lambda: (too_late.set(), process.kill()))
             watch.daemon = True
             watch.start()
@@ -255,15 +260,15 @@ def _serve():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
-    from cytomad_lib.data import hdf5
-
+    import_module("cytomad_lib.data.hdf5")  # takes a moment, which is no request's
     _limit_memory()
     _send(answers, b".")
     for line in sys.stdin.buffer:
         request = json.loads(line)
         _limit_time(request["seconds"])
         try:
-            parts = getattr(hdf5, request["function"])(**request["arguments"])
+            module, name = request["function"]
+            parts = getattr(import_module(module), name)(**request["arguments"])
             _send(answers, b"J", json.dumps(next(parts)).encode())
             for array in parts:
                 _send(answers, b"B", array)

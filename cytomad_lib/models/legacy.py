@@ -36,6 +36,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cytomad_lib.data import hdf5
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.reader import GET_AGAIN, ask, first_bytes
 from cytomad_lib.models import networks
@@ -216,7 +217,7 @@ def _read(path, values=False):
             f" for a run of this kit give the run's folder. {GET_AGAIN}"
         )
     size, expected = path.stat().st_size, ".h5 file of TensorFlow 2 (HDF5)"
-    found, arrays = ask("network", path, LegacyFileError, expected, n_bytes=size, values=values)
+    found, arrays = ask(hdf5.network, path, LegacyFileError, expected, n_bytes=size, values=values)
     try:
         layers = _layers_of_file(path, found)
     except (KeyError, TypeError, ValueError, IndexError, RecursionError, AttributeError) as error:

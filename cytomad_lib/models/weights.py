@@ -10,6 +10,7 @@ Example
 
 from pathlib import Path
 
+from cytomad_lib.data import hdf5
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.reader import ask, first_bytes
 
@@ -37,7 +38,7 @@ def check_run_weights(path):
     path, what = Path(path), "a .weights.h5 file of Keras 3"
     try:
         first_bytes(path, 1, WeightsError, what)
-        ask("run_weights", path, WeightsError, what, n_bytes=4 * path.stat().st_size)
+        ask(hdf5.run_weights, path, WeightsError, what, n_bytes=4 * path.stat().st_size)
     except WeightsError as error:
         raise WeightsError(f"{error} {REMEDY}") from None
 
