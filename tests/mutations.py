@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from functools import lru_cache
 from pathlib import Path
 
 import h5py
@@ -130,9 +129,10 @@ def _read(path):
         return [read_mat(path, "BF")]
     from cytomad_lib.models import legacy
 
-    if not hasattr(legacy._build, "cache_info"):  # one network for all: to build it takes longest
-        legacy._build = lru_cache(legacy._build)
-    return legacy.load_legacy(path).get_weights()
+    # `load_legacy` without Keras' part in it, which takes longest and only meets what is right.
+    _, layers, arrays = legacy._read(path, values=True)
+    shapes = [shape for layer in layers for shape in layer.shapes.values()]
+    return [np.frombuffer(a, np.float32).reshape(s) for a, s in zip(arrays, shapes, strict=True)]
 
 
 def _places_of_numbers(path, whole):

@@ -1,8 +1,15 @@
 """What the tests let the child process do, see `test_reader`."""
 
+import os
 import time
 
 import numpy as np
+
+
+def crash(path, number):
+    """End by a signal."""
+    os.kill(os.getpid(), number)
+    yield None
 
 
 def wait(path):
