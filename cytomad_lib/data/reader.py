@@ -27,7 +27,9 @@ import sys
 import threading
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
+import cytomad_lib
 from cytomad_lib.data.errors import CytomadError
 
 MEMORY = 2**30  # bytes that the child may take, its own 0.2 GB included
@@ -180,9 +182,9 @@ class _Child:
         if self._process is not None and self._process.poll() is None:
             return self._process
         self.stop()
-        # -P: a numpy.py in the working folder is not NumPy.
+        # -P: a numpy.py in the working folder is not NumPy. This library comes first.
         command = [sys.executable, "-P", "-m", __name__]
-        paths = os.pathsep.join(path for path in sys.path if path)
+        paths = [str(Path(cytomad_lib.__file__).parents[1]), *filter(None, sys.path)]
         own_group = (
             {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
             if sys.platform == "win32"
@@ -193,7 +195,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"},
             **own_group,
         )
         try:

@@ -320,17 +320,13 @@ def _sizes(path, layers):
 
 def _kind(layers, images, dense):
     # The kernel of a transposed convolution is height x width x outputs x inputs.
-    if any(layer.shapes["kernel"][3:] != layer.shapes["bias"] for layer in _convolutions(layers)):
+    shapes = [(layer.shapes.get("kernel", ()), layer.shapes.get("bias")) for layer in layers]
+    if any(len(kernel) == 4 and kernel[3:] != bias for kernel, bias in shapes):
         return "generator"
     if images:
         return "cnn_classifier" if dense else "discriminator"
     known = {250: "cell_type_mlp", 75: "batch_mlp"}
     return known.get(dense[0][1], "cell_type_mlp" if len(dense) > 4 else "batch_mlp")
-
-
-def _convolutions(layers):
-    shapes = ("kernel", "bias")
-    return [a for a in layers if [len(a.shapes.get(name, ())) for name in shapes] == [4, 1]]
 
 
 def _image_size(path, first, fitting):
