@@ -62,6 +62,7 @@ from cytomad_lib.models.batch_removal import (
 from cytomad_lib.models.devices import ONE, DevicesError
 from cytomad_lib.models.feeding import Minibatches, ReseedDropout
 from cytomad_lib.models.pretraining import Pix2Pix
+from cytomad_lib.models.weights import check_run_weights, load_run_weights
 from cytomad_lib.networks import build_discriminator, build_generator, computing_in
 
 SETTINGS = "run.json"
@@ -420,7 +421,7 @@ class Run:
         """
         last = int(self._finished_history("published")["epoch"].iloc[-1])
         model = self.removal_model()
-        model.load_weights(self.folder / "published" / _weights_name("checkpoint", last))
+        load_run_weights(model, self.folder / "published" / _weights_name("checkpoint", last))
         made = generate(model.generator, cells)
         verdicts = {"batch_cnn": model.batch_cnn.predict(made["images"], verbose=0)}
         for number, mlp in enumerate(model.batch_mlps):
@@ -544,7 +545,7 @@ class Run:
             return self._load(stage, "generator", self._new_generator())
         generator = self._new_conditional_generator()
         if (self.folder / stage / ERASED).exists():
-            generator.load_weights(self.folder / stage / ERASED)
+            load_run_weights(generator, self.folder / stage / ERASED)
             return generator
         return self._load(stage, "generator", generator)
 
@@ -671,7 +672,7 @@ class Run:
 
     def _load(self, stage, name, network):
         best = _best_epoch(self._finished_history(stage), stage in LAST)
-        network.load_weights(self.folder / stage / _weights_name(name, best))
+        load_run_weights(network, self.folder / stage / _weights_name(name, best))
         return network
 
     def _finished_history(self, stage):
@@ -783,7 +784,9 @@ class _Stage:
             self.folder.mkdir(parents=True, exist_ok=True)
         if 0 < self.epochs_done < self.epochs:
             say(verbose, f"Going on after epoch {self.epochs_done} of {self.epochs}")
-            self.model.load_weights(self.folder / _weights_name("checkpoint", self.epochs_done))
+            load_run_weights(
+                self.model, self.folder / _weights_name("checkpoint", self.epochs_done)
+            )
         if self.epochs_done < self.epochs:
             with _kept_in(self.folder, devices) as folder:
                 keep = _KeepEpoch(self, folder)
@@ -792,7 +795,7 @@ class _Stage:
         history = _read_history(self.folder)
         best = _best_epoch(history, self.last)
         for name, network in self.networks.items():
-            network.load_weights(self.folder / _weights_name(name, best))
+            load_run_weights(network, self.folder / _weights_name(name, best))
         return history
 
     def _fit(self, feed, valid_feed, verbose, callbacks):
@@ -892,6 +895,7 @@ def _check_new(folder):
 
 def _copy_rounded(path, copy):
     """Copy a file of weights, rounded and compressed."""
+    check_run_weights(path)
     with h5py.File(path) as old, written_beside(copy) as beside, h5py.File(beside, "w") as new:
 
         def add(name, item):

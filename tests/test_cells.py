@@ -498,7 +498,7 @@ def test_all_problems_are_listed_together(lung):
         "3 cells of 8 x 8",
         "does not start like a .mat file",
         "is empty (0 bytes)",
-        "first in cell 2",
+        "first in cell 3, counted from 1",
         "6 x 6",
         "has no Test files",
     ):

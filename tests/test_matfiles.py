@@ -2,7 +2,9 @@
 
 import logging
 import os
+import struct
 import tracemalloc
+import zlib
 
 import h5py
 import hdf5storage
@@ -10,12 +12,19 @@ import mat73
 import numpy as np
 import pytest
 import scipy.io
+import scipy.sparse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cytomad_lib.data import matfiles
-from cytomad_lib.data.matfiles import MatFileError, inspect_mat, read_mat, write_mat
+from cytomad_lib.data.matfiles import (
+    MatFileError,
+    inspect_mat,
+    not_square_text,
+    read_mat,
+    write_mat,
+)
 
 TYPES = sorted(matfiles.MATLAB_CLASSES)
 
@@ -273,7 +282,7 @@ def test_object_references_and_compounds(path):
     refused(path, "real numbers")
     with h5py.File(path, "w") as file:
         file.create_group("BF").attrs["MATLAB_sparse"] = 3
-    refused(path, "struct or sparse")
+    refused(path, "'sparse'", "BF = full(BF)")
 
 
 def test_unknown_order_of_axes(path, stack):
@@ -296,9 +305,11 @@ def test_nan_and_infinity(path, stack, version):
     stack[0, :2, 3] = np.nan
     stack[1, 1, 5] = -np.inf
     write_mat(path, {"BF": stack}, version)
-    with pytest.raises(MatFileError, match="3 pixels.*2 of the 7 cells.*first in cell 3"):
+    with pytest.raises(
+        MatFileError, match="3 pixels.*2 of the 7 cells.*first in cell 4, counted from 1"
+    ):
         read_mat(path, "BF")
-    with pytest.raises(MatFileError, match="1 pixels.*first in cell 5"):
+    with pytest.raises(MatFileError, match="1 pixels.*first in cell 6"):
         read_mat(path, "BF", [6, 5])
     assert len(read_mat(path, "BF", [0, 1, 2, 4, 6])) == 5
 
@@ -350,10 +361,152 @@ def test_honest_high_compression_is_read(path):
     assert (read_mat(path, "BF", [19]) == 2).all()
 
 
-def test_v5_bomb(path, monkeypatch):
-    write_mat(path, {"BF": np.ones((4, 4, 4), np.float32)}, version="5")
-    monkeypatch.setattr(scipy.io, "whosmat", lambda _: [("BF", (2**20, 512, 512), "single")])
-    refused(path, "declares 1,099,511,627,776 bytes")
+def v5_file(path, elements, order="<"):
+    """A v5 file of these top-level elements, each (type code, bytes)."""
+    start = b"MATLAB 5.0 MAT-file".ljust(124)
+    start += {"<": b"\x00\x01IM", ">": b"\x01\x00MI"}[order]
+    for code, content in elements:
+        start += struct.pack(order + "II", code, len(content)) + content
+    path.write_bytes(start)
+
+
+def v5_matrix(shape, numbers, name=b"BF", flags=7, stored_as=7, order="<"):
+    """The content of a v5 variable; its class is in the low byte of the flags."""
+    parts = [
+        (6, struct.pack(order + "II", flags, 0)),
+        (5, struct.pack(f"{order}{len(shape)}i", *shape)),
+        (1, name),
+        (stored_as, numbers),
+    ]
+    return b"".join(
+        struct.pack(order + "II", code, len(content)) + content + bytes(-len(content) % 8)
+        for code, content in parts
+    )
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("compressed", [True, False])
+def test_v5_element_by_element(path, order, compressed):
+    numbers = np.arange(24, dtype=order + "f4")
+    content = v5_matrix((2, 3, 4), numbers.tobytes(), order=order)
+    element = (14, content)
+    if compressed:
+        element = (15, zlib.compress(struct.pack(order + "II", *(14, len(content))) + content))
+    v5_file(path, [element], order)
+    np.testing.assert_array_equal(read_mat(path, "BF"), numbers.reshape(4, 3, 2).transpose(0, 2, 1))
+
+
+def test_doubles_are_read_that_matlab_stores_as_small_integers(path):
+    v5_file(path, [(14, v5_matrix((2, 2, 2), bytes(range(8)), flags=6, stored_as=2))])
+    assert inspect_mat(path, "BF").dtype == "float64"
+    np.testing.assert_array_equal(read_mat(path, "BF")[1], [[4, 6], [5, 7]])
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (v5_matrix((2**20, 512, 512), bytes(8)), "declares 1,099,511,627,776 bytes"),
+        (v5_matrix((2, 2, 2), bytes(32), stored_as=250), "stored as type 250"),
+        (v5_matrix((2, 2, 2), bytes(32), stored_as=5), "stored as type 5"),
+        (v5_matrix((2, 2, 2), bytes(28)), "stored in 28 bytes"),
+        (v5_matrix((2, 2, 2), bytes(36)), "stored in 36 bytes"),
+        (v5_matrix((2, -2, -2), bytes(32)), "shape 2 x -2 x -2"),
+        (v5_matrix((2, 2, 2), bytes(32), name=b"B" * 5000), "declares 5000 bytes"),
+        (v5_matrix((2, 2, 2), bytes(32), flags=99), "class 99"),
+    ],
+)
+def test_v5_elements_that_cannot_be(path, content, message):
+    v5_file(path, [(14, content)])
+    refused(path, message)
+
+
+def test_v5_elements_of_other_types(path):
+    content = v5_matrix((2, 2, 2), bytes(32))
+    v5_file(path, [(14, content), (99, b"")])
+    refused(path, "an element of type 99")
+    v5_file(path, [(15, zlib.compress(struct.pack("<II", 99, len(content)) + content))])
+    refused(path, "a compressed element of type 99")
+
+
+def test_v5_variables_of_one_name(path):
+    """One reader would take the first, another one the last."""
+    v5_file(path, [(14, v5_matrix((1, 4), bytes(16))), (14, v5_matrix((2, 2, 2), bytes(32)))])
+    refused(path, "'BF' is in it 2 times")
+
+
+def test_v5_that_inflates_to_more_than_it_declares(path):
+    content = v5_matrix((2, 2, 2), bytes(32)) + bytes(10_000_000)
+    v5_file(path, [(15, zlib.compress(struct.pack("<II", 14, len(content)) + content))])
+    inspect_mat(path, "BF")
+    with pytest.raises(MatFileError, match="inflates to more than it declares"):
+        read_mat(path, "BF")
+
+
+def test_v5_damage_in_compressed_numbers_is_found(path):
+    """zlib's checksum is at the end: it is read, whichever cells are asked."""
+    content = v5_matrix((2, 2, 2), np.arange(8, dtype="<f4").tobytes())
+    packed = zlib.compress(struct.pack("<II", 14, len(content)) + content)
+    v5_file(path, [(15, packed[:-1] + bytes([packed[-1] ^ 1]))])
+    with pytest.raises(MatFileError, match="cannot be read as MATLAB v5.*check"):
+        read_mat(path, "BF", [0])
+
+
+def test_a_string_beside_the_stack_does_not_matter(path, stack):
+    """MATLAB's string: flags, no axes, name, then a system and a class name, then data."""
+    string = struct.pack("<IIII", 6, 8, 17, 0) + struct.pack("<HH4s", 1, 4, b"name")
+    string += struct.pack("<HH4s", 1, 4, b"MCOS") + struct.pack("<II8s", 1, 6, b"string")
+    numbers = stack.T.tobytes()
+    v5_file(path, [(14, string), (14, v5_matrix(stack.shape, numbers)), (14, string[:16])])
+    with pytest.raises(MatFileError, match="cut short"):
+        read_mat(path, "BF")
+    v5_file(path, [(14, string), (14, v5_matrix(stack.shape, numbers))])
+    np.testing.assert_array_equal(read_mat(path, "BF"), np.moveaxis(stack, 2, 0))
+    with pytest.raises(MatFileError, match="'name' is of MATLAB class 'string'"):
+        read_mat(path, "name")
+
+
+@pytest.mark.parametrize("version", ["7.3", "5"])
+@pytest.mark.parametrize(
+    "shape, remedy",
+    [
+        ((4, 4, 1, 3), "BF = squeeze(BF)"),
+        ((4, 4, 3, 5), "squeeze(BF(:, :, 1, :)), or make the images gray"),
+        ((4, 4), "two or more cells"),
+    ],
+)
+def test_other_numbers_of_axes_get_their_remedy(path, version, shape, remedy):
+    write_mat(path, {"BF": np.ones(shape)}, version)
+    refused(path, "Expected height x width x cells", remedy)
+
+
+@pytest.mark.parametrize("format", ["7.3", "5"])
+def test_what_is_no_array_gets_its_remedy(path, stack, format):
+    images = np.empty(2, dtype=object)
+    images[:] = [stack[..., 0], stack[..., 1]]
+    values = {"cells": images, "measured": {"img": stack, "day": 3.0}}
+    if format == "5":
+        scipy.io.savemat(path, values | {"thin": scipy.sparse.csc_array(stack[..., 0])})
+    else:
+        hdf5storage.savemat(str(path), values, format="7.3")
+    with pytest.raises(MatFileError, match=r"'cell'.*cells = cat\(3, cells\{:\}\)"):
+        read_mat(path, "cells")
+    with pytest.raises(MatFileError, match=r"fields .*img.*measured = measured\.(img|day)"):
+        read_mat(path, "measured")
+    if format == "5":
+        with pytest.raises(MatFileError, match=r"'sparse'.*thin = full\(thin\)"):
+            read_mat(path, "thin")
+
+
+def test_axes_in_another_order_are_named(path):
+    """Two equal axes are height and width; the third counts the cells."""
+    for shape, words in [
+        ((9, 6, 6), ("cells x height x width", "permute(BF, [2 3 1])", "(BF, (1, 2, 0))")),
+        ((6, 9, 6), ("height x cells x width", "permute(BF, [1 3 2])", "(BF, (0, 2, 1))")),
+        ((6, 9, 5), ("5 cells of 6 x 9 pixels", "crop")),
+    ]:
+        write_mat(path, {"BF": np.ones(shape)})
+        text = not_square_text(inspect_mat(path, "BF"))
+        assert all(word in text for word in (str(path), "Expected", *words)), text
 
 
 def test_links_and_storage_elsewhere(tmp_path, path, stack):

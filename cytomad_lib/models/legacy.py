@@ -2,7 +2,8 @@
 
 Those programs, and the earlier beGAN release, save with TensorFlow 2.4. Keras 3 cannot load all
 of these files. So the network is built anew by `cytomad_lib.networks`, and only its weights
-are read. Which network a file holds is told by its layers, not by its name; the names are
+are read, by the child process (`data.reader`); no code in the file is run. The shapes of the
+weights tell which network a file holds, not its name. The names are
 
 | file | kind |
 |---|---|
@@ -12,9 +13,8 @@ are read. Which network a file holds is told by its layers, not by its name; the
 | `cmodel_all*.h5` | `cell_type_mlp` |
 | `bmodel1_all*.h5` to `bmodel4_all*.h5` | `batch_mlp` |
 
-Any width and image size will do, but images have one channel: brightfield in, phase out. Every
-layer is held against the published network (`published_layers`), so a file of another network is
-refused, with the name of the layer that differs. How a file is read safely: `legacy_files`.
+Any width and image size will do, but images have one channel: brightfield in, phase out. A file of
+another network is refused with the name of the first layer that differs.
 
 The published generator normalises by the statistics of the cells that are predicted together; for
 that see the modes of `cytomad_lib.prediction.predict`. A plain call uses the running statistics,
@@ -28,27 +28,21 @@ Example
 >>> image, features = generator(np.zeros((1, 128, 128, 1)))
 """
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
-from cytomad_lib.models.legacy_files import (
-    GIVE_ANOTHER,
-    LegacyFileError,
-    opened,
-    read_network,
-    read_weight,
-)
-from cytomad_lib.models.published_layers import published_layers
-from cytomad_lib.networks import (
-    build_batch_mlp,
-    build_cell_type_mlp,
-    build_cnn_classifier,
-    build_discriminator,
-    build_generator,
-)
+import numpy as np
 
-ANY_IMAGE_SIZE = 128  # stands in where weights fit several sizes
+from cytomad_lib import networks
+from cytomad_lib.config import PUBLISHED
+from cytomad_lib.data import hdf5
+from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.data.reader import GET_AGAIN, ask, first_bytes
+
+GIVE_ANOTHER = "Give a file that the published programs saved, such as model_000100.h5."
 IN_WORDS = {
     "generator": "a generator",
     "discriminator": "a discriminator",
@@ -56,13 +50,24 @@ IN_WORDS = {
     "cell_type_mlp": "a cell-type MLP",
     "batch_mlp": "a batch MLP",
 }
-_BUILDERS = {
-    "generator": build_generator,
-    "discriminator": build_discriminator,
-    "cnn_classifier": build_cnn_classifier,
-    "cell_type_mlp": build_cell_type_mlp,
-    "batch_mlp": build_batch_mlp,
+# What the builders take, and what of a layer decides what it computes.
+SIZES = {
+    "generator": ("image_size", "base_filters"),
+    "discriminator": ("image_size", "base_filters"),
+    "cnn_classifier": ("n_classes", "image_size", "base_filters"),
+    "cell_type_mlp": ("n_classes", "n_features"),
+    "batch_mlp": ("n_classes", "n_features"),
 }
+IMAGE_SIZES = [2**n for n in range(4, 13)]
+SETTINGS = (
+    *("units", "filters", "kernel_size", "strides", "padding", "activation", "use_bias"),
+    *("dilation_rate", "groups", "data_format", "rate", "epsilon", "axis", "center", "scale"),
+    "pool_size",
+)
+
+
+class LegacyFileError(CytomadError):
+    """A file that is no network of the published programs, or is damaged."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,21 @@ class LegacyModel:
     n_weights: int
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """A layer of a file or of a published network.
+
+    `shapes` are those of its weights by name, `inputs` the places of the layers that feed it; of an
+    input layer, its own among the inputs of the network.
+    """
+
+    name: str
+    shapes: dict
+    type: str = ""
+    settings: dict | None = None
+    inputs: tuple = ()
+
+
 def inspect_legacy(path):
     """Say which network a file holds, without reading its weights.
 
@@ -113,9 +133,7 @@ def inspect_legacy(path):
         If the file is missing, damaged or unsafe, or holds another network than the published
         ones; the message names the first layer that differs.
     """
-    with opened(path) as file:
-        network = read_network(file)
-        return _examine(Path(path), network)
+    return _read(Path(path))[0]
 
 
 def load_legacy(path, image_size=None):
@@ -140,16 +158,25 @@ def load_legacy(path, image_size=None):
         As `inspect_legacy`; also if a weight is NaN or infinite, or the image size is unknown or
         another one than the file's.
     """
-    with opened(path) as file:
-        network = read_network(file)
-        model = _examine(Path(path), network)
-        built = _BUILDERS[model.kind](**_arguments(model, image_size))
-        takers = [layer for layer in built.layers if layer.weights]
-        givers = [layer for layer in network.layers if layer.stored]
-        for taker, giver in zip(takers, givers, strict=True):
-            for variable in taker.weights:
-                variable.assign(read_weight(giver.stored[variable.name]))
-    return built
+    model, layers, arrays = _read(Path(path), values=True)
+    if model.image_size is None and image_size is None and "image_size" in SIZES[model.kind]:
+        raise LegacyFileError(
+            f"{path} holds weights alone, which fit {IN_WORDS[model.kind]} of several image sizes. "
+            "Expected to be told which; give image_size=128 if it was trained as published."
+        )
+    if None not in (model.image_size, image_size) and model.image_size != image_size:
+        raise LegacyFileError(
+            f"{path} holds {IN_WORDS[model.kind]} of {model.image_size} x {model.image_size} "
+            f"pixels; image_size={image_size} was asked. Leave it out."
+        )
+    network = _build(**asdict(model) | {"image_size": model.image_size or image_size})
+    arrays = iter(arrays)
+    takers = [layer for layer in network.layers if layer.weights]
+    for taker, giver in zip(takers, (layer for layer in layers if layer.shapes), strict=True):
+        given = {name: np.frombuffer(next(arrays), np.float32) for name in giver.shapes}
+        for variable in taker.weights:
+            variable.assign(given[variable.name].reshape(variable.shape))
+    return network
 
 
 def load_legacy_generator(path):
@@ -178,244 +205,245 @@ def load_legacy_generator(path):
     return load_legacy(path)
 
 
-def _examine(path, network):
-    """Return what a network is, after holding all of it against the published one."""
-    kind = _kind(network)
-    sizes = _sizes(network, kind)
-    image_size = sizes.get("image_size", 0)
-    known = sizes if image_size is not None else sizes | {"image_size": ANY_IMAGE_SIZE}
-    published = published_layers(kind, **known)
-    _Comparison(network, kind, published).check()
-    features = {"n_features": 8 * sizes["base_filters"]} if kind == "generator" else {}
-    fields = dict.fromkeys(("image_size", "base_filters", "n_classes", "n_features"))
-    return LegacyModel(path, kind, **(fields | sizes | features), n_weights=published.n_weights)
-
-
-def _arguments(model, image_size):
-    """Return the arguments of the builder."""
-    names = {
-        "generator": ("image_size", "base_filters"),
-        "discriminator": ("image_size", "base_filters"),
-        "cnn_classifier": ("n_classes", "image_size", "base_filters"),
-    }.get(model.kind, ("n_classes", "n_features"))
-    arguments = {name: getattr(model, name) for name in names}
-    if "image_size" not in names:
-        return arguments
-    if model.image_size is None and image_size is None:
+def _read(path, values=False):
+    """Return a file's model and layers, compared with the published network, and its arrays."""
+    start = first_bytes(path, 8, LegacyFileError, "a .h5 file of the published programs")
+    wrong = {
+        b"PK\x03\x04": "is a zip archive, such as Keras 3 writes as .keras file",
+        b"MATL": "is a MATLAB file, which holds images",
+    }.get(start[:4], "does not start like an HDF5 file")
+    if start != b"\x89HDF\r\n\x1a\n":
         raise LegacyFileError(
-            f"{model.path} holds weights alone, which fit {IN_WORDS[model.kind]} of several image "
-            "sizes. Expected to be told which; give image_size=128 if it was trained as published."
+            f"{path} {wrong}. Expected the .h5 file of a network that the published programs saved;"
+            f" for a run of this kit give the run's folder. {GET_AGAIN}"
         )
-    if None not in (model.image_size, image_size) and model.image_size != image_size:
+    size, expected = path.stat().st_size, ".h5 file of TensorFlow 2 (HDF5)"
+    found, arrays = ask(hdf5.network, path, LegacyFileError, expected, n_bytes=size, values=values)
+    try:
+        layers = _layers_of_file(path, found)
+    except (KeyError, TypeError, ValueError, IndexError, RecursionError, AttributeError) as error:
+        if isinstance(error, LegacyFileError):
+            raise
         raise LegacyFileError(
-            f"{model.path} holds {IN_WORDS[model.kind]} of {model.image_size} x "
-            f"{model.image_size} pixels; image_size={image_size} was asked. Leave it out."
+            f"{path}: the description of its layers cannot be used ({type(error).__name__}: "
+            f"{str(error)[:100]}). Expected that of a functional network as TensorFlow 2 writes "
+            f"it. {GIVE_ANOTHER}"
+        ) from error
+    sizes = _sizes(path, layers)
+    with_any_size = sizes | {"image_size": sizes["image_size"] or PUBLISHED.image_size}
+    published, n_weights = _published(**with_any_size)
+    _compare(path, IN_WORDS[sizes["kind"]], layers, published)
+    if sizes["kind"] == "generator":
+        sizes["n_features"] = 8 * sizes["base_filters"]
+    return LegacyModel(path, **sizes, n_weights=n_weights), layers, arrays
+
+
+def _layers_of_file(path, found):
+    """Return the layers in their order; of a file of weights alone those that have some."""
+    layers = []
+    for name, weights in found["layers"]:
+        shapes = {weight.split("/")[-1].split(":")[0]: tuple(shape) for weight, shape in weights}
+        if len(shapes) < len(weights):
+            _refuse_several(path, name)
+        layers.append(_Layer(name, shapes))
+    if found["description"] is None:
+        return [layer for layer in layers if layer.shapes]
+    config = json.loads(found["description"])["config"]
+    nested = [str(layer["name"]) for layer in config["layers"] if "layers" in layer["config"]]
+    if nested:
+        _refuse_several(path, ", ".join(nested))
+    described = {layer["config"]["name"]: layer for layer in config["layers"]}
+    names = [layer.name for layer in layers]
+    if sorted(described) != sorted(names) or len(config["layers"]) != len(names):
+        raise ValueError(
+            f"it names {len(config['layers'])} layers, the weights {len(names)} others"
         )
-    return arguments | {"image_size": model.image_size or image_size}
+    ends = [end[0] for end in config["input_layers"]]
+    return [_described(layer, described[layer.name], names, ends) for layer in layers]
 
 
-# --- which network it is ------------------------------------------------------------------------
-
-
-def _layers_of(network, *types):
-    return [layer for layer in network.layers if layer.type in types]
-
-
-def _kind(network):
-    dense = _layers_of(network, "Dense")
-    if _layers_of(network, "Conv2DTranspose"):
-        return "generator"
-    if _layers_of(network, "Conv2D"):
-        return "cnn_classifier" if dense else "discriminator"
-    if not dense:
-        found = ", ".join(dict.fromkeys(layer.type for layer in network.layers)) or "none"
-        raise LegacyFileError(
-            f"{network.path} holds layers of other types than the published networks (found: "
-            f"{found}). Expected convolutions or dense layers. {GIVE_ANOTHER}"
-        )
-    by_width = {250: "cell_type_mlp", 75: "batch_mlp"}
-    by_number = "cell_type_mlp" if len(dense) > 4 else "batch_mlp"
-    return by_width.get(dense[0].settings.get("units"), by_number)
-
-
-def _sizes(network, kind):
-    """Return the sizes, as the arguments of `published_layers`.
-
-    The image size is None where weights alone leave it open.
-    """
-    sizes = {}
-    images, dense = _layers_of(network, "Conv2D", "Conv2DTranspose"), _layers_of(network, "Dense")
-    if images:
-        sizes["base_filters"] = _count(network, images[0], "filters", least=1)
-    if dense:
-        sizes["n_classes"] = _count(network, dense[-1], "units", least=2)
-    if network.is_described:
-        return sizes | _described_input(network, bool(images))
-    if not images:
-        return sizes | {"n_features": dense[0].stored["kernel"].shape[0]}
-    image_size = None
-    if kind == "generator":
-        # n - 1 blocks down, the bottleneck, n - 1 blocks up, 5 layers in the tail.
-        image_size = 2 ** max(4, (len(images) - 4) // 2)
-    elif kind == "cnn_classifier":
-        pixels = dense[0].stored["kernel"].shape[0] // (8 * sizes["base_filters"])
-        # Images of up to 128 pixels all end as a single one.
-        image_size = 128 * math.isqrt(pixels) if pixels > 1 else None
-    return sizes | {"image_size": image_size}
-
-
-def _count(network, layer, setting, least):
-    number = layer.settings.get(setting)
-    if type(number) is not int or number < least:
-        raise LegacyFileError(
-            f"{network.path}: layer {layer.name!r} has {setting} {_show(number)}. Expected a whole "
-            f"number of at least {least}. {GIVE_ANOTHER}"
-        )
-    return number
-
-
-def _described_input(network, takes_images):
-    """Return the image size, or the number of features, that the first layer takes."""
-    first = network.layers[0]
-    shape = first.settings.get("batch_input_shape")
-    if first.type != "InputLayer" or not isinstance(shape, list):
-        raise LegacyFileError(
-            f"{network.path} begins with layer {first.name!r} of type {first.type}. Expected an "
-            f"InputLayer with its batch_input_shape. {GIVE_ANOTHER}"
-        )
-    if not takes_images:
-        if len(shape) != 2 or type(shape[1]) is not int or shape[1] < 1:
-            expected = "features: (cells, number of features)"
-            _refuse_input(network, first, shape, expected)
-        return {"n_features": shape[1]}
-    if len(shape) == 4 and shape[3] != 1:
-        _refuse_input(
-            network,
-            first,
-            shape,
-            "images of one channel, as this kit turns brightfield images of one channel into "
-            "phase images of one channel",
-        )
-    size = shape[1] if len(shape) == 4 else None
-    if type(size) is not int or shape[2] != size or size < 16 or size & (size - 1):
-        expected = "square images whose side is a power of two of at least 16 pixels"
-        _refuse_input(network, first, shape, expected)
-    return {"image_size": size}
-
-
-def _refuse_input(network, layer, shape, expected):
+def _refuse_several(path, name):
     raise LegacyFileError(
-        f"{network.path}: layer {layer.name!r} takes {_show(shape[1:])}. Expected {expected}. "
-        f"{GIVE_ANOTHER}"
+        f"{path} holds networks within a network ({name}). Expected a single one; give the files "
+        "in which each was saved for itself."
     )
 
 
-# --- whether it is the published one ------------------------------------------------------------
+def _described(layer, description, names, ends):
+    nodes = description["inbound_nodes"]
+    if len(nodes) > 1:
+        raise ValueError(f"layer {layer.name} is used {len(nodes)} times")
+    inputs = [names.index(source[0]) for node in nodes for source in node]
+    if description["class_name"] == "InputLayer":
+        inputs = [ends.index(layer.name)]
+    # Files of before TensorFlow 2.3 say nothing of groups: there was only 1.
+    settings = {"groups": 1} | description["config"]
+    kind = str(description["class_name"])
+    return _Layer(layer.name, layer.shapes, kind, settings, tuple(inputs))
 
 
-class _Comparison:
-    """Holds the layers of a file against those of a published network."""
+# --- Which network it is ------------------------------------------------------------------------
 
-    def __init__(self, network, kind, published):
-        self.network = network
-        self.what = IN_WORDS[kind]
-        self.published = published
-        self.expected = [
-            layer for layer in published.layers if layer.weights or network.is_described
-        ]
 
-    def check(self):
-        """Refuse the first difference."""
-        pairs = zip(self.network.layers, self.expected, strict=False)
-        for place, (layer, wanted) in enumerate(pairs):
-            if self.network.is_described:
-                self._check_type(place, layer, wanted)
-                self._check_settings(place, layer, wanted)
-                self._check_inputs(place, layer, wanted)
-            self._check_weights(place, layer, wanted)
-        self._check_end()
-        if self.network.is_described:
-            self._check_ends("inputs", self.network.inputs, self.published.inputs)
-            self._check_ends("outputs", self.network.outputs, self.published.outputs)
-
-    def _check_type(self, place, layer, wanted):
-        if layer.type != wanted.type:
-            settings = _show_settings(wanted.settings) or "its defaults"
-            self._refuse(place, layer.type, f"{wanted.type} with {settings}")
-
-    def _check_settings(self, place, layer, wanted):
-        # Files of before TensorFlow 2.3 say nothing of groups: there was only 1.
-        known = {"groups": 1} | layer.settings
-        found = {name: known.get(name) for name in wanted.settings}
-        different = [name for name in found if not _same(found[name], wanted.settings[name])]
-        if different:
-            self._refuse(
-                place,
-                f"{layer.type} with {_show_settings({name: found[name] for name in different})}",
-                _show_settings({name: wanted.settings[name] for name in different}),
-            )
-
-    def _check_inputs(self, place, layer, wanted):
-        expected = self._names(wanted.inputs)
-        if layer.inputs != expected:
-            self._refuse(
-                place,
-                f"{layer.type} fed by {', '.join(layer.inputs) or 'nothing'}",
-                f"{', '.join(expected) or 'nothing'}, in this order",
-            )
-
-    def _check_weights(self, place, layer, wanted):
-        if layer.stored.keys() != wanted.weights.keys():
-            self._refuse(
-                place,
-                f"the weights {', '.join(layer.stored) or 'none'}",
-                ", ".join(wanted.weights) or "none",
-            )
-        for name, shape in wanted.weights.items():
-            found = layer.stored[name].shape
-            if found != shape:
-                self._refuse(place, f"a {name} of shape {_show(found)}", _show(shape))
-
-    def _check_end(self):
-        layers, expected = self.network.layers, self.expected
-        if len(layers) > len(expected):
-            self._refuse(len(expected), layers[len(expected)].type, "no further layer")
-        if len(layers) < len(expected):
-            raise LegacyFileError(
-                f"{self.network.path} is not the published network: what seems {self.what} ends "
-                f"after layer {len(layers)}, {layers[-1].name!r}. Expected "
-                f"{expected[len(layers)].type} next, {len(expected)} layers in all. {GIVE_ANOTHER}"
-            )
-
-    def _check_ends(self, side, found, places):
-        expected = self._names(places)
-        if found != expected:
-            raise LegacyFileError(
-                f"{self.network.path} is not the published network: what seems {self.what} has the "
-                f"{side} {', '.join(found)}. Expected {', '.join(expected)}. {GIVE_ANOTHER}"
-            )
-
-    def _names(self, places):
-        return tuple(self.network.layers[place].name for place in places)
-
-    def _refuse(self, place, found, expected):
+def _sizes(path, layers):
+    """Return the kind and the sizes of a network, by the shapes of its weights."""
+    kernels = [layer.shapes["kernel"] for layer in layers if "kernel" in layer.shapes]
+    images, dense = ([k for k in kernels if len(k) == axes] for axes in (4, 2))
+    if not images and not dense:
         raise LegacyFileError(
-            f"{self.network.path} is not the published network: layer {place + 1} of what seems "
-            f"{self.what}, {self.network.layers[place].name!r}, differs. Found {found}; expected "
-            f"{expected}. {GIVE_ANOTHER}"
+            f"{path} holds no weights of convolutions or dense layers. Expected a trained network "
+            f"of the published ones. {GIVE_ANOTHER}"
+        )
+    sizes = dict.fromkeys(("image_size", "base_filters", "n_classes", "n_features"))
+    sizes["kind"] = kind = _kind(layers, images, dense)
+    if dense:
+        sizes["n_classes"] = max(dense[-1][1], 2)  # 1 class is refused as a shape that differs
+    if not images:
+        sizes["n_features"] = dense[0][0]
+        return sizes
+    sizes["base_filters"] = width = images[0][3]
+    # The published networks have more than this; a made-up file would make us build a huge one.
+    if 512 * width**2 > sum(math.prod(s) for layer in layers for s in layer.shapes.values()):
+        raise LegacyFileError(
+            f"{path} is not the published network: its first convolution has {width} filters, but "
+            f"the others are too small for that. {GIVE_ANOTHER}"
+        )
+    fitting = IMAGE_SIZES
+    if kind == "generator":
+        # n - 1 blocks down, the bottleneck, n - 1 blocks up, 5 layers in the tail.
+        fitting = [size for size in IMAGE_SIZES if 2 * size.bit_length() + 2 == len(images)]
+    elif kind == "cnn_classifier":  # images of up to 128 pixels all end as a single one
+        pixels = dense[0][0] / (8 * width)
+        fitting = [size for size in IMAGE_SIZES if math.ceil(size / 128) ** 2 == pixels]
+    sizes["image_size"] = _image_size(path, layers[0], fitting)
+    return sizes
+
+
+def _kind(layers, images, dense):
+    # The kernel of a transposed convolution is height x width x outputs x inputs.
+    shapes = [(layer.shapes.get("kernel", ()), layer.shapes.get("bias")) for layer in layers]
+    if any(len(kernel) == 4 and kernel[3:] != bias for kernel, bias in shapes):
+        return "generator"
+    if images:
+        return "cnn_classifier" if dense else "discriminator"
+    known = {250: "cell_type_mlp", 75: "batch_mlp"}
+    return known.get(dense[0][1], "cell_type_mlp" if len(dense) > 4 else "batch_mlp")
+
+
+def _image_size(path, first, fitting):
+    """Return the image size that the description names, or the only one that fits, or None."""
+    if not fitting:
+        raise LegacyFileError(
+            f"{path} is not the published network: its layers fit no image size from "
+            f"{IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]}. {GIVE_ANOTHER}"
+        )
+    if first.settings is None:
+        return fitting[0] if len(fitting) == 1 else None
+    shape = first.settings.get("batch_input_shape")
+    if shape in ([None, size, size, 1] for size in fitting):
+        return shape[1]
+    found = _show(shape[1:]) if isinstance(shape, list) else "an unknown shape"
+    raise LegacyFileError(
+        f"{path}: its input '{first.name}' takes {found}. Expected images of one channel, "
+        f"brightfield or phase, of {' or '.join(f'{size}x{size}x1' for size in fitting)}, as its "
+        f"layers do. {GIVE_ANOTHER}"
+    )
+
+
+def _build(kind, **sizes):
+    build = getattr(networks, f"build_{kind}")
+    return build(**{name: sizes[name] for name in SIZES[kind]})
+
+
+# --- Whether it is the published one ------------------------------------------------------------
+
+
+@lru_cache
+def _published(kind, **sizes):
+    """Return the layers of our network, in the words of TensorFlow 2.4, and its number of weights.
+
+    Two layers differ: the published generator puts out the bottleneck as it is, and the published
+    discriminator has its sigmoid in a layer of its own.
+    """
+    network, found, places = _build(kind, **sizes), [], {}
+    n_inputs = 0
+    for layer in network.layers:
+        if layer.name == "features" and kind == "generator":
+            continue
+        config, name = layer.get_config(), type(layer).__name__
+        sources = layer.input if isinstance(layer.input, list) else [layer.input]
+        inputs = [places.get(source._keras_history.operation.name) for source in sources]
+        if name == "InputLayer":
+            inputs, n_inputs = [n_inputs], n_inputs + 1
+            settings = {"batch_input_shape": config["batch_shape"]}
+        elif name == "LeakyReLU":
+            settings = {"alpha": config["negative_slope"]}
+        elif name == "ReLU":
+            name, settings = "Activation", {"activation": "relu"}
+        else:
+            settings = {key: config[key] for key in SETTINGS if key in config}
+        shapes = {weight.name: tuple(weight.shape) for weight in layer.weights}
+        own = settings.get("activation") == "sigmoid"
+        settings |= {"activation": "linear"} if own else {}
+        found.append(_Layer(layer.name, shapes, name, settings, tuple(inputs)))
+        if own:
+            last = (len(found) - 1,)
+            found.append(_Layer(layer.name, {}, "Activation", {"activation": "sigmoid"}, last))
+        places[layer.name] = len(found) - 1
+    return found, network.count_params()
+
+
+def _compare(path, what, found, published):
+    """Refuse the first layer that differs, with what is wrong with it."""
+    described = found[0].settings is not None
+    published = [layer for layer in published if described or layer.shapes]
+    for place, (layer, wanted) in enumerate(zip(found, published, strict=False), start=1):
+        difference = _difference(layer, wanted, found, described)
+        if difference:
+            raise LegacyFileError(
+                f"{path} is not the published network: layer {place} of what seems {what}, "
+                f"'{layer.name}', differs. Found {difference[0]}; expected {difference[1]}. "
+                f"{GIVE_ANOTHER}"
+            )
+    if len(found) != len(published):
+        raise LegacyFileError(
+            f"{path} is not the published network: what seems {what} has {len(found)} layers. "
+            f"Expected {len(published)}. {GIVE_ANOTHER}"
         )
 
 
+def _difference(layer, wanted, layers, described):
+    """Return what was found and what was expected, None where both are the same."""
+    if described and layer.type != wanted.type:
+        return layer.type, wanted.type
+    if layer.shapes.keys() != wanted.shapes.keys():
+        return f"the weights {_names(layer.shapes)}", _names(wanted.shapes)
+    for name, shape in wanted.shapes.items():
+        if layer.shapes[name] != shape:
+            return f"a {name} of shape {_show(layer.shapes[name])}", _show(shape)
+    if not described:
+        return None
+    for name, value in wanted.settings.items():
+        if not _same(layer.settings.get(name), value):
+            return f"{name} {_show(layer.settings.get(name))}", f"{name} {_show(value)}"
+    if layer.inputs != wanted.inputs and wanted.type != "InputLayer":
+        names = [_names(layers[n].name for n in each) for each in (layer.inputs, wanted.inputs)]
+        return f"input from {names[0]}", names[1]
+    if layer.inputs != wanted.inputs:
+        return f"input {layer.inputs[0] + 1} of the network", f"input {wanted.inputs[0] + 1}"
+    return None
+
+
 def _same(found, expected):
-    if isinstance(expected, tuple):
-        return found == list(expected)
     if isinstance(expected, float):  # 0.2 comes back as 0.20000000298023224
         return type(found) in (int, float) and math.isclose(found, expected, rel_tol=1e-5)
-    return found == expected
+    # TensorFlow 2.4 writes the axis of a batch normalisation as a list.
+    expected = list(expected) if isinstance(expected, tuple) else expected
+    return found in (expected, [3] if expected == -1 else expected)
 
 
-def _show_settings(settings):
-    return ", ".join(f"{name} {_show(value)}" for name, value in settings.items())
+def _names(names):
+    return ", ".join(names) or "none"
 
 
 def _show(value):
