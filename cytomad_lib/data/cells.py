@@ -348,12 +348,12 @@ def _inspect_files(layout, root, group, split, with_truth, with_target):
             if not path.exists():
                 beside = _listed(sorted(other.name for other in path.parent.iterdir()))
                 remedy = {
-                    "QPI": "without it, these cells can only be predicted",
-                    "QPI_TRUE": "or do not ask for the truth",
-                }.get(kind, "or remove the others")
+                    "QPI": ": without it, these cells can only be predicted",
+                    "QPI_TRUE": ", or do not ask for the truth",
+                }.get(kind, ", or remove the others")
                 raise DatasetError(
                     f"{path} is missing; beside it there is {beside}. Expected one file of each "
-                    f"kind for the same cells; add it, {remedy}."
+                    f"kind for the same cells; add it{remedy}."
                 )
             infos[kind] = inspect_mat(path, group.variable(split, kind))
         except (DatasetError, MatFileError) as error:
@@ -453,7 +453,7 @@ def _wanted_groups(layout, batches, classes):
             if name not in known:
                 raise DatasetError(
                     f"{name!r} is no {what} of the {layout.name} dataset. "
-                    f"Expected some of {', '.join(known)}."
+                    f"Expected some of {_listed(known, most=20)}."
                 )
     return [
         group
@@ -986,8 +986,9 @@ def _scale_texts(kind, contrast, found):
     scale = contrast.scale * 10.0 ** -np.floor(np.log10(largest))
     table = {"QPI": "[target]", "QPI_TRUE": "[truth]"}.get(kind, "[[input]]")
     far = [row for row in found if not low <= max(-row[0], row[1]) <= high]
+    largest = f"{largest:,.0f}" if largest > 1 else f"{largest:.2g}"
     return [
-        f"{contrast.name} has values up to {largest:.3g}{_where(far)}, from which networks learn "
+        f"{contrast.name} has values up to {largest}{_where(far)}, from which networks learn "
         f"badly. Expected numbers of the order of 1; write scale = {scale:.3g} into the {table} of "
         f"{contrast.name} in {DESCRIPTION}."
     ]
@@ -1030,8 +1031,9 @@ def _dataset_notes(layout, table):
     if "Test" not in set(table["split"]):
         notes.append("No group has a Test split, which predict and evaluate take by default.")
     if table["truth"].any():
+        name = layout.target.name if layout.described else "QPI_TRUE"
         notes.append(
-            f"Batch-free truth (QPI_TRUE) is there for {table['truth'].sum()} of the {len(table)} "
+            f"Batch-free truth ({name}) is there for {table['truth'].sum()} of the {len(table)} "
             f"groups and splits{'' if layout.described else ': these are simulated cells'}."
         )
     return notes
@@ -1055,10 +1057,11 @@ def _find_uses(layout, root, table, without_target):
             f"{names}."
         )
     notes = [f"Not for training, only for prediction: {reason}" for reason in reasons]
+    uses = ["prediction"] if reasons else ["prediction", "training", "batch removal"]
     train = table[table["split"] == "Train"]
     try:
         if len(train):
             check_trainable(train)
     except DatasetError as error:
-        return ("prediction", "training")[: 1 if reasons else 2], [*notes, f"{error}"]
-    return ("prediction", "training", "batch removal")[: 1 if reasons else 3], notes
+        uses, notes = uses[:2], [*notes, str(error)]
+    return tuple(uses), notes
