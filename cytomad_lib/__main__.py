@@ -92,7 +92,6 @@ def check(data: Data):
     print(report)
     if not report.ok:
         raise CytomadError(f"{report.root} has {len(report.problems)} problem(s), listed above.")
-    print("No problem found.")
 
 
 @app.command()

@@ -252,7 +252,8 @@ def write_prediction(prediction, folder, model_name, overwrite=False, cells=None
         Replace files of an earlier prediction.
     cells : CellImages or CellFiles, optional
         Those that were predicted. Their images are then written beside, as the published programs
-        do: `..._BF.mat` with `BF` and `..._QPI.mat` with `QPI`, height x width x cells.
+        do: `..._BF.mat` with `BF` and `..._QPI.mat` with `QPI`, height x width x cells; the latter
+        for groups only in which it was measured.
 
     Returns
     -------
@@ -271,7 +272,7 @@ def write_prediction(prediction, folder, model_name, overwrite=False, cells=None
         for names, rows in prediction.labels.groupby(columns, observed=True).indices.items()
     }
     table = folder / FEATURE_TABLE
-    kinds = {"BF": "brightfield", "QPI": "qpi"} if cells is not None else {}
+    kinds = ("BF", "QPI") if cells is not None else ()
     beside = [_beside(path, kind) for path in groups for kind in kinds]
     existing = [path for path in (*groups, *beside, table) if path.exists()]
     if existing and not overwrite:
@@ -279,17 +280,23 @@ def write_prediction(prediction, folder, model_name, overwrite=False, cells=None
             f"{existing[0]} exists already. Expected a folder without an earlier prediction; "
             "give another folder, or remove the old files."
         )
+    written = []
     for path, rows in groups.items():
         arrays = {
             "CytoMAD_image": np.moveaxis(prediction.images[rows, ..., 0], 0, -1),
             "CytoMAD_features": prediction.features[rows],
         }
-        write_mat(path, arrays, version="5")
-        for kind, name in kinds.items():
-            images = getattr(cells.read(rows), name)[..., 0]
-            write_mat(_beside(path, kind), {kind: np.moveaxis(images, 0, -1)}, version="5")
+        files = {path: arrays}
+        if cells is not None:
+            own = cells.read(rows)
+            for kind, images in (("BF", own.brightfield), ("QPI", own.qpi)):
+                if images is not None:
+                    files[_beside(path, kind)] = {kind: np.moveaxis(images[..., 0], 0, -1)}
+        for file, contents in files.items():
+            write_mat(file, contents, version="5")
+        written += files
     write_table(feature_table(prediction), table, index=False)
-    return [*groups, *beside, table]
+    return [*written, table]
 
 
 def _beside(path, kind):

@@ -180,15 +180,47 @@ def test_images_that_are_not_square(few):
 @pytest.mark.parametrize(
     ("folder", "words"),
     [
-        ("Batch9", "Batch9 is not.*Batch1, Batch2"),
-        ("Batch1/HeLa", "HeLa is not.*H69, H358, H2170, HCC827"),
+        ("Batch9/H69/Test", "Batch9 is not.*Batch1, Batch2"),
+        ("Batch1/HeLa/train", "HeLa is not.*H69, H358, H2170, HCC827"),
         ("Batch1/H69/train", "train is not.*Train, Valid, Test"),
     ],
 )
-def test_unknown_folders(lung, folder, words):
-    (lung / folder).mkdir(exist_ok=True)
+def test_folders_that_look_like_a_group_are_not_left_out_in_silence(lung, folder, words):
+    if folder.endswith("train") and (lung / folder).exists():
+        pytest.skip("this disk takes capitals for small letters")
+    (lung / folder).mkdir(parents=True)
     with pytest.raises(DatasetError, match=words):
         load_cells(lung, "Train")
+
+
+def test_folders_that_are_no_part_of_the_dataset_are_ignored_and_named(few):
+    names = ["Figures", "Batch1/@eaDir", "$RECYCLE.BIN", "Batch1/H69/old", "results/published"]
+    for name in (*names, "Batch1/.ipynb_checkpoints", "#snapshot/Batch1/H69/Train"):
+        (few / name).mkdir(parents=True)
+    write_mat(few / "results/published/CytoMAD_test_Batch1_H69.mat", {"x": np.ones((2, 2))})
+    assert len(load_cells(few, "Train")) == 4 * COUNT
+    notes = [note for note in check_dataset(few).notes if "ignored" in note]
+    assert len(notes) == 1 and notes[0].startswith("6 folder(s)")
+    for name in ("Figures", "Batch1/@eaDir", "$RECYCLE.BIN", "H69/old", "results", "#snapshot"):
+        assert name in notes[0]
+
+
+def test_capitals_need_not_agree(few):
+    group, again = LUNG.groups[:2]
+    path = few / group.file("Test", "BF")
+    before = load_cells(few, "Test").brightfield
+    path.rename(path.with_name("h69_bf.MAT"))
+    for split in SPLITS:
+        folder = few / again.folder / split
+        folder.rename(folder.with_name("moved")).rename(folder.with_name(split.lower()))
+    (few / "Batch1").rename(few / "moved")
+    (few / "moved").rename(few / "BATCH1")
+    np.testing.assert_array_equal(load_cells(few, "Test").brightfield, before)
+    assert check_dataset(few).ok
+    write_mat(path.with_name("H69_bf.mat"), {"BF": np.ones((SIZE, SIZE, COUNT), "float32")})
+    if len(list((few / group.folder / "Test").glob("*69*"))) == 3:  # the disk tells them apart
+        with pytest.raises(DatasetError, match=r"H69_BF.mat is missing.*H69_bf.mat.*h69_bf.MAT"):
+            load_cells(few, "Test")
 
 
 def test_hidden_folders_and_other_files_are_let_be(few):
@@ -223,6 +255,7 @@ def test_nothing_there(tmp_path):
         ({"cells_per_group": 0}, "above zero"),
         ({"cells_per_group": {"Train": 3}}, "whole number"),
         ({"image_size": 64.0}, "image_size is 64.0"),
+        ({"image_size": 1_000_000}, "image_size is 1000000.*up to 2048"),
     ],
 )
 def test_wrong_arguments(few, arguments, words):
@@ -472,6 +505,8 @@ def test_streaming_holds_a_minibatch_only(larger):
 def test_a_good_dataset(lung_once):
     report = check_dataset(lung_once)
     assert report.ok and not report.problems and not report.notes
+    assert report.uses == ("prediction", "training", "batch removal")
+    assert "Can be used for: prediction, training, batch removal." in str(report)
     assert len(report.table) == 63 and set(report.table["status"]) == {"ok"}
     assert (report.table[["cells", "height", "width"]] == [COUNT, SIZE, SIZE]).all(axis=None)
     assert "lung dataset" in str(report) and "Batch7/H520" in str(report)
@@ -479,7 +514,7 @@ def test_a_good_dataset(lung_once):
 
 def test_all_problems_are_listed_together(lung):
     groups = LUNG.groups
-    (lung / "Batch9").mkdir()
+    (lung / "Batch9" / "H69" / "Train").mkdir(parents=True)
     (lung / groups[0].file("Train", "QPI")).unlink()
     make_group(lung, groups[1], ["Train"], ["QPI"], count=3)
     (lung / groups[2].file("Train", "BF")).write_bytes(b"not a mat file")
@@ -507,6 +542,7 @@ def test_all_problems_are_listed_together(lung):
     bad = report.table[report.table["status"] != "ok"]
     assert set(bad["group"]) == {group.name for group in groups[:4]}
     assert all(f"Problem: {problem}" in str(report) for problem in report.problems)
+    assert report.uses == () and "Can be used" not in str(report)
 
 
 def test_notes(few):
@@ -531,6 +567,112 @@ def test_notes(few):
         assert sum(words in note for note in report.notes) == 1, words
     versions = report.table.set_index(["group", "split"])["version"]
     assert versions["Batch1/H358", "Test"] == "5" and versions["Batch1/H69", "Test"] == "7.3"
+
+
+def test_problems_that_are_alike_are_one_line(lung):
+    for group in LUNG.groups[:5]:
+        (lung / group.file("Train", "QPI")).write_bytes(b"no mat file" * 20)
+    for number, group in enumerate(LUNG.groups[6:9]):
+        spoilt = images_of(group, "Test", "BF")
+        spoilt[:number, 0, number] = np.nan
+        write_mat(lung / group.file("Test", "BF"), {"BF": spoilt})
+    problems = check_dataset(lung).problems
+    assert len(problems) == 2
+    assert "Batch1/H69/Train/H69_QPI.mat" in problems[0] and "4 more" in problems[0]
+    assert "more: Batch1/H358/Train/H358_QPI.mat, Batch1/H2170/Train/H2170_QPI.mat" in problems[0]
+    assert "Likewise 1 more" in problems[1]
+
+
+@pytest.mark.parametrize(
+    ("axes", "found", "matlab", "python"),
+    [
+        ((2, 0, 1), "5 x 8 x 8 looks like cells x height x width", "[2 3 1]", (1, 2, 0)),
+        ((0, 2, 1), "8 x 5 x 8 looks like height x cells x width", "[1 3 2]", (0, 2, 1)),
+    ],
+)
+def test_turned_axes_are_recognised_by_the_shape(few, axes, found, matlab, python):
+    for group in LUNG.groups[:4]:
+        for kind in KINDS:
+            turned = images_of(group, "Train", kind).transpose(axes)
+            write_mat(few / group.file("Train", kind), {kind: turned})
+    problems = check_dataset(few).problems
+    assert len(problems) == 2  # BF and QPI, whose remedies name the variable
+    for kind, problem in zip(KINDS, problems, strict=True):
+        assert found in problem and "Likewise 3 more" in problem
+        assert f"permute({kind}, {matlab})" in problem
+        assert f"numpy.transpose({kind}, {python})" in problem
+        stored = images_of(LUNG.groups[0], "Train", kind)
+        np.testing.assert_array_equal(stored.transpose(axes).transpose(python), stored)
+    with pytest.raises(DatasetError, match="looks like"):
+        load_cells(few, "Train")
+
+
+def test_turned_axes_are_recognised_by_the_images_where_cells_are_as_many_as_pixels(few):
+    blobs = [blob(SIZE, 0.2, centre) for centre in np.random.default_rng(0).random((SIZE, 2))]
+    images = np.stack(blobs, axis=-1)
+    group = LUNG.groups[0]
+    for order, words in ((images, None), (images.transpose(2, 0, 1), "cells x height x width")):
+        for kind in KINDS:
+            write_mat(few / group.file("Train", kind), {kind: np.ascontiguousarray(order)})
+        notes = [note for note in check_dataset(few).notes if "look like" in note]
+        assert len(notes) == (2 if words else 0)
+        assert all(words in note and "permute" in note for note in notes)
+
+
+def test_what_a_dataset_can_be_used_for(few):
+    def limits():
+        report = check_dataset(few)
+        assert report.ok
+        return report.uses, " ".join(note for note in report.notes if "raining" in note)
+
+    uses, notes = limits()
+    assert (
+        uses == ("prediction", "training") and "only Batch1. " in notes and "--recipe none" in notes
+    )
+    make_group(few, LUNG.groups[4])
+    (few / LUNG.groups[5].folder / "Train").mkdir(parents=True)
+    assert limits() == (("prediction", "training", "batch removal"), "")
+    assert any("no files of any split" in note for note in check_dataset(few).notes)
+    make_group(few, LUNG.groups[5], ["Test"])
+    uses, notes = limits()
+    assert uses == ("prediction",) and "1 group(s) have no Train split: Batch2/H526." in notes
+    with pytest.raises(DatasetError, match="H526 has no Train files, only Test"):
+        load_cells(few, "Train")
+    shutil.rmtree(few / LUNG.groups[5].folder)
+    for group in LUNG.groups[:5]:
+        shutil.rmtree(few / group.folder / "Valid")
+    uses, notes = limits()
+    assert uses == ("prediction",) and "No group has a Valid split" in notes
+    with pytest.raises(DatasetError, match="No group has a Valid split"):
+        load_cells(few, "Valid")
+
+
+# --- Cells without a target ------------------------------------------------------------------
+
+
+def test_brightfield_alone_can_be_predicted(few):
+    for split in SPLITS:
+        (few / LUNG.groups[2].file(split, "QPI")).unlink()
+    report = check_dataset(few)
+    assert report.ok and report.uses == ("prediction",)
+    assert any(
+        "1 group(s) have Brightfield alone, without phase: Batch1/H2170." in note
+        for note in report.notes
+    )
+    with pytest.raises(DatasetError, match=r"H2170_QPI.mat is missing.*H2170_BF.mat.*predicted"):
+        load_cells(few, "Test")
+    cells = load_cells(few, "Test", with_target=False)
+    assert cells.qpi is None and cells.select([3, 1]).qpi is None
+    np.testing.assert_array_equal(cells.brightfield[..., 0], expected_pixels(cells, "Test", "BF"))
+    files = CellFiles(few, "Test", with_target=False)
+    with_target = files.read(files.labels["class_name"] == "H358")
+    np.testing.assert_array_equal(
+        with_target.qpi[..., 0], expected_pixels(with_target, "Test", "QPI")
+    )
+    assert files.read([0, len(files) - 8]).qpi is None
+    (few / LUNG.groups[1].file("Test", "BF")).unlink()
+    with pytest.raises(DatasetError, match="H358_BF.mat is missing"):
+        load_cells(few, "Test", with_target=False)
 
 
 def test_check_of_an_empty_dataset(tmp_path):

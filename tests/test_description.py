@@ -1,6 +1,8 @@
 """Datasets of one's own: other folders, names, variables and channels, through `dataset.toml`."""
 
 import json
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from training_cells import ONE_EPOCH, write_dataset
 
 from cytomad_lib import workflow
 from cytomad_lib.conditional.training import image_statistics
-from cytomad_lib.data.cells import CellFiles, check_dataset, load_cells
+from cytomad_lib.data.cells import CellFiles, check_dataset, load_cells, value_warnings
 from cytomad_lib.data.description import read_description
 from cytomad_lib.data.errors import CytomadError, DatasetError
 from cytomad_lib.data.layouts import DRUG, LUNG, dose_level, find_layout
@@ -222,21 +224,45 @@ def test_every_channel_is_checked_at_the_door(own, path, arrays, words):
 def test_folders_and_lists_that_differ_are_all_named(own):
     text = TEXT.replace('"Mon"', '"Mon", "Wed"').replace('"A549"', '"A549", "K562"')
     (own / "dataset.toml").write_text(text)
-    (own / "Fri").mkdir()
-    (own / "Tue" / "MCF7").mkdir()
-    (own / "Tue" / "HeLa" / "Test").mkdir()
+    report = check_dataset(own)
+    assert report.ok and report.uses == ("prediction",)
+    for words in (
+        r"training.*dataset.toml: batches has 'Wed'.*Wed.HeLa",
+        r"training.*dataset.toml: classes has 'K562'.*Tue.K562",
+    ):
+        assert pd.Series(report.notes).str.contains(words).sum() == 1, words
+    with pytest.raises(DatasetError, match="'Wed'"):
+        load_cells(own, "Train")
+    assert len(load_cells(own, "Train", with_target=False)) == 24
+    (own / "Fri" / "HeLa" / "Val").mkdir(parents=True)
+    (own / "Tue" / "MCF7" / "held out").mkdir(parents=True)
+    (own / "Tue" / "HeLa" / "Test").mkdir()  # no name of a split here, so no problem
     problems = check_dataset(own).problems
     for words in (
         r"Fri is not a folder.*Tue, Mon, Wed",
         r"MCF7 is not a folder.*HeLa, A549, K562",
-        r"Test is not a folder.*train, val, held out",
-        r"dataset.toml: batches has 'Wed'.*Wed.HeLa",
-        r"dataset.toml: classes has 'K562'.*Tue.K562",
     ):
         assert pd.Series(problems).str.contains(words).sum() == 1, words
-    assert len(problems) == 5
-    with pytest.raises(DatasetError, match="'Wed'"):
-        load_cells(own, "Train")
+    assert len(problems) == 2
+    with pytest.raises(DatasetError, match="Fri is not a folder"):
+        load_cells(own, "Train", with_target=False)
+
+
+def test_a_new_day_alone_is_predicted_without_its_target(tmp_path):
+    """The days before stand in the list, as the model knows them, but their cells are elsewhere."""
+    text = TEXT.replace('"rest.mat"\nvariable = "phi"', '"phase.mat"\nvariable = "phi"')
+    for class_name in CLASSES:
+        light, stored, _ = images_of("Mon", class_name, "Test")
+        folder = tmp_path / "Mon" / class_name / "held out"
+        write_mat(folder / f"{class_name} held out light.mat", {"light": light})
+        write_mat(folder / "rest.mat", {"img": stored})
+    (tmp_path / "dataset.toml").write_text(text)
+    cells = load_cells(tmp_path, "Test", with_target=False)
+    assert cells.qpi is None and cells.batches == BATCHES and set(cells.labels["batch"]) == {"Mon"}
+    report = check_dataset(tmp_path)
+    assert report.ok and report.uses == ("prediction",)
+    assert any("2 group(s) have light and DAPI alone, without phase" in n for n in report.notes)
+    assert value_warnings(cells, find_layout(tmp_path)[0]) == []
 
 
 def test_no_folder_is_as_described(own):
@@ -249,13 +275,29 @@ def test_no_folder_is_as_described(own):
 def test_values_that_networks_learn_badly_from(own):
     (own / "dataset.toml").write_text(TEXT.replace("scale = 0.001", ""))
     notes = check_dataset(own).notes
-    assert any(
-        "12 file(s) have DAPI values beyond 100" in note and "scale" in note for note in notes
-    )
-    for text, count in ((TEXT, 0), (TEXT.replace('unit = "rad"', "scale = 1e3"), 1)):
+    proposed = "write scale = 0.001 into the [[input]] of DAPI"
+    assert any("12 file(s)" in note and proposed in note for note in notes)
+    for scale, proposals in (("1e3", ["1"]), ("1e-3", ["1"]), ("1", [])):
+        text = TEXT.replace('unit = "rad"', f"scale = {scale}")
         (own / "dataset.toml").write_text(text)
-        notes = check_dataset(own).notes
-        assert sum("phase values beyond 100" in note for note in notes) == count
+        wanted = [f"write scale = {number} into the [target] of phase" for number in proposals]
+        texts = [note for note in check_dataset(own).notes if "write scale" in note]
+        assert len(texts) == len(wanted)
+        assert all(own in text for own, text in zip(wanted, texts, strict=True))
+        layout = find_layout(own)[0]
+        for cells in (load_cells(own, "Train"), CellFiles(own, "Train")):
+            warned = value_warnings(cells, layout)
+            assert len(warned) == len(wanted)
+            assert all(own in text for own, text in zip(wanted, warned, strict=True))
+
+
+def test_the_proposed_scale_is_accepted(own):
+    (own / "dataset.toml").write_text(TEXT.replace("scale = 0.001", "scale = 1e-7"))
+    said = next(note for note in check_dataset(own).notes if "write scale" in note)
+    proposed = re.search(r"scale = \S+", said)[0]
+    (own / "dataset.toml").write_text(TEXT.replace("scale = 0.001", proposed))
+    assert not [note for note in check_dataset(own).notes if "write scale" in note]
+    assert 1 <= load_cells(own, "Train").brightfield[..., 1].max() < 10
 
 
 def test_two_datasets_in_one_folder(own, tmp_path):
@@ -326,6 +368,22 @@ MISTAKES = {
     "no variable": ('variable = "img"', "", r"no key 'variable' in \[\[input\]\] number 2"),
     "file with folder": (LIGHT, 'file = "x/{class}.mat"', r"number 1 file is 'x/.*split's folder"),
     "file above": (LIGHT, 'file = "../a.mat"', r"number 1 file is '\.\./a"),
+    "dollar in a name": ('"HeLa"', '"He$La$"', r"classes is 'He\$La\$'.*plain name"),
+    "dollar in a text": ('name = "DAPI"', 'name = "$x$"', r"name is '\$x\$'.*without \$"),
+    "control character": ('"HeLa"', r'"He\u0007La"', "classes is .*plain name"),
+    "control in a unit": ('"rad"', r'"r\u202ead"', "unit is .*one line"),
+    "no label": ('"HeLa"', '"_HeLa"', "classes is '_HeLa'.*not beginning"),
+    "too long": ('"HeLa"', f'"{"x" * 200}"', "has a name of 204 bytes.*shorter names"),
+    "number too large": ("32.0", "1" + "0" * 400, "field_of_view_um is 1000.*up to|to 1e"),
+    "too many digits": ("32.0", "1" * 5000, "not valid TOML.*digits"),
+    "too deep": ("32.0", "[" * 5000, "not valid TOML"),
+    "too large": ("32.0", "32.0 #" + "x" * 300_000, "too large.*256,000 bytes"),
+    "too many dots": ("32.0", "32.0\n" + "a." * 300 + "a = 1", "too large.*200 dots"),
+    "place in a variable": (
+        'variable = "phi"',
+        'variable = "{dose}"',
+        r"\[target\] variable is '\{dose\}'.*no other placeholders.*\{class\}",
+    ),
     "no .mat": (LIGHT, 'file = "{class}.tif"', "file is '{class}.tif'.*name of a .mat"),
     "dose in file": (LIGHT, 'file = "{dose}.mat"', r"file is '\{dose\}.*no other placeholders"),
     "open brace": (LIGHT, 'file = "{class.mat"', r"file is '\{class.mat"),
@@ -349,6 +407,43 @@ def test_a_mistake_is_named(name, tmp_path):
     with pytest.raises(DatasetError, match=words) as caught:
         find_layout(tmp_path)
     assert str(path) in str(caught.value) and "xpected" in str(caught.value)
+
+
+def test_the_product_of_long_lists_is_not_listed(tmp_path):
+    names = [",".join(f'"{letter}{number}"' for number in range(10_000)) for letter in "ab"]
+    text = TEXT.replace('"Tue", "Mon"', names[0]).replace('"HeLa", "A549"', names[1])
+    path = tmp_path / "dataset.toml"
+    path.write_text(text)
+    with pytest.raises(DatasetError, match="10,000 x 10,000 groups.*at most 100,000"):
+        read_description(path)
+
+
+def test_what_is_no_file_is_not_read(tmp_path):
+    path = tmp_path / "dataset.toml"
+    path.mkdir()
+    with pytest.raises(DatasetError, match="dataset.toml is not a file"):
+        find_layout(tmp_path)
+    path.rmdir()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(path)  # opening it would wait for ever
+        with pytest.raises(DatasetError, match="dataset.toml is not a file"):
+            find_layout(tmp_path)
+
+
+def test_the_variable_may_depend_on_the_group(own):
+    text = TEXT.replace('variable = "light"', 'variable = "{class}_{batch}_light"')
+    (own / "dataset.toml").write_text(text)
+    for batch in BATCHES:
+        for class_name in CLASSES:
+            for split, name in SPLITS.items():
+                light = images_of(batch, class_name, split)[0]
+                path = own / batch / class_name / name / f"{class_name} {name} light.mat"
+                write_mat(path, {f"{class_name}_{batch}_light": light})
+    cells = load_cells(own, "Test")
+    for index, row in enumerate(cells.labels.itertuples()):
+        light = images_of(row.batch, row.class_name, "Test")[0][..., row.cell]
+        np.testing.assert_array_equal(cells.brightfield[index, ..., 0], light)
+    assert "Goes in: light, DAPI." in str(check_dataset(own))
 
 
 def test_other_encodings(tmp_path):

@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 from cytomad_lib.data.errors import DatasetError
-from cytomad_lib.data.layouts import DRUG, LAYOUTS, LUNG, SPLITS, dose_level, find_layout
+from cytomad_lib.data.layouts import (
+    DRUG,
+    LAYOUTS,
+    LUNG,
+    SPLITS,
+    dose_level,
+    find_layout,
+    find_path,
+    refuse_inside,
+)
 
 PUBLISHED = Path(__file__).parent / "data" / "real_dataset_files.csv"
 
@@ -64,10 +73,40 @@ def test_dose_levels():
 
 
 def test_file_refuses_unknown_split_and_kind():
-    with pytest.raises(ValueError, match="Training.*Train, Valid, Test"):
+    with pytest.raises(DatasetError, match="Training.*Train, Valid, Test"):
         LUNG.groups[0].file("Training", "BF")
-    with pytest.raises(ValueError, match="bf.*BF, QPI"):
+    with pytest.raises(DatasetError, match="bf.*BF, QPI"):
         LUNG.groups[0].file("Train", "bf")
+
+
+def test_find_path_prefers_the_exact_name_and_refuses_to_guess(tmp_path):
+    wanted = "Day ä/Train/a.mat"
+    assert find_path(tmp_path, wanted) == tmp_path / wanted  # nothing is there
+    folder = tmp_path / "day a\u0308" / "TRAIN"  # as macOS writes an umlaut
+    folder.mkdir(parents=True)
+    (folder / "A.MAT").touch()
+    found = find_path(tmp_path, wanted)
+    assert found.samefile(folder / "A.MAT")
+    (folder / "a.MAT").touch()
+    if len(list(folder.iterdir())) == 2:  # this disk tells them apart
+        assert not find_path(tmp_path, wanted).exists()
+        (folder / "a.mat").touch()
+        assert find_path(tmp_path, wanted) == folder / "a.mat"
+
+
+def test_results_inside_a_dataset_are_refused(tmp_path, monkeypatch):
+    root = tmp_path / "data" / "mine"
+    root.mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(root)
+    monkeypatch.chdir(root)
+    for out in (root, root / "results" / "new", "results", "../mine/results", link / "results"):
+        with pytest.raises(DatasetError, match="inside the dataset.*outside of it, such as"):
+            refuse_inside(out, root)
+        with pytest.raises(DatasetError, match="inside the dataset"):
+            refuse_inside(out, link)
+    for out in ("..", tmp_path / "data", tmp_path / "mine", "../mine_results", "../../mine"):
+        refuse_inside(out, root)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)

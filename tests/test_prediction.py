@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -246,6 +247,36 @@ def test_files_are_named_and_shaped_as_published(generator, tmp_path):
         np.moveaxis(stored["CytoMAD_image"], -1, 0), prediction.images[rows, ..., 0]
     )
     np.testing.assert_array_equal(stored["CytoMAD_features"], prediction.features[rows])
+
+
+def test_measured_images_are_written_beside_where_they_are(generator, tmp_path):
+    cells = make_cells(per_group=3)
+
+    class Mixed:
+        """Cells of files, of which one group has no phase image."""
+
+        labels, in_slices, __len__ = cells.labels, cells.in_slices, cells.__len__
+
+        def read(self, rows):
+            some = cells.select(rows)
+            unmeasured = (some.labels["batch"] == "Batch1").any()
+            return replace(some, qpi=None) if unmeasured else some
+
+    alone = replace(cells, qpi=None)
+    for mode in ("running", "batch"):
+        found = predict(generator, alone, mode=mode)
+        np.testing.assert_array_equal(found.images, predict(generator, cells, mode=mode).images)
+    paths = write_prediction(found, tmp_path / "alone", "published", cells=alone)
+    assert sum(path.name.endswith("_BF.mat") for path in paths) == 4
+    assert not list((tmp_path / "alone").glob("*_QPI.mat"))
+    paths = write_prediction(found, tmp_path / "mixed", "published", cells=Mixed())
+    assert sorted(paths) == sorted((tmp_path / "mixed").iterdir()) and len(paths) == 4 + 4 + 3 + 1
+    assert not (tmp_path / "mixed" / "CytoMAD_test_published_Batch1_H69_QPI.mat").exists()
+    stored = loadmat(tmp_path / "mixed" / "CytoMAD_test_published_Batch3_H520_QPI.mat")["QPI"]
+    rows = np.flatnonzero(
+        (cells.labels["batch"] == "Batch3") & (cells.labels["class_name"] == "H520")
+    )
+    np.testing.assert_array_equal(np.moveaxis(stored, -1, 0), cells.qpi[rows, ..., 0])
 
 
 def test_the_feature_table_has_a_row_per_cell(generator, tmp_path):

@@ -15,7 +15,7 @@ files are `.mat`, a stack of cells in each, one folder per batch, class (dose) a
 
     [[input]]                             # one or several, in the order of the channels
     file = "{class}_BF.mat"               # {batch}, {class}, {dose}, {split} are filled in
-    variable = "BF"                       # in the file: height x width x cells
+    variable = "BF"                       # in the file: height x width x cells; filled in, too
 
     [[input]]
     file = "{class}_DAPI.mat"
@@ -34,7 +34,8 @@ files are `.mat`, a stack of cells in each, one folder per batch, class (dose) a
     variable = "QPI"
 
 The networks learn best where numbers are of the order of 1, as phases in rad are: give 16-bit
-images a `scale`.
+images a `scale`. Capitals need not agree with those on the disk: what is called `train` or
+`A549_BF.MAT` there is found as well.
 
 Example
 -------
@@ -57,6 +58,8 @@ Example
 import math
 import re
 import tomllib
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -67,13 +70,20 @@ DESCRIPTION = "dataset.toml"
 SPLITS = ("Train", "Valid", "Test")
 TAKEN = ("lung", "drug")  # the names of the published datasets
 
+# What a description may hold. A reader of TOML takes memory with the square of the dots in a line.
+MOST_BYTES = 256_000
+MOST_DOTS = 200
+MOST_GROUPS = 100_000
+LONGEST_GROUP_NAME = 200  # bytes, of the 255 that a file's name may have
+SMALLEST, LARGEST = 1e-12, 1e12  # numbers; float32 has room for such multiples of pixels
+
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _TOP_KEYS = ("name", "folders", "batches", "classes", "field_of_view_um", "input", "target")
 _MORE_TOP_KEYS = ("class_term", "doses", "splits", "truth")
-_NO_NAME = set('/\\:*?"<>|{}')
+_NO_NAME = set('/\\:*?"<>|{}$')  # not in names of files everywhere; figures read $ as formulas
 _NAME = (
-    'a plain name without / \\ : * ? " < > | { }, without spaces at its ends, and not beginning '
-    "with . or __"
+    'a plain name without / \\ : * ? " < > | { } $, without spaces at its ends, and not beginning '
+    "with . or _"
 )
 
 
@@ -81,7 +91,7 @@ _NAME = (
 class Contrast:
     """One kind of image: the variable that holds it, and what it shows."""
 
-    variable: str
+    variable: str  # with placeholders, see `Description.variable`
     name: str  # for people
     unit: str = ""
     scale: float = 1.0  # what stored numbers are multiplied by
@@ -117,9 +127,16 @@ class Description:
 
     def file(self, role, split, batch, class_name, dose=None):
         """Return the path of a file under the dataset's root."""
+        name = self._fill(self.files[role], split, batch, class_name, dose)
+        return f"{self.folder(batch, class_name, dose)}/{self.splits[split]}/{name}"
+
+    def variable(self, role, split, batch, class_name, dose=None):
+        """Return the name of the variable in a file."""
+        return self._fill(self.contrasts[role].variable, split, batch, class_name, dose)
+
+    def _fill(self, pattern, split, batch, class_name, dose):
         names = {"batch": batch, "class": class_name, "dose": dose, "split": self.splits[split]}
-        name = _PLACEHOLDER.sub(lambda found: names[found[1]], self.files[role])
-        return f"{self.folder(batch, class_name, dose)}/{names['split']}/{name}"
+        return _PLACEHOLDER.sub(lambda found: names[found[1]], pattern)
 
 
 def read_description(path):
@@ -151,8 +168,10 @@ def read_description(path):
     tables = inputs | {"QPI": target}
     contrasts = {
         role: Contrast(
-            table.text("variable"),
-            table.text("name", table.text("variable")),
+            _pattern(table, "variable", folders),
+            table.text(
+                "name", _PLACEHOLDER.sub("", table.text("variable")).strip(" _-") or "image"
+            ),
             table.text("unit", "") if role == "QPI" else "",
             table.number("scale", 1.0),
         )
@@ -163,7 +182,10 @@ def read_description(path):
         truth = tables["QPI_TRUE"] = _image_table(top, "truth")
         shown = contrasts["QPI"]
         contrasts["QPI_TRUE"] = Contrast(
-            truth.text("variable"), shown.name, shown.unit, truth.number("scale", shown.scale)
+            _pattern(truth, "variable", folders),
+            shown.name,
+            shown.unit,
+            truth.number("scale", shown.scale),
         )
     said = Description(
         name=top.text("name"),
@@ -178,6 +200,7 @@ def read_description(path):
         files={role: _file(table, folders) for role, table in tables.items()},
     )
     _refuse_same_images(said, tables)
+    _refuse_too_many(said, path)
     _refuse_same_labels(said, path)
     return said
 
@@ -207,21 +230,22 @@ class _Table:
 
     def wrong(self, key, expected, found=None):
         """Return the error for a value that is not what it should be."""
-        found = self.values.get(key, "missing") if found is None else found
+        found = repr(self.values.get(key, "missing") if found is None else found)
+        found = found if len(found) <= 200 else f"{found[:200]} ..."
         where = f"{self.name} {key}".strip()
-        return DatasetError(f"{self.path}: {where} is {found!r}. Expected {expected}.")
+        return DatasetError(f"{self.path}: {where} is {found}. Expected {expected}.")
 
     def text(self, key, default=None):
         value = self.values.get(key, default)
-        one_line = isinstance(value, str) and value.isprintable()
+        one_line = isinstance(value, str) and value.isprintable() and "$" not in value
         if not one_line or not (value.strip() or value == default):
-            raise self.wrong(key, "a text in quotes, on one line")
+            raise self.wrong(key, "a text in quotes, on one line and without $")
         return value
 
     def number(self, key, default=None):
         value = self.values.get(key, default)
-        if type(value) not in (int, float) or not 0 < value < math.inf:
-            raise self.wrong(key, "a number above zero")
+        if type(value) not in (int, float) or not SMALLEST <= value <= LARGEST:
+            raise self.wrong(key, f"a number above zero, from {SMALLEST:g} to {LARGEST:g}")
         return float(value)
 
     def names(self, key):
@@ -236,16 +260,27 @@ class _Table:
 
 
 def _load(path):
+    if not path.is_file():
+        raise DatasetError(f"{path} is not a file. Expected a text file; rename what is there.")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows may add a mark
-    except tomllib.TOMLDecodeError as error:
-        raise DatasetError(
-            f'{path} is not valid TOML: {error}. Expected lines such as name = "my-cells"; '
-            "mend that line."
-        ) from error
+        with path.open("rb") as file:
+            stored = file.read(MOST_BYTES + 1)
+        text = stored.decode("utf-8-sig")  # Windows may add a mark
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(
             f"{path} cannot be read ({error}). Expected a text file in UTF-8; save it as such."
+        ) from error
+    if len(stored) > MOST_BYTES or any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+        raise DatasetError(
+            f"{path} is too large. Expected at most {MOST_BYTES:,} bytes, and {MOST_DOTS} dots in "
+            "a line; describe fewer groups, or put long lists on several lines."
+        )
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(
+            f'{path} is not valid TOML: {error}. Expected lines such as name = "my-cells"; '
+            "mend that line."
         ) from error
 
 
@@ -255,14 +290,21 @@ def _is_name(text):
         and text == text.strip() != ""
         and text.isprintable()
         and not _NO_NAME & set(text)
-        and not text.startswith((".", "__"))  # hidden, or left by Jupyter or macOS
+        and not text.startswith((".", "_"))  # hidden, left by Jupyter or macOS; no label in figures
     )
 
 
+def folded(name):
+    """Return what names have in common that a disk may take for the same.
+
+    Windows and macOS take "a" for "A", and macOS writes "ä" as two characters.
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
 def _refuse_repeated(table, key, names):
-    # Windows and macOS take "a" and "A" for the same folder.
-    folded = [name.casefold() for name in names]
-    repeated = [name for name, fold in zip(names, folded, strict=True) if folded.count(fold) > 1]
+    counts = Counter(map(folded, names))
+    repeated = [name for name in names if counts[folded(name)] > 1]
     if repeated:
         raise table.wrong(key, "different names, also apart from capitals", repeated)
 
@@ -315,17 +357,24 @@ def _image_table(top, key, more=()):
     return _Table(top.path, values, ("file", "variable"), (*more, "scale"), f"[{key}]")
 
 
-def _file(table, folders):
-    """Return the name of a file, its placeholders checked."""
-    pattern = table.text("file")
-    known = ", ".join(f"{{{place}}}" for place in folders)
+def _pattern(table, key, folders):
+    """Return a text, its placeholders checked."""
+    pattern = table.text(key)
     for place in _PLACEHOLDER.findall(pattern):
         if place not in folders:
-            raise table.wrong("file", f"no other placeholders than those of `folders`: {known}")
+            known = ", ".join(f"{{{place}}}" for place in folders)
+            raise table.wrong(key, f"no other placeholders than those of `folders`: {known}")
+    return pattern
+
+
+def _file(table, folders):
+    """Return the name of a file, with placeholders."""
+    pattern = _pattern(table, "file", folders)
     filled = _PLACEHOLDER.sub("x", pattern)
-    if not _is_name(filled) or not filled.endswith(".mat"):
+    if not _is_name(filled) or not filled.casefold().endswith(".mat"):
         raise table.wrong(
-            "file", f"the name of a .mat file in the split's folder, {_NAME}; {known} are filled in"
+            "file",
+            f"the name of a .mat file in the split's folder, {_NAME}; placeholders are filled in",
         )
     return pattern
 
@@ -341,7 +390,7 @@ def _refuse_same_images(said, tables):
     """Refuse a target that is an input, and the like: nothing would be left to learn."""
     seen = {}
     for role, table in tables.items():
-        source = (said.files[role], said.contrasts[role].variable)
+        source = (folded(said.files[role]), said.contrasts[role].variable)
         if source in seen:
             raise table.wrong(
                 "file", f"another file or variable than in {seen[source]}", " / ".join(source)
@@ -349,15 +398,32 @@ def _refuse_same_images(said, tables):
         seen[source] = table.name
 
 
+def _refuse_too_many(said, path):
+    """Refuse lists of which the product would take all memory."""
+    lengths = [len(names) for names in (said.batches, said.classes, said.doses) if names]
+    if math.prod(lengths) > MOST_GROUPS:
+        raise DatasetError(
+            f"{path} describes {' x '.join(f'{length:,}' for length in lengths)} groups. Expected "
+            f"at most {MOST_GROUPS:,}; list the names of one dataset only, or divide it."
+        )
+
+
 def _refuse_same_labels(said, path):
-    """Refuse names that give two groups the same name once joined, as predictions are called."""
+    """Refuse groups of which files of results, named by batch, class and dose, cannot be called."""
     seen = {}
     for group in said.groups():
         parts = [name for name in group if name is not None]
-        other = seen.setdefault("_".join(parts).casefold(), parts)
+        joined = "_".join(parts)
+        if len(joined.encode()) > LONGEST_GROUP_NAME:
+            raise DatasetError(
+                f"{path}: the group {'/'.join(parts)} has a name of {len(joined.encode())} bytes. "
+                f"Expected at most {LONGEST_GROUP_NAME}, since files of results are called by it; "
+                "take shorter names."
+            )
+        other = seen.setdefault(folded(joined), parts)
         if other is not parts:
             raise DatasetError(
-                f"{path}: the groups {'/'.join(other)} and {'/'.join(parts)} are both "
-                f"{'_'.join(parts)} when joined by _, as files of results are called. Expected "
-                "names that stay apart; rename a folder."
+                f"{path}: the groups {'/'.join(other)} and {'/'.join(parts)} are both {joined} "
+                "when joined by _, as files of results are called. Expected names that stay "
+                "apart; rename a folder."
             )

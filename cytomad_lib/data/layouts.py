@@ -12,6 +12,7 @@ the same in a file `dataset.toml`, see `cytomad_lib.data.description`.
     'Batch1/H69/Test/H69_BF.mat'
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +21,7 @@ from cytomad_lib.data.description import (
     SPLITS,
     Contrast,
     Description,
+    folded,
     read_description,
 )
 from cytomad_lib.data.errors import DatasetError
@@ -57,15 +59,20 @@ class Group:
 
     def file(self, split, kind):
         """Path under the dataset's root, e.g. ``Batch1/H69/Test/H69_BF.mat``."""
-        if split not in SPLITS:
-            raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}.")
+        check_split(split)
         kinds = self.described.contrasts if self.described else CONTRASTS
         if kind not in kinds:
-            raise ValueError(f"kind is {kind!r}; expected one of {', '.join(kinds)}.")
+            raise DatasetError(f"kind is {kind!r}. Expected one of {', '.join(kinds)}.")
         if self.described:
             file = self.described.file(kind, split, self.batch, self.class_name, self.dose)
             return PurePosixPath(file)
         return PurePosixPath(self.folder, split, f"{self.stem}_{kind}.mat")
+
+    def variable(self, split, kind):
+        """Name of the variable in that file, e.g. ``BF``."""
+        if self.described:
+            return self.described.variable(kind, split, self.batch, self.class_name, self.dose)
+        return CONTRASTS[kind].variable
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,18 @@ class Layout:
     image_size: int = 128  # pixels
     field_of_view_um: float = 45.0
     described: Description | None = None  # by its `dataset.toml`; None: published
+
+    @property
+    def folders(self):
+        """Folders of all groups that there may be, under the dataset's root."""
+        if self.described:
+            return [self.described.folder(*names) for names in self.described.groups()]
+        return [group.folder for group in self.groups]
+
+    @property
+    def split_folders(self):
+        """What the folder of each split is called."""
+        return self.described.splits if self.described else {split: split for split in SPLITS}
 
     @property
     def contrasts(self):
@@ -222,20 +241,87 @@ def dose_level(dose, layout=DRUG):
     return 0 if dose == "Control" else int(dose[-1])
 
 
+def check_split(split):
+    """Refuse what is no split.
+
+    Raises
+    ------
+    DatasetError
+    """
+    if split not in SPLITS:
+        raise DatasetError(f"split is {split!r}. Expected one of {', '.join(SPLITS)}.")
+
+
+def find_path(root, path):
+    """Return where a file or folder of a dataset is on the disk.
+
+    Capitals may differ, as Windows and macOS do not tell them apart: what is there under exactly
+    this name comes first, then what differs in capitals only, if nothing else does.
+
+    Parameters
+    ----------
+    root : path
+        The dataset's own folder.
+    path : path
+        Under the root, such as `Group.file` gives it.
+
+    Returns
+    -------
+    pathlib.Path
+        Spelt as on the disk; as in `path` where nothing is there.
+    """
+    found = Path(root)
+    for name in PurePosixPath(path).parts:
+        if not (found / name).exists() and found.is_dir():
+            alike = [other for other in os.listdir(found) if folded(other) == folded(name)]
+            name = alike[0] if len(alike) == 1 else name
+        found /= name
+    return found
+
+
+def refuse_inside(out, root):
+    """Refuse to write results into a dataset: they would lie among its cells.
+
+    Parameters
+    ----------
+    out : path
+        It need not exist.
+    root : path
+        The dataset's own folder, as `find_layout` returns it.
+
+    Raises
+    ------
+    DatasetError
+    """
+    root, place = Path(root).resolve(), Path(out).resolve()
+    if any(folder.exists() and folder.samefile(root) for folder in (place, *place.parents)):
+        raise DatasetError(
+            f"{out} is inside the dataset {root}. Expected a folder for results outside of it, "
+            f"such as {root.parent / 'results'}."
+        )
+
+
 def _described_layout(root):
     """Make the layout of a folder that has a `dataset.toml`."""
     said = read_description(root / DESCRIPTION)
+    splits = {folded(name) for name in said.splits.values()}
+    there = {  # one look at the disk, however many groups are described
+        folded(path.parent.relative_to(root).as_posix())
+        for path in root.glob("/".join("*" * len(said.folders)))
+        if folded(path.name) in splits and path.is_dir()
+    }
     groups = tuple(
         Group(*names, folder=said.folder(*names), stem=names[1], described=said)
         for names in said.groups()
-        if any((root / said.folder(*names) / split).is_dir() for split in said.splits.values())
+        if folded(said.folder(*names)) in there
     )
     if not groups:
         example = root / said.folder(*said.groups()[0]) / said.splits["Train"]
-        there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "none"
+        names = sorted(path.name for path in root.iterdir() if path.is_dir())
+        found = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") or "none"
         raise DatasetError(
             f"{root / DESCRIPTION} describes folders such as {example}, but none of them is there; "
-            f"folders in {root}: {there}. Expected the same names and order in both; mend the file "
+            f"folders in {root}: {found}. Expected the same names and order in both; mend the file "
             "or rename the folders."
         )
     return Layout(
