@@ -256,7 +256,10 @@ def _compare_folders(layout, root):
     problems, others, waiting = [], [], [(root, "", layout.folders[0].count("/") + 1)]
     for parent, inside, depth in waiting:
         names, seen = allowed[inside], set()
-        for found in sorted(path for path in parent.iterdir() if path.is_dir()):
+        written = set(names.values())
+        folders = (path for path in parent.iterdir() if path.is_dir())
+        # Of names that differ in capitals only, the one as written comes first.
+        for found in sorted(folders, key=lambda path: (path.name not in written, path.name)):
             name = folded(found.name)
             below = f"{inside}/{name}".lstrip("/")
             if name in names and name not in seen:
