@@ -367,7 +367,9 @@ def test_loading_resizes_and_keeps_the_field_of_view(few):
     assert cells.qpi.shape == (4 * COUNT, 12, 12, 1)
     assert cells.pixel_size_um * 12 == 45.0
     stored = load_cells(few, "Train")
-    np.testing.assert_array_equal(cells.qpi[..., 0], resize_images(stored.qpi[..., 0], 12))
+    # On some processors, a matrix product rounds differently in stacks of different size.
+    alone = resize_images(stored.qpi[..., 0], 12)
+    np.testing.assert_allclose(cells.qpi[..., 0], alone, rtol=2e-6, atol=2e-6)
 
 
 # --- Streaming -------------------------------------------------------------------------------

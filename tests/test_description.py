@@ -141,7 +141,10 @@ def test_streaming_and_the_folder_above_give_the_same(mine):
     files = CellFiles(mine.parent, "Test", image_size=8)
     some = files.read([30, 2, 17])
     assert files.channels == 2
-    np.testing.assert_array_equal(some.brightfield, every.brightfield[[30, 2, 17]])
+    # On some processors, a matrix product rounds differently in stacks of different size.
+    np.testing.assert_allclose(
+        some.brightfield, every.brightfield[[30, 2, 17]], rtol=2e-6, atol=2e-6
+    )
 
 
 def test_groups_are_the_folders_that_are_there(own):

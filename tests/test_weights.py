@@ -6,12 +6,13 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from cytomad_lib.models.networks import PRESETS, build_batch_mlp, build_discriminator
-from cytomad_lib.models.networks import build_generator as build
 
+from cytomad_lib.config import PRESETS
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.models.pretraining import Pix2Pix
 from cytomad_lib.models.weights import WeightsError, load_run_weights
+from cytomad_lib.networks import build_batch_mlp, build_discriminator
+from cytomad_lib.networks import build_generator as build
 
 KERNEL = "layers/dense_1/vars/0"
 
