@@ -53,6 +53,12 @@ def test_a_checkpoint_with_its_optimizers_comes_back(tmp_path):
     weights = [model.generator.get_weights()[0] for model in models]
     np.testing.assert_array_equal(*weights)
 
+    with h5py.File(tmp_path / "checkpoint_000001.weights.h5", "r+") as file:
+        optimizer = file["generator_optimizer/vars"]
+        del optimizer[max(optimizer, key=int)]
+    with pytest.raises(WeightsError, match="does not fit the network .pix2pix."):
+        load_run_weights(models[1], tmp_path / "checkpoint_000001.weights.h5")
+
 
 def test_what_is_no_file(path, tmp_path):
     refused(tmp_path / "none.weights.h5", "does not exist")

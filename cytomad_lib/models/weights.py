@@ -8,6 +8,7 @@ Example
 >>> load_run_weights(generator, "RUN/pretraining/generator_000008.weights.h5")  # doctest: +SKIP
 """
 
+import warnings
 from pathlib import Path
 
 from cytomad_lib.data import hdf5
@@ -64,11 +65,17 @@ def load_run_weights(network, path):
     """
     check_run_weights(path)
     try:
-        network.load_weights(path)
-    except (ValueError, TypeError, KeyError, OSError) as error:  # Keras names no kind
-        first = str(error).strip().split("\n")[0]
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            network.load_weights(path)
+        # Keras only warns where it skips a part, which then keeps its first, random weights.
+        skipped = [str(one.message) for one in heard if "Skipping" in str(one.message)]
+        if skipped:
+            raise ValueError(skipped[0])
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        reason = [*str(error).split("\n\n"), ""][1] or str(error)  # Keras' first part is general
         raise WeightsError(
-            f"{path} does not fit the network '{network.name}': {first} Expected the weights of "
-            f"this run. {REMEDY}"
+            f"{path} does not fit the network '{network.name}': {' '.join(reason.split())[:200]} "
+            f"Expected the weights of this run. {REMEDY}"
         ) from error
     return network
