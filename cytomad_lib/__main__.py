@@ -86,7 +86,7 @@ def simulate(
 @app.command()
 def check(data: Data):
     """Say whether a folder is a valid dataset, what is in it, and what is wrong."""
-    from cytomad_lib.data.cells import check_dataset
+    from cytomad_lib.data.check import check_dataset
 
     report = check_dataset(_data(data), progress=_verbosity() == 1)
     print(report)

@@ -12,11 +12,11 @@ from cytomad_lib.data import cells as cells_module
 from cytomad_lib.data.cells import (
     CellFiles,
     CellImages,
-    check_dataset,
     check_trainable,
     load_cells,
     resize_images,
 )
+from cytomad_lib.data.check import check_dataset
 from cytomad_lib.data.errors import CytomadError, DatasetError, MatFileError
 from cytomad_lib.data.layouts import DRUG, LUNG, SPLITS
 from cytomad_lib.data.matfiles import read_mat, write_mat

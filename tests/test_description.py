@@ -13,7 +13,8 @@ from training_cells import ONE_EPOCH, write_dataset
 
 from cytomad_lib import workflow
 from cytomad_lib.conditional.training import image_statistics
-from cytomad_lib.data.cells import CellFiles, check_dataset, load_cells, value_warnings
+from cytomad_lib.data.cells import CellFiles, load_cells
+from cytomad_lib.data.check import check_dataset, value_warnings
 from cytomad_lib.data.description import read_description
 from cytomad_lib.data.errors import CytomadError, DatasetError
 from cytomad_lib.data.layouts import DRUG, LUNG, dose_level, find_layout

@@ -1,0 +1,361 @@
+"""Check a dataset: read every pixel, list all problems, and say what the dataset can be used for.
+
+Example
+-------
+>>> print(check_dataset("Dataset/7LungCancerDataset"))                 # doctest: +SKIP
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from cytomad_lib.data.cells import CELLS_AT_ONCE, check_trainable
+from cytomad_lib.data.description import DESCRIPTION, folded
+from cytomad_lib.data.errors import DatasetError, MatFileError
+from cytomad_lib.data.folders import (
+    compare_folders,
+    inspect_files,
+    listed,
+    missing_names,
+    missing_split_text,
+    no_files_text,
+    size_errors,
+    splits_present,
+    turned_text,
+)
+from cytomad_lib.data.layouts import SPLITS, Layout, find_layout, find_path
+from cytomad_lib.data.matfiles import read_mat
+
+# Phase of a cell in radians lies well inside this; degrees or nanometres do not.
+PLAUSIBLE_PHASE = (-20.0, 60.0)
+
+# Networks learn badly from values far from 1: the largest of a described dataset should lie here.
+LARGEST_VALUES = (0.01, 100.0)
+CELLS_LOOKED_AT = 20  # of each file, before a training
+
+
+TABLE_COLUMNS = ["group", "batch", "class_name", "dose", "split", "cells", "height", "width"]
+TABLE_COLUMNS += ["version", "truth", "status"]
+
+
+@dataclass(eq=False)
+class DatasetReport:
+    """All that `check_dataset` found.
+
+    Attributes
+    ----------
+    table : DataFrame
+        One row per group and split that is there: labels, cells, height, width, version of the
+        files, truth (whether there is a QPI_TRUE file), status ("ok" or the problems).
+    problems : list of str
+        What must be put right before the dataset can be used; what is alike is in one line.
+    notes : list of str
+        What is worth knowing, also what the dataset cannot be used for, and why.
+    uses : tuple of str
+        What it can be used for: of "prediction", "training" (of a generator) and "batch removal".
+    """
+
+    layout: Layout
+    root: Path
+    table: pd.DataFrame
+    problems: list[str]
+    notes: list[str]
+    uses: tuple[str, ...] = ()
+
+    @property
+    def ok(self):
+        """Whether there is no problem."""
+        return not self.problems
+
+    def __str__(self):
+        """Return the report as text."""
+        status = self.table["status"].where(self.table["status"] == "ok", "problem")
+        lines = [f"{self.layout.name} dataset in {self.root}"]
+        lines += [self.table.assign(status=status).to_string(index=False)]
+        lines += [f"Problem: {text}" for text in self.problems]
+        lines += [f"Note: {text}" for text in self.notes]
+        if self.ok:
+            lines.append(f"No problem found. Can be used for: {', '.join(self.uses)}.")
+        return "\n".join(lines)
+
+
+def check_dataset(folder, progress=False):
+    """Check a whole dataset, reading every pixel, and list all problems instead of the first.
+
+    Parameters
+    ----------
+    folder : path
+        The dataset's folder, or the one above it.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    DatasetReport
+
+    Raises
+    ------
+    DatasetError
+        If the folder holds no dataset at all.
+    """
+    layout, root = find_layout(folder)
+    found, others, folders = compare_folders(layout, root)
+    remarks, ranges = {}, {}  # what is worth a note -> files; kind -> the range of values of each
+    there = {group: splits_present(layout, root, group) for group in layout.groups}
+    there = {group: splits for group, splits in there.items() if splits}
+    used = [split for split in SPLITS if any(split in splits for splits in there.values())]
+    rows, brightfields, without_target = [], [], []
+    for group, splits in tqdm(there.items(), disable=not progress, unit="group"):
+        if splits != ["Test"]:  # which can be predicted alone
+            found += [
+                (
+                    find_path(root, group.folder),
+                    missing_split_text(root, split, group, splits, there.values()),
+                )
+                for split in used
+                if split not in splits
+            ]
+        targets = [find_path(root, group.file(split, "QPI")) for split in splits]
+        with_target = any(path.exists() for path in targets)
+        if not with_target:
+            without_target.append(group)
+        for split in splits:
+            row, infos, errors = _check_files(
+                layout, root, group, split, with_target, remarks, ranges
+            )
+            rows.append(row)
+            found += errors
+            if "BF" in infos and not errors:
+                brightfields.append(infos["BF"])
+    found += [(path, str(error)) for path, error in size_errors(brightfields)]
+    table = pd.DataFrame(rows, columns=TABLE_COLUMNS)
+    table = table.astype({"cells": "Int64", "height": "Int64", "width": "Int64"})
+    if not layout.doses:
+        table = table.drop(columns="dose")
+    if not there:
+        found.append((root, no_files_text(root, layout, SPLITS[0])))
+    problems = _alike_together(root, found)
+    notes = _folder_notes(root, there, others, folders)
+    if not there:
+        return DatasetReport(layout, root, table, problems, notes)
+    notes += (
+        _dataset_notes(layout, table)
+        + _value_texts(layout, ranges)
+        + [
+            f"{len(paths)} file(s) {remark}. First: {paths[0]}."
+            for remark, paths in remarks.items()
+        ]
+    )
+    uses, limits = _find_uses(layout, root, table, without_target)
+    return DatasetReport(layout, root, table, problems, notes + limits, () if problems else uses)
+
+
+def _alike_together(root, found):
+    """Return a line for all problems that differ in the file and in numbers only."""
+    alike = {}
+    for path, text in found:
+        alike.setdefault(re.sub(r"\d+", "#", text.replace(str(path), "")), []).append((path, text))
+    lines = []
+    for (_, text), *more in alike.values():
+        places = listed([path.relative_to(root).as_posix() for path, _ in more], most=2)
+        lines.append(f"{text} Likewise {len(more)} more: {places}." if more else text)
+    return lines
+
+
+def _check_files(layout, root, group, split, with_target, remarks, ranges):
+    """Check one group and split: its row of the table, its infos, its problems as (path, text)."""
+    known = "QPI_TRUE" in layout.contrasts
+    truth = known and find_path(root, group.file(split, "QPI_TRUE")).exists()
+    infos, errors = inspect_files(layout, root, group, split, truth, with_target)
+    for kind, info in infos.items():
+        try:
+            _scan_pixels(layout, kind, info, remarks, ranges)
+        except MatFileError as error:
+            errors.append((info.path, error))
+    problems = [(path, str(error)) for path, error in errors]
+    row = {
+        "group": group.name,
+        "batch": group.batch,
+        "class_name": group.class_name,
+        "dose": group.dose,
+        "split": split,
+        "version": "/".join(sorted({info.version for info in infos.values()})),
+        "truth": truth,
+        "status": "; ".join(text for _, text in problems) or "ok",
+    }
+    if infos:
+        shape = next(iter(infos.values())).shape
+        row |= dict(zip(("height", "width", "cells"), shape, strict=True))
+    return row, infos, problems
+
+
+def _scan_pixels(layout, kind, info, remarks, ranges):
+    """Read all pixels, some cells at a time; note their range, and what is implausible."""
+    found, lowest, highest = set(), np.inf, -np.inf
+    n_cells = info.shape[2]
+    at_once = CELLS_AT_ONCE if info.version == "7.3" else n_cells
+    for start in range(0, n_cells, at_once):
+        images = read_mat(info.path, info.variable, slice(start, start + at_once))
+        images *= layout.contrasts[kind].scale
+        low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
+        if kind in layout.inputs and (low == high).any():
+            name = layout.contrasts[kind].name
+            found.add(f"have a {name} image with the same value everywhere")
+        lowest, highest = min(lowest, low.min()), max(highest, high.max())
+        if len(images) == images.shape[1] == images.shape[2] == n_cells:
+            found |= _order_remarks(info.variable, images)
+    ranges.setdefault(kind, []).append((lowest, highest, info.path))
+    if info.version == "5":
+        found.add("are MATLAB v5, so streaming reads them as a whole (v7.3 is faster)")
+    for remark in found:
+        remarks.setdefault(remark, []).append(info.path)
+
+
+def _order_remarks(name, images):
+    """Look for turned axes where the shape does not tell: other cells differ more than pixels."""
+    cells, *sides = (np.abs(np.diff(images, axis=axis)).mean() for axis in range(3))
+    if max(sides) <= 1.2 * cells:
+        return set()
+    return {f"look like {turned_text(name, int(np.argmax(sides)))}"}
+
+
+def value_warnings(cells, layout):
+    """Say which images have values that a network learns badly from, before a training.
+
+    Parameters
+    ----------
+    cells : CellImages or CellFiles
+        The first of each file are looked at.
+    layout : Layout
+        Of their dataset.
+
+    Returns
+    -------
+    list of str
+        A sentence for each kind of image, with the `scale` to write into `dataset.toml`; also for
+        phases that are no radians.
+    """
+    ranges = {}
+    rows = np.flatnonzero(cells.labels["cell"] < CELLS_LOOKED_AT)
+    for start in range(0, len(rows), CELLS_AT_ONCE):
+        part = cells.read(rows[start : start + CELLS_AT_ONCE])
+        images = dict(zip(layout.inputs, np.moveaxis(part.brightfield, -1, 0), strict=True))
+        if part.qpi is not None:
+            images["QPI"] = part.qpi
+        for kind, stack in images.items():
+            ranges.setdefault(kind, []).append((stack.min(), stack.max(), None))
+    return _value_texts(layout, ranges)
+
+
+def _value_texts(layout, ranges):
+    """Return a sentence for each kind of image with implausible values.
+
+    `ranges` has a list of (lowest, highest, path or None) for each kind.
+    """
+    texts = []
+    for kind, found in ranges.items():
+        contrast = layout.contrasts[kind]
+        least, most = PLAUSIBLE_PHASE if contrast.unit == "rad" else (-np.inf, np.inf)
+        strange = [row for row in found if row[0] < least or row[1] > most]
+        if strange:
+            texts.append(
+                f"{contrast.name} has values outside {least:g} to {most:g}{_where(strange)}, which "
+                "does not look like radians. Expected phases in rad; convert them and save again."
+            )
+        elif layout.described and contrast.unit != "rad":
+            texts += _scale_texts(kind, contrast, found)
+    return texts
+
+
+def _scale_texts(kind, contrast, found):
+    """Propose a scale if the largest number, as it is used, is far from 1."""
+    largest = max(max(-low, high) for low, high, _ in found)
+    low, high = LARGEST_VALUES
+    if low <= largest <= high or largest == 0:
+        return []
+    scale = contrast.scale * 10.0 ** -np.floor(np.log10(largest))
+    table = {"QPI": "[target]", "QPI_TRUE": "[truth]"}.get(kind, "[[input]]")
+    far = [row for row in found if not low <= max(-row[0], row[1]) <= high]
+    largest = f"{largest:,.0f}" if largest > 1 else f"{largest:.2g}"
+    return [
+        f"{contrast.name} has values up to {largest}{_where(far)}, from which networks learn "
+        f"badly. Expected numbers of the order of 1; write scale = {scale:.3g} into the {table} of "
+        f"{contrast.name} in {DESCRIPTION}."
+    ]
+
+
+def _where(rows):
+    path = rows[0][2]
+    return f" ({len(rows)} file(s), first {path})" if path else ""
+
+
+def _folder_notes(root, there, others, folders):
+    """Say which folders are left out: those of no group, and those of groups without files."""
+    notes = []
+    if others:
+        names = listed(path.relative_to(root).as_posix() for path in others)
+        notes.append(
+            f"{len(others)} folder(s) are no part of the dataset and are ignored: {names}."
+        )
+    used = {folded(group.folder) for group in there}
+    names = [path.relative_to(root).as_posix() for path in folders]
+    empty = [name for name in names if folded(name) not in used]
+    if empty:
+        notes.append(
+            f"{len(empty)} group(s) have a folder, but no files of any split, and are left out: "
+            f"{listed(empty)}."
+        )
+    return notes
+
+
+def _dataset_notes(layout, table):
+    """Say which groups, splits and kinds of file are there."""
+    notes = []
+    if layout.described:
+        notes.append(
+            f"Goes in: {', '.join(layout.images['input'])}. Comes out: {layout.images['target']}."
+        )
+    n_groups = table["group"].nunique()
+    if n_groups < len(layout.groups):  # of a described dataset: folders without files
+        notes.append(f"{n_groups} of the {len(layout.groups)} groups of the layout are there.")
+    if "Test" not in set(table["split"]):
+        notes.append("No group has a Test split, which predict and evaluate take by default.")
+    if table["truth"].any():
+        name = layout.target.name if layout.described else "QPI_TRUE"
+        notes.append(
+            f"Batch-free truth ({name}) is there for {table['truth'].sum()} of the {len(table)} "
+            f"groups and splits{'' if layout.described else ': these are simulated cells'}."
+        )
+    return notes
+
+
+def _find_uses(layout, root, table, without_target):
+    """Return what a dataset can be used for, and a note for each thing that it cannot."""
+    splits_of = table.groupby("group", sort=False)["split"].agg(set)
+    reasons = missing_names(layout, root)
+    for split in ("Train", "Valid"):
+        lacking = [name for name, splits in splits_of.items() if split not in splits]
+        if len(lacking) == len(splits_of):
+            reasons.append(missing_split_text(root, split, None, (), ()))
+        elif lacking:
+            reasons.append(f"{len(lacking)} group(s) have no {split} split: {listed(lacking)}.")
+    if without_target:
+        names = listed(group.name for group in without_target)
+        inputs = " and ".join(layout.images["input"])
+        reasons.append(
+            f"{len(without_target)} group(s) have {inputs} alone, without {layout.target.name}: "
+            f"{names}."
+        )
+    notes = [f"Not for training, only for prediction: {reason}" for reason in reasons]
+    uses = ["prediction"] if reasons else ["prediction", "training", "batch removal"]
+    train = table[table["split"] == "Train"]
+    try:
+        if len(train):
+            check_trainable(train)
+    except DatasetError as error:
+        uses, notes = uses[:2], [*notes, str(error)]
+    return tuple(uses), notes

@@ -1,0 +1,238 @@
+"""What is in a dataset's folders, beside what its layout says: for loading and for checking."""
+
+from itertools import pairwise
+from statistics import mode
+
+from cytomad_lib.data.description import DESCRIPTION, folded
+from cytomad_lib.data.errors import DatasetError, MatFileError
+from cytomad_lib.data.layouts import SPLITS, find_path
+from cytomad_lib.data.matfiles import inspect_mat
+
+
+def compare_folders(layout, root):
+    """Compare the folders on the disk with those of the layout.
+
+    Returns three lists. The problems as (path, text): folders that hold a split as the folder of a
+    group does, whose cells would be left out in silence, and names that differ in capitals only.
+    The other folders that the layout does not have: figures, results, what a system leaves. And
+    the folders of groups.
+    """
+    splits = {folded(name): name for name in layout.split_folders.values()}
+    allowed = {}  # folder -> {name: as written} of the folders that may be in it
+    for folder in layout.folders:
+        parts = folder.split("/")
+        for depth, name in enumerate(parts):
+            allowed.setdefault(folded("/".join(parts[:depth])), {})[folded(name)] = name
+        allowed[folded(folder)] = splits
+    problems, others, waiting = [], [], [(root, "", layout.folders[0].count("/") + 1)]
+    for parent, inside, depth in waiting:
+        names, seen = allowed[inside], set()
+        written = set(names.values())
+        folders = (path for path in parent.iterdir() if path.is_dir())
+        # Of names that differ in capitals only, the one as written comes first.
+        for found in sorted(folders, key=lambda path: (path.name not in written, path.name)):
+            name = folded(found.name)
+            below = f"{inside}/{name}".lstrip("/")
+            if name in names and name not in seen:
+                seen.add(name)
+                if below in allowed:
+                    waiting.append((found, below, depth - 1))
+            elif name in names or _has_split(found, depth, splits):
+                problems.append((found, _extra_folder_text(layout, found, names.values())))
+            elif not found.name.startswith((".", "__")):  # left by Jupyter, git or macOS
+                others.append(found)
+    return problems, others, [folder for folder, _, depth in waiting if depth == 0]
+
+
+def _has_split(folder, depth, splits):
+    """Say whether a folder holds what the folder of a group does, `depth` folders below."""
+    if folder.name.startswith((".", "__", "@", "#", "$")):  # snapshots and bins of a system
+        return False
+    return depth > 0 and any(
+        folded(path.name) in splits and path.is_dir() for path in folder.glob("/".join("*" * depth))
+    )
+
+
+def _extra_folder_text(layout, found, names):
+    remedy = f", or add it to {DESCRIPTION}" if layout.described else ""
+    return (
+        f"{found} is not a folder of the {layout.name} dataset, but looks like one. Expected "
+        f"beside it {listed(names)}; rename or move it{remedy}."
+    )
+
+
+def listed(things, most=10):
+    """Return the first few of a list as text."""
+    things = [str(thing) for thing in things]
+    return ", ".join(things[:most]) + (f" and {len(things) - most} more" * (len(things) > most))
+
+
+def missing_names(layout, root):
+    """Names that a description lists, and of which no folder is there; a sentence per list."""
+    if not layout.described:
+        return []  # a part of a published dataset will do
+    texts = []
+    for place, key in enumerate(("batches", "classes", "doses")):
+        there = {(group.batch, group.class_name, group.dose)[place] for group in layout.groups}
+        missing = [name for name in getattr(layout, key) if name not in there]
+        if missing:
+            groups = layout.described.groups()
+            own = next(names for names in groups if names[place] == missing[0])
+            texts.append(
+                f"{root / DESCRIPTION}: {key} has {listed(map(repr, missing))}, of which there is "
+                f"no folder with cells. Expected one such as "
+                f"{root / layout.described.folder(*own)} with its splits; add it, or take the name "
+                "out of the list."
+            )
+    return texts
+
+
+def kinds_of(layout, with_truth=False):
+    """Return the kinds of file that belong together, what goes in first."""
+    if with_truth and "QPI_TRUE" not in layout.contrasts:
+        raise DatasetError(
+            f"The {layout.name} dataset has no truth. Expected a table [truth] in its "
+            f"{DESCRIPTION}; add it, or do not ask for the truth."
+        )
+    return (*layout.inputs, "QPI", *(["QPI_TRUE"] if with_truth else []))
+
+
+def splits_present(layout, root, group):
+    """Return the splits of which this group has a file, other than of the truth."""
+    return [
+        split
+        for split in SPLITS
+        if any(find_path(root, group.file(split, kind)).exists() for kind in kinds_of(layout))
+    ]
+
+
+def inspect_files(layout, root, group, split, with_truth, with_target):
+    """Check that the files of one group and split pair up, cell by cell.
+
+    Returns their infos by kind, and the errors found as (path, error): a loader raises the first,
+    a check of the dataset lists them all. Without `with_target` it may be missing.
+    """
+    infos, errors = {}, []
+    kinds = kinds_of(layout, with_truth)
+    paths = {kind: find_path(root, group.file(split, kind)) for kind in kinds}
+    for kind, path in paths.items():
+        if kind == "QPI" and not with_target and not path.exists():
+            continue
+        try:
+            if not path.exists():
+                beside = listed(sorted(other.name for other in path.parent.iterdir()))
+                remedy = {
+                    "QPI": ": without it, these cells can only be predicted",
+                    "QPI_TRUE": ", or do not ask for the truth",
+                }.get(kind, ", or remove the others")
+                raise DatasetError(
+                    f"{path} is missing; beside it there is {beside}. Expected one file of each "
+                    f"kind for the same cells; add it{remedy}."
+                )
+            infos[kind] = inspect_mat(path, group.variable(split, kind))
+        except (DatasetError, MatFileError) as error:
+            errors.append((path, error))
+    for first, other in pairwise(infos.values()):
+        if first.shape != other.shape:
+            text = (
+                f"{first.path} has {_shape_text(first)}, but {other.path.name} beside it has "
+                f"{_shape_text(other)}. Expected the same cells in both; save both files "
+                "again from the same cells."
+            )
+            errors.append((first.path, DatasetError(text)))
+    for info in infos.values():
+        if info.shape[0] != info.shape[1]:
+            text = f"{info.path} has {_shape_text(info)}. {_square_text(info)}"
+            errors.append((info.path, DatasetError(text)))
+    return infos, errors
+
+
+def _shape_text(info):
+    height, width, cells = info.shape
+    return f"{cells} cells of {height} x {width} pixels"
+
+
+def _square_text(info):
+    """Say what to do about images that are not square: most often, the axes are turned."""
+    first, second, third = info.shape
+    if third not in (first, second):
+        return "Expected square images; crop them to squares."
+    return (
+        f"Expected height x width x cells, images being square; {first} x {second} x {third} looks "
+        f"like {turned_text(info.variable, 0 if third == second else 1)}."
+    )
+
+
+def turned_text(name, cells_axis):
+    """Say which order of axes was found, and how to turn them."""
+    found, axes = [
+        ("cells x height x width", (1, 2, 0)),
+        ("height x cells x width", (0, 2, 1)),
+    ][cells_axis]
+    matlab = " ".join(str(axis + 1) for axis in axes)
+    return (
+        f"{found}. Turn the axes, {name} = permute({name}, [{matlab}]) in MATLAB or "
+        f"numpy.transpose({name}, {axes}) in Python, and save the file again"
+    )
+
+
+def missing_split_text(root, split, group, splits, of_all):
+    """Say what is missing: a split of a group, or of all of them."""
+    if any(split in own for own in of_all):
+        return (
+            f"{find_path(root, group.folder)} has no {split} files, only {', '.join(splits)}. "
+            "Expected the same splits in every group; add them, or remove the group."
+        )
+    return (
+        f"{root}: No group has a {split} split. Expected Train and Valid for a training, and Test "
+        "to judge it; take some cells of each group for it."
+    )
+
+
+def no_files_text(root, layout, split):
+    """Return the sentence for a dataset without files of the groups asked for."""
+    return (
+        f"{root} has no .mat files of the groups asked. Expected files such as "
+        f"{root / layout.groups[0].file(split, 'BF')}; check the folder, or ask for other groups."
+    )
+
+
+def size_errors(infos):
+    """Return (path, error) for each file whose images have not the size of most."""
+    infos = list(infos)
+    sizes = [info.shape[:2] for info in infos]
+    usual = infos[sizes.index(mode(sizes))] if infos else None
+    return [
+        (
+            info.path,
+            DatasetError(
+                f"{info.path} has {_shape_text(info)}, but {usual.path} has {_shape_text(usual)}. "
+                "Expected one size in the whole dataset, since all images show the same field of "
+                "view; save them all in one size."
+            ),
+        )
+        for info in infos
+        if info.shape[:2] != usual.shape[:2]
+    ]
+
+
+def wanted_groups(layout, batches, classes):
+    """Return the groups of the layout that the caller asks for."""
+    for asked, known, what in (
+        (batches, layout.batches, "batch"),
+        (classes, layout.classes, layout.class_term),
+    ):
+        if isinstance(asked, str):
+            raise DatasetError(f"{asked!r} is one name. Expected a list of names: [{asked!r}].")
+        for name in asked or ():
+            if name not in known:
+                raise DatasetError(
+                    f"{name!r} is no {what} of the {layout.name} dataset. "
+                    f"Expected some of {listed(known, most=20)}."
+                )
+    return [
+        group
+        for group in layout.groups
+        if (batches is None or group.batch in batches)
+        and (classes is None or group.class_name in classes)
+    ]
