@@ -1,4 +1,4 @@
-"""What the tests let the child process do, see `test_reader`."""
+"""Functions that `test_reader` runs in the child process."""
 
 import os
 import time

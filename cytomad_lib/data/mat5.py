@@ -1,4 +1,4 @@
-"""Reading MATLAB v5 files (also called v6 and v7): nothing but the array that is asked for.
+"""Reading MATLAB v5 files (also called v6 and v7): only the array that the caller names.
 
 A v5 file is a row of elements: type code, number of bytes, content. A variable is an element, often
 compressed by zlib; its content are more elements: flags with the class, lengths of the axes, name,

@@ -182,7 +182,7 @@ def not_square_text(info):
 
 
 def _read_v73(info, wanted, out):
-    """Let the child read cells, straight into `out` where its bytes lie in one piece."""
+    """Read cells in the child, straight into `out` where its bytes lie in one piece."""
     straight = out if out.flags.c_contiguous else np.empty(out.shape, np.float32)
     ask(
         hdf5.stack,

@@ -84,7 +84,7 @@ def first_bytes(path, n, error, expected):
 
 
 def ask(function, path, error, expected, out=None, n_bytes=0, **arguments):
-    """Let the child read a file.
+    """Read a file in the child process.
 
     Parameters
     ----------

@@ -276,7 +276,7 @@ def _described(layer, description, names, ends):
     inputs = [names.index(source[0]) for node in nodes for source in node]
     if description["class_name"] == "InputLayer":
         inputs = [ends.index(layer.name)]
-    # Files of before TensorFlow 2.3 say nothing of groups: there was only 1.
+    # Files older than TensorFlow 2.3 do not name groups: there was only 1.
     settings = {"groups": 1} | description["config"]
     kind = str(description["class_name"])
     return _Layer(layer.name, layer.shapes, kind, settings, tuple(inputs))
