@@ -21,7 +21,6 @@ from cytomad_lib.data import matfiles
 from cytomad_lib.data.matfiles import (
     MatFileError,
     inspect_mat,
-    not_square_text,
     read_mat,
     write_mat,
 )
@@ -495,18 +494,6 @@ def test_what_is_no_array_gets_its_remedy(path, stack, format):
     if format == "5":
         with pytest.raises(MatFileError, match=r"'sparse'.*thin = full\(thin\)"):
             read_mat(path, "thin")
-
-
-def test_axes_in_another_order_are_named(path):
-    """Two equal axes are height and width; the third counts the cells."""
-    for shape, words in [
-        ((9, 6, 6), ("cells x height x width", "permute(BF, [2 3 1])", "(BF, (1, 2, 0))")),
-        ((6, 9, 6), ("height x cells x width", "permute(BF, [1 3 2])", "(BF, (0, 2, 1))")),
-        ((6, 9, 5), ("5 cells of 6 x 9 pixels", "crop")),
-    ]:
-        write_mat(path, {"BF": np.ones(shape)})
-        text = not_square_text(inspect_mat(path, "BF"))
-        assert all(word in text for word in (str(path), "Expected", *words)), text
 
 
 def test_links_and_storage_elsewhere(tmp_path, path, stack):

@@ -31,7 +31,7 @@ from cytomad_lib.data import hdf5, mat5
 from cytomad_lib.data.errors import MatFileError
 from cytomad_lib.data.files import written_beside
 from cytomad_lib.data.reader import ask, first_bytes
-from cytomad_lib.data.stacks import MATLAB_CLASSES, shape_text
+from cytomad_lib.data.stacks import MATLAB_CLASSES
 
 # The first 128 bytes of a MATLAB file: text, 8 zeros, version and byte order. MATLAB puts the
 # date and the machine into the text; we do not, so that the same data give the same bytes.
@@ -145,40 +145,6 @@ def read_mat(path, variable, cells=None, out=None):
         _read_v73(info, wanted, out)
     _refuse_non_finite(info, wanted, out)
     return out
-
-
-def not_square_text(info):
-    """Say what is wrong with a stack whose images are not square.
-
-    Where two axes are equal and another one is not, that one counts the cells, and the axes are in
-    another order than MATLAB's. (A stack of as many cells as rows cannot be told from a right one.)
-
-    Parameters
-    ----------
-    info : MatInfo
-
-    Returns
-    -------
-    str
-    """
-    first, second, third = info.shape
-    found = f"{info.path}: '{info.variable}' has shape {shape_text(info.shape)}"
-    if third not in (first, second):
-        return (
-            f"{found}: {third} cells of {first} x {second} pixels. Expected square images; crop "
-            "them to squares."
-        )
-    order, matlab, numpy = (
-        ("cells x height x width", "[2 3 1]", "(1, 2, 0)")
-        if second == third
-        else ("height x cells x width", "[1 3 2]", "(0, 2, 1)")
-    )
-    name = info.variable
-    return (
-        f"{found}, which looks like {order}. Expected height x width x cells; in MATLAB "
-        f"{name} = permute({name}, {matlab}), in NumPy np.transpose({name}, {numpy}), then save it "
-        "again."
-    )
 
 
 def _read_v73(info, wanted, out):
