@@ -172,7 +172,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_epochs_before(tmp_path)
     stage = scripted_stage(tmp_path, 4)
     with pytest.raises(RunError, match="not a number in epoch 3"):
         stage.fit(data, data, callbacks=[Scripted([5.0, 1.5, np.nan, 4.0])])
-    assert list(runs._read_history(tmp_path)["epoch"]) == [1, 2]
+    assert list(runs.read_history(tmp_path)["epoch"]) == [1, 2]
 
 
 def test_another_setting_needs_another_folder(tmp_path):
@@ -188,11 +188,15 @@ def test_another_setting_needs_another_folder(tmp_path):
         run.pretrain(VALID, VALID)
 
 
-def test_a_single_batch_leaves_no_folder(tmp_path):
-    one = CELLS.select(CELLS.labels["batch"].to_numpy() == "Batch1")
-    with pytest.raises(DatasetError, match="only Batch1.*at least two batches"):
-        Run.create(tmp_path / "run", TINY, one, "lung")
-    assert not (tmp_path / "run").exists()
+@untraced_steps()
+def test_one_batch_is_enough_to_pretrain_and_too_few_to_remove_batches(tmp_path):
+    one, valid = (c.select(c.labels["batch"].to_numpy() == "Batch1") for c in (CELLS, VALID))
+    run = Run.create(tmp_path / "run", replace(TINY, pretraining_epochs=1), one, "lung")
+    run.pretrain(one, valid)
+    assert run.stages() == ["pretraining"]
+    for stage in (run.fit_classifiers, run.remove_batches):
+        with pytest.raises(DatasetError, match="only Batch1.*at least two batches"):
+            stage(one, valid)
 
 
 def test_folders_that_are_no_runs(tmp_path):
@@ -219,7 +223,7 @@ def test_nothing_is_built_on_an_unfinished_pretraining(tmp_path):
 
 def test_stages_that_are_not_there(tmp_path):
     run = Run.create(tmp_path, TINY, CELLS, "lung")
-    with pytest.raises(RunError, match="no finished epoch.*Train it first"):
+    with pytest.raises(RunError, match="no finished epoch.*train it first"):
         run.generator("pretraining")
     with pytest.raises(RunError, match="no stage 'removal'.*pretraining, published"):
         run.generator("removal")
