@@ -211,7 +211,10 @@ class Run:
         LockedError
             If another training is in there; it says which.
         """
-        with locked(self.folder) if self.devices.writes else nullcontext():
+        if not self.devices.writes:
+            yield
+            return
+        with locked(self.folder):
             for part in ("", *STAGES, IMAGES, *CLASSIFIER_FOLDERS):
                 sweep(self.folder / part)
             yield
@@ -737,8 +740,8 @@ class Run:
         history = self.history(stage)
         if not len(history):
             raise RunError(
-                f"{self.folder / stage} has no finished epoch. Expected a trained stage; the "
-                f"run has: {', '.join(self.stages()) or 'none'}. Choose one of these, or train it first."
+                f"{self.folder / stage} has no finished epoch. Expected a trained stage; the run "
+                f"has: {', '.join(self.stages()) or 'none'}. Choose one of these, or train it first."
             )
         return history
 

@@ -21,7 +21,24 @@ SIGNALS = [
 
 
 class Stopped(SystemExit):
-    """A signal asked the program to end; the code is its exit code."""
+    """A signal asked the program to end.
+
+    Parameters
+    ----------
+    number : int
+        Of the signal.
+    """
+
+    def __init__(self, number):
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number).name
+
+    def __str__(self):
+        """Say what happened, and what now."""
+        return (
+            f"Stopped by {self.signal}. What is written is whole; the same command, given again, "
+            "goes on or begins anew."
+        )
 
 
 @contextmanager
@@ -43,7 +60,7 @@ def stopped_by_signals():
 
 def _stop(number, frame):
     signal.signal(number, signal.SIG_DFL)
-    raise Stopped(128 + number)
+    raise Stopped(number)
 
 
 def stop_workers():
