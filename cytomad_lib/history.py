@@ -56,17 +56,18 @@ def _problem(history):
     missing = [name for name in ("epoch", "val_loss") if name not in history]
     if missing:
         return f"has no column {' and '.join(missing)}"
+    if not len(history):
+        return "has no epoch"
     losses = history.drop(columns=SECONDS, errors="ignore")
     for name, values in losses.apply(pd.to_numeric, errors="coerce").items():
         wrong = ~np.isfinite(values)
         if wrong.any():
             row = wrong.idxmax()
             return f"has {str(losses[name][row])!r} in column {name}, line {row + 2}"
-    epochs = list(history["epoch"])
-    for row, epoch in enumerate(epochs):
+    for row, epoch in enumerate(history["epoch"]):
         if epoch != row + 1:
             return f"has epoch {epoch} in line {row + 2}, where epoch {row + 1} belongs"
-    return None if epochs else "has no epoch"
+    return None
 
 
 def best_epoch(history, last=False):

@@ -740,8 +740,8 @@ class Run:
         history = self.history(stage)
         if not len(history):
             raise RunError(
-                f"{self.folder / stage} has no finished epoch. Expected a trained stage; the run "
-                f"has: {', '.join(self.stages()) or 'none'}. Choose one of these, or train it first."
+                f"{self.folder / stage} has no finished epoch. Expected a trained stage, and found "
+                f"{', '.join(self.stages()) or 'none'}; choose one of these, or train it first."
             )
         return history
 

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from contextlib import contextmanager
 from functools import cache
 
@@ -65,6 +66,7 @@ def _stop(number, frame):
 
 def stop_workers():
     """End the processes of joblib, which would wait a while for more work."""
+    warnings.filterwarnings("ignore", module="joblib")  # what is given up needs no warning
     pools = sys.modules.get("joblib.externals.loky.reusable_executor")
     if pools and pools._executor:
         pools._executor.shutdown(wait=False, kill_workers=True)

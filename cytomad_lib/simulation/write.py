@@ -83,7 +83,9 @@ def simulate_dataset(
 ) -> Path:
     """Simulate a dataset and write it as the published one is laid out.
 
-    An interrupted simulation goes on when called again with the same arguments. Each cell depends on the seed and its own address (batch, class, dose, split, index) only: any
+    An interrupted simulation goes on when called again with the same arguments.
+
+    Each cell depends on the seed and its own address (batch, class, dose, split, index) only: any
     part of a dataset, made on its own, equals that part of the whole.
 
     Parameters
