@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.stopping import Stopped, stop_workers, stopped_by_signals
 
 app = typer.Typer(
     help="CytoMAD teaching kit: brightfield to quantitative phase, without batch effects.",
@@ -18,18 +19,41 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _path(text):
+    """Refuse an empty path, which would mean the folder in which the command is given."""
+    if not text:
+        raise typer.BadParameter("It is empty. Expected a path; a dot is the folder you are in.")
+    return Path(text)
+
+
+def _split(name):
+    if name not in (None, "Train", "Valid", "Test"):
+        raise typer.BadParameter(f"{name!r} is none. Expected Train, Valid or Test.")
+    return name
+
+
 Data = Annotated[
     Path,
     typer.Argument(
-        help="A dataset's folder, or the one above it; lung or drug: the simulated ones."
+        help="A dataset's folder, or the one above it; lung or drug: the simulated ones.",
+        parser=_path,
+        metavar="DATA",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
-Out = Annotated[Path, typer.Option(help="Folder for the results.")]
-Split = Annotated[str, typer.Option(help="Train, Valid or Test.")]
+LARGEST_SEED = 2**32 - 1  # that numpy, Keras and scikit-learn all take
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=LARGEST_SEED)]
+Out = Annotated[Path, typer.Option(help="Folder for the results.", parser=_path, metavar="PATH")]
+Split = Annotated[str, typer.Option(help="Train, Valid or Test.", callback=_split)]
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a training run.")]
 Preset = Annotated[str, typer.Option(help="published, demo, study or workshop.")]
-Recipe = Annotated[str, typer.Option(help="Of batch removal: published, conditional or both.")]
+Recipe = Annotated[
+    str,
+    typer.Option(
+        help="Of batch removal: published, conditional, both, or none (pretraining alone, for "
+        "which one batch and one class will do)."
+    ),
+]
 Cells = Annotated[int | None, typer.Option(help="Training cells per group; all by default.", min=1)]
 ImageProbe = Annotated[
     bool, typer.Option(help="Probe the images, too, by a CNN and by pixels: half a minute each.")
@@ -39,7 +63,9 @@ ImageProbe = Annotated[
 @app.command()
 def demo(
     out: Out,
-    data: Annotated[Path | None, typer.Option(help="Another dataset.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Another dataset.", parser=_path, metavar="PATH")
+    ] = None,
     dataset: Annotated[
         str, typer.Option(help="Which of the simulated ones: lung or drug.")
     ] = "lung",
@@ -48,6 +74,7 @@ def demo(
     """Train, predict and evaluate on a demonstration dataset (minutes on two CPU cores)."""
     from cytomad_lib import workflow
 
+    data = data and _data(data, out)
     _show(workflow.demo(out, data, seed=seed, verbose=_verbosity(), dataset=dataset), out)
 
 
@@ -97,8 +124,16 @@ def check(data: Data):
 @app.command()
 def download(
     name: Annotated[str, typer.Argument(help="lung or drug.")],
-    out: Annotated[Path, typer.Option(help="Folder in which the dataset's folder is made.")],
-    split: Annotated[str | None, typer.Option(help="Train, Valid or Test; all by default.")] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder in which the dataset's folder is made.", parser=_path, metavar="PATH"
+        ),
+    ],
+    split: Annotated[
+        str | None,
+        typer.Option(help="Train, Valid or Test; all by default.", callback=_split),
+    ] = None,
     groups: Annotated[
         list[str] | None,
         typer.Option(help="Only this group, such as Batch1/H69 or B1/Docetaxel/D3; repeatable."),
@@ -153,7 +188,7 @@ def train(
 
     chosen = replace(find_preset(preset), updates=updates, precision=precision)
     settings = chosen, seed, cells, _verbosity(), _recipes(recipe)
-    run = workflow.train(_data(data), out, *settings, from_disk=from_disk, devices=devices)
+    run = workflow.train(_data(data, out), out, *settings, from_disk=from_disk, devices=devices)
     print(f"\nTrained: {', '.join(run.stages())}. The run is in {run.folder}")
 
 
@@ -166,8 +201,12 @@ def predict(
     out: Out,
     split: Split = "Test",
     stage: Annotated[
-        str, typer.Option(help="Of a run: pretraining, published or conditional.")
-    ] = "published",
+        str | None,
+        typer.Option(
+            help="Of a run: pretraining, published or conditional; by default the last of these "
+            "that it has."
+        ),
+    ] = None,
     mode: Annotated[
         str,
         typer.Option(help="running: each cell by itself. published, batch: one group at a time."),
@@ -177,13 +216,15 @@ def predict(
     from cytomad_lib import workflow
     from cytomad_lib.runs import Run
 
-    progress = _verbosity() == 1
+    options = split, out, _verbosity() == 1, mode
+    data = _data(data, out)
     if model.is_file():
-        prediction = workflow.predict_by_file(model, _data(data), split, out, progress, mode)
+        prediction, by = workflow.predict_by_file(model, data, *options), model.name
     else:
         run = Run.open(model)
-        prediction = workflow.predict_split(run, _data(data), split, stage, out, progress, mode)
-    print(f"Predicted {len(prediction)} cells into {out}")
+        by = stage or run.last_stage()
+        prediction = workflow.predict_split(run, data, split, by, *options[1:])
+    print(f"Predicted {len(prediction)} cells into {out}, by {by}")
 
 
 @app.command()
@@ -199,7 +240,8 @@ def evaluate(
     from cytomad_lib import evaluation
     from cytomad_lib.runs import Run
 
-    _show(evaluation.evaluate(Run.open(run), _data(data), split, out, seed, True, image_probe), out)
+    data = _data(data, out)
+    _show(evaluation.evaluate(Run.open(run), data, split, out, seed, True, image_probe), out)
 
 
 @app.command()
@@ -217,7 +259,7 @@ def compare(
     from cytomad_lib.config import find_preset
 
     settings = find_preset(preset), _seeds(seeds), _recipes(recipe), cells, _verbosity()
-    found = comparison.compare(_data(data), out, *settings, image_probe)
+    found = comparison.compare(_data(data, out), out, *settings, image_probe)
     print(f"\n{found.summary()}\n\nTable: {out / comparison.TABLE}\nReport: {found.page}")
 
 
@@ -237,7 +279,7 @@ def leave_batch_out(
     from cytomad_lib.evaluation import as_text
 
     settings = find_preset(preset), _recipes(recipe), seed, cells, _verbosity()
-    table = comparison.leave_batch_out(_data(data), out, batch, *settings)
+    table = comparison.leave_batch_out(_data(data, out), out, batch, *settings)
     shown = table[["method", "accuracy", "chance", "null_95", "n_cells", "n_not_counted"]]
     print(f"\nClass accuracy in {batch}, which neither generator nor probe ever saw")
     print(as_text(shown.set_index("method")))
@@ -268,9 +310,20 @@ def bench(
 def main():
     """Run the command line; a user's error ends it with a message and exit code 1."""
     try:
-        app()
+        with stopped_by_signals():
+            app()
     except (CytomadError, OSError) as error:
         sys.exit(f"Error: {error}")
+    except MemoryError as error:
+        sys.exit(
+            f"Error: There is too little memory ({error or 'none left'}). Expected room for the "
+            "images and the networks; take fewer or smaller ones, or train with --from-disk."
+        )
+    except Stopped as end:
+        print(f"\n{end}", file=sys.stderr)
+        raise
+    finally:
+        stop_workers()
 
 
 def _show(evaluation, out):
@@ -281,11 +334,11 @@ def _show(evaluation, out):
     print(f"Report: {out / 'report.html'}")
 
 
-def _data(folder):
-    """Return where the dataset is; `lung` and `drug` are answered by the library."""
+def _data(folder, out=None):
+    """Return where the dataset is, for results in `out`; the library answers `lung` and `drug`."""
     from cytomad_lib.workflow import find_data
 
-    return find_data(folder)
+    return find_data(folder, out)
 
 
 def _benchmarks():
@@ -303,20 +356,25 @@ def _benchmarks():
 
 
 def _recipes(name):
-    """Return the recipes meant by `--recipe`; unknown names are answered by the library."""
+    """Return the recipes meant by `--recipe`; the library answers unknown names."""
     from cytomad_lib.runs import RECIPES
 
-    return RECIPES if name == "both" else (name,)
+    return {"both": RECIPES, "none": ()}.get(name, (name,))
 
 
 def _seeds(text):
     """Return the numbers of `--seeds`."""
+    from cytomad_lib.runs import check_seed
+
     parts = text.split(",")
     if not all(part.strip().isdecimal() for part in parts):
         raise CytomadError(
             f"The seeds are {text!r}. Expected whole numbers with commas between, such as 0,1,2."
         )
-    return tuple(int(part) for part in parts)
+    seeds = tuple(int(part) for part in parts)
+    for seed in seeds:
+        check_seed(seed)
+    return seeds
 
 
 def _verbosity():

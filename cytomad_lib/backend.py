@@ -5,6 +5,14 @@ Modules that may be imported first take it from here: `from cytomad_lib.backend 
 
 import os
 
+from cytomad_lib.data.errors import CytomadError
+
+ENGINES = ("tensorflow", "torch")
+
+
+class EngineError(CytomadError):
+    """Keras cannot compute: its engine is missing, or none that this library works on."""
+
 
 def _import_keras_quietly():
     """Import Keras without the lines that TensorFlow writes before its log level counts.
@@ -27,4 +35,22 @@ def _import_keras_quietly():
     return keras
 
 
-keras = _import_keras_quietly()
+def _import_keras():
+    try:
+        keras = _import_keras_quietly()
+    except (ImportError, ValueError) as error:  # ValueError: a name that Keras does not know
+        name = os.environ.get("KERAS_BACKEND", "tensorflow")
+        raise EngineError(
+            f"Keras cannot load its engine {name!r} ({error}). Expected one of "
+            f"{', '.join(ENGINES)}, installed; set the environment variable KERAS_BACKEND to one "
+            f"that is, or install it, as with `pip install {ENGINES[0]}`."
+        ) from error
+    if keras.backend.backend() not in ENGINES:
+        raise EngineError(
+            f"Keras runs on {keras.backend.backend()!r}. Expected one of {', '.join(ENGINES)}; set "
+            "the environment variable KERAS_BACKEND to one of them."
+        )
+    return keras
+
+
+keras = _import_keras()

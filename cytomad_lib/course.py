@@ -225,8 +225,9 @@ def trained(name):
     if not (folder / "run.json").is_file():
         raise CytomadError(
             f"There is no training in {folder}. Expected the trained models that come with the "
-            "notebooks; start from a complete copy of the kit, or train them: "
-            f"`python -m cytomad_lib train {name} --recipe both --out {folder}`."
+            "notebooks; start from a complete copy of the kit, or train your own, by "
+            f"`python -m cytomad_lib train {name} --recipe both --out results/{name}`, and open "
+            f"them by Run.open('results/{name}')."
         )
     return Run.open(folder)
 

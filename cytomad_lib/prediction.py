@@ -33,13 +33,14 @@ from tqdm import tqdm
 
 from cytomad_lib.backend import keras
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.data.files import write_table
+from cytomad_lib.data.files import write_table, write_text
 from cytomad_lib.data.matfiles import write_mat
 from cytomad_lib.models.autodiff import without_gradients
 from cytomad_lib.models.batch_removal import generate
 from cytomad_lib.networks import all_layers, seed_generators
 
 FEATURE_TABLE = "features.csv"
+UNFINISHED = "prediction_unfinished.txt"  # names its files until all are written
 INFERENCE_MODES = ("running", "batch", "published")
 AT_ONCE = 100  # cells per slice; bounds the memory, does not change the result
 PUBLISHED_MINIBATCH = 32  # the published test programs leave it to Keras, which takes so many
@@ -252,8 +253,8 @@ def write_prediction(prediction, folder, model_name, overwrite=False, cells=None
         Replace files of an earlier prediction.
     cells : CellImages or CellFiles, optional
         Those that were predicted. Their images are then written beside, as the published programs
-        do: `..._BF.mat` with `BF` and `..._QPI.mat` with `QPI`, height x width x cells; the latter
-        for groups only in which it was measured.
+        do: `..._BF.mat` with `BF` and, where it was measured, `..._QPI.mat` with `QPI`, height x
+        width x cells.
 
     Returns
     -------
@@ -263,7 +264,10 @@ def write_prediction(prediction, folder, model_name, overwrite=False, cells=None
     Raises
     ------
     PredictionError
-        If one of the files exists already and `overwrite` is false; nothing is written then.
+        If one of the files exists already, unless an interrupted call of this function began it,
+        and `overwrite` is false; nothing is written then.
+    WriteError
+        If a file cannot be written.
     """
     folder = Path(folder)
     columns = [name for name in ("batch", "class_name", "dose") if name in prediction.labels]
@@ -271,32 +275,39 @@ def write_prediction(prediction, folder, model_name, overwrite=False, cells=None
         folder / f"CytoMAD_test_{model_name}_{'_'.join(map(str, names))}.mat": rows
         for names, rows in prediction.labels.groupby(columns, observed=True).indices.items()
     }
-    table = folder / FEATURE_TABLE
-    kinds = ("BF", "QPI") if cells is not None else ()
-    beside = [_beside(path, kind) for path in groups for kind in kinds]
-    existing = [path for path in (*groups, *beside, table) if path.exists()]
+    table, mark = folder / FEATURE_TABLE, folder / UNFINISHED
+    kinds = {path: _kinds_beside(cells, rows) for path, rows in groups.items()}
+    beside = [_beside(path, kind) for path in groups for kind in kinds[path]]
+    files = [*groups, *beside, table]
+    begun = mark.read_text(encoding="utf-8").splitlines() if mark.exists() else []
+    existing = [path for path in files if path.exists() and path.name not in begun]
     if existing and not overwrite:
         raise PredictionError(
             f"{existing[0]} exists already. Expected a folder without an earlier prediction; "
             "give another folder, or remove the old files."
         )
-    written = []
+    # As long as this list is there, its files are not all written, and may be written again.
+    write_text(mark, "".join(f"{path.name}\n" for path in files))
     for path, rows in groups.items():
         arrays = {
             "CytoMAD_image": np.moveaxis(prediction.images[rows, ..., 0], 0, -1),
             "CytoMAD_features": prediction.features[rows],
         }
-        files = {path: arrays}
-        if cells is not None:
-            own = cells.read(rows)
-            for kind, images in (("BF", own.brightfield), ("QPI", own.qpi)):
-                if images is not None:
-                    files[_beside(path, kind)] = {kind: np.moveaxis(images[..., 0], 0, -1)}
-        for file, contents in files.items():
-            write_mat(file, contents, version="5")
-        written += files
+        write_mat(path, arrays, version="5")
+        for kind, name in kinds[path].items():
+            images = getattr(cells.read(rows), name)[..., 0]
+            write_mat(_beside(path, kind), {kind: np.moveaxis(images, 0, -1)}, version="5")
     write_table(feature_table(prediction), table, index=False)
-    return [*written, table]
+    mark.unlink()
+    return files
+
+
+def _kinds_beside(cells, rows):
+    """Return what is written beside a group's prediction: variables, and where they come from."""
+    if cells is None:
+        return {}
+    measured = cells.read(rows[:1]).qpi is not None
+    return {"BF": "brightfield"} | ({"QPI": "qpi"} if measured else {})
 
 
 def _beside(path, kind):

@@ -6,7 +6,8 @@ A run's folder holds
 * `pretraining/`, `classifiers/...`, `published/`, `conditional/`: one folder per stage with
   `history.csv` (losses and seconds of every epoch), the best epoch's networks and the last
   epoch's checkpoint;
-* `figures/`: filled by whoever plots.
+* `figures/`: filled by whoever plots;
+* `training.lock`, while a training goes on.
 
 An epoch counts once its row is in `history.csv`. That file is written last and in one piece, so
 an interruption at any moment loses the epoch under way and nothing else.
@@ -27,7 +28,7 @@ import tempfile
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import h5py
@@ -50,9 +51,11 @@ from cytomad_lib.conditional.training import (
 )
 from cytomad_lib.config import Preset
 from cytomad_lib.data.cells import CellFiles, check_trainable
-from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.data.files import write_table, write_text, written_beside
+from cytomad_lib.data.errors import RunError
+from cytomad_lib.data.files import FileInMemory, sweep, write_table, write_text
 from cytomad_lib.data.layouts import LAYOUTS
+from cytomad_lib.history import HISTORY, SECONDS, best_epoch, read_history
+from cytomad_lib.locks import locked
 from cytomad_lib.models.batch_removal import (
     BatchRemoval,
     Classifiers,
@@ -66,23 +69,30 @@ from cytomad_lib.models.weights import check_run_weights, load_run_weights
 from cytomad_lib.networks import build_discriminator, build_generator, computing_in
 
 SETTINGS = "run.json"
-HISTORY = "history.csv"
 IMAGES = "conditional/images"  # the first part of that stage, with losses of its own
 GENERATED = "generated"  # images on which classifiers are fitted, if too large for memory
-SECONDS = "seconds"  # the history's column of wall time
 ERASED = "generator_erased.weights.h5"  # the conditional recipe's generator, when all is done
 RECIPES = ("published", "conditional")  # of batch removal
 STAGES = ("pretraining", *RECIPES)  # stages that leave a generator
 JUDGED_STAGES = ("pretraining", "published")  # of these, stages with a discriminator
 CLASSIFIERS = ("class_mlp", "class_cnn", "batch_cnn")  # of the published recipe, fitted once
+CLASSIFIER_FOLDERS = [f"classifiers/{name}" for name in CLASSIFIERS]
+LARGEST_SEED = 2**32 - 1  # that numpy, Keras and scikit-learn all take
 LAST = ("conditional",)  # of these the last epoch is kept, see `Run.best_epoch`
 VALIDATION_BATCH = 100  # cells per minibatch where nothing is learned
 
 HALF_MAX = 6e4  # larger numbers have no half precision
 
 
-class RunError(CytomadError):
-    """A run's folder does not hold what was expected."""
+def _holding_the_folder(method):
+    """Let a method of `Run` begin, with all that it reads, when no other training is in there."""
+
+    @wraps(method)
+    def held(self, *arguments, **options):
+        with self.held():
+            return method(self, *arguments, **options)
+
+    return held
 
 
 class Run:
@@ -131,13 +141,14 @@ class Run:
 
         Raises
         ------
-        DatasetError
-            If the cells are of fewer than two batches or classes.
         RunError
-            If the folder holds a run of other settings, or something that is not a run, or if the
-            cells have another number of channels than the dataset.
+            If the folder holds a run of other settings, stages without a `run.json`, or something
+            that is not a run, if another training uses it, if the seed is no number from 0 to
+            2^32 - 1, or if the cells have another number of channels than the dataset.
+        WriteError
+            If the folder cannot be written to.
         """
-        check_trainable(cells.labels)
+        check_seed(seed)
         folder = Path(folder)
         settings = {
             "preset": preset.as_dict(),
@@ -149,17 +160,19 @@ class Run:
             "pixel_size_um": cells.pixel_size_um,
             "versions": versions(),
         }
-        if (folder / SETTINGS).exists():
-            earlier = cls.open(folder, devices)
-            # Fields that a preset did not have when the run began have their defaults.
-            begun = earlier.settings | {"preset": earlier.preset.as_dict()}
-            _check_same_settings(folder, begun, settings)
-            return earlier
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder} is a file. Expected a folder for the run; give another name.")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
-        return cls(folder, settings, devices)
+        run = cls(folder, settings, devices)
+        with run.held():
+            if (folder / SETTINGS).exists():
+                run = cls.open(folder, devices)
+                # Fields that a preset did not have when the run began have their defaults.
+                begun = run.settings | {"preset": run.preset.as_dict()}
+                _check_same_settings(folder, begun, settings)
+            else:
+                _check_no_stages(folder)
+                write_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+        return run
 
     @classmethod
     def open(cls, folder, devices=ONE):
@@ -184,6 +197,26 @@ class Run:
                 "that this version of the kit writes; train again into a new folder."
             ) from error
 
+    @contextmanager
+    def held(self):
+        """Keep other trainings out of the folder; what they left half-written is removed.
+
+        Whatever trains does so by itself. Machines that write nothing need not.
+
+        Raises
+        ------
+        LockedError
+            If another training is in there; it says which.
+        """
+        if not self.devices.writes:
+            yield
+            return
+        with locked(self.folder):
+            for part in ("", *STAGES, IMAGES, *CLASSIFIER_FOLDERS):
+                sweep(self.folder / part)
+            yield
+
+    @_holding_the_folder
     def pretrain(self, train, valid, verbose=0, callbacks=()):
         """Stage 1: pix2pix, to the end of the preset's epochs.
 
@@ -217,6 +250,7 @@ class Run:
         )
         return self._fit_on_cells(stage, train, valid, verbose, watching=callbacks)
 
+    @_holding_the_folder
     def fit_classifiers(self, train, valid, verbose=0):
         """Stage 2: fit class MLP, class CNN and batch CNN on what the generator makes.
 
@@ -227,7 +261,13 @@ class Run:
         -------
         dict of DataFrame
             Losses and accuracies per epoch of each classifier.
+
+        Raises
+        ------
+        DatasetError
+            If the cells are of fewer than two batches or classes.
         """
+        check_trainable(train.labels)
         self._check_cells(train)
         self._check_pretrained()
         if not self.devices.writes:
@@ -277,6 +317,7 @@ class Run:
             histories[name] = stage.fit(*feeds, verbose=verbose)
         return histories
 
+    @_holding_the_folder
     def remove_batches(self, train, valid, verbose=0, recipe="published", callbacks=()):
         """Stage 3: batch removal by one of the recipes.
 
@@ -290,6 +331,7 @@ class Run:
             pretrained generator; only the published one needs `fit_classifiers`.
         """
         check_recipes([recipe])
+        check_trainable(train.labels)
         self._check_cells(train)
         self._check_pretrained()
         remove = self._remove_as_published if recipe == "published" else self._remove_conditional
@@ -575,7 +617,7 @@ class Run:
 
     def history(self, stage):
         """Read the losses per epoch of a stage, as a DataFrame (empty before the first)."""
-        return _read_history(self.folder / stage)
+        return read_history(self.folder / stage)
 
     def training_seconds(self, stage):
         """Return how long a stage was trained, in seconds.
@@ -598,7 +640,7 @@ class Run:
             folders.append(self.folder / IMAGES)
         if stage == "published":
             folders += sorted((self.folder / "classifiers").glob("*/"))
-        histories = [_read_history(folder) for folder in folders]
+        histories = [read_history(folder) for folder in folders]
         if not all(SECONDS in history for history in histories):
             return float("nan")
         return float(sum(history[SECONDS].sum(skipna=False) for history in histories))
@@ -613,11 +655,23 @@ class Run:
         The one of the lowest validation loss; of the conditional recipe the last, as its loss is
         what its adversaries happen to see, and low as long as they have learned nothing.
         """
-        return _best_epoch(self._finished_history(stage), stage in LAST)
+        return best_epoch(self._finished_history(stage), stage in LAST)
 
     def stages(self):
         """List the stages that have a generator to load."""
         return [stage for stage in STAGES if len(self.history(stage))]
+
+    def last_stage(self):
+        """Return the stage whose generator is the most processed one that is there.
+
+        Raises
+        ------
+        RunError
+            If there is none.
+        """
+        if not self.stages():
+            raise RunError(f"{self.folder} has no trained stage. Train it first.")
+        return self.stages()[-1]
 
     def _is_handed_on(self, path, judges):
         """Say whether a file of weights is part of a copy."""
@@ -671,7 +725,7 @@ class Run:
         return int(np.random.SeedSequence([self.seed, purpose]).generate_state(1)[0])
 
     def _load(self, stage, name, network):
-        best = _best_epoch(self._finished_history(stage), stage in LAST)
+        best = best_epoch(self._finished_history(stage), stage in LAST)
         load_run_weights(network, self.folder / stage / _weights_name(name, best))
         return network
 
@@ -679,8 +733,8 @@ class Run:
         history = self.history(stage)
         if not len(history):
             raise RunError(
-                f"{self.folder / stage} has no finished epoch. Expected a trained stage; the "
-                f"run has: {', '.join(self.stages()) or 'none'}. Train it first."
+                f"{self.folder / stage} has no finished epoch. Expected a trained stage, and found "
+                f"{', '.join(self.stages()) or 'none'}; choose one of these, or train it first."
             )
         return history
 
@@ -712,6 +766,19 @@ class Run:
                 f"The cells have {cells.channels} channels, the run in {self.folder} was started "
                 f"with {self.channels}. Use cells of the same dataset."
             )
+
+
+def check_seed(seed):
+    """Refuse a seed that numpy, Keras or scikit-learn would refuse later.
+
+    Raises
+    ------
+    RunError
+    """
+    if not (isinstance(seed, int | np.integer) and 0 <= seed <= LARGEST_SEED):
+        raise RunError(
+            f"The seed is {seed!r}. Expected a whole number from 0 to {LARGEST_SEED}; give another."
+        )
 
 
 def check_recipes(recipes):
@@ -777,7 +844,7 @@ class _Stage:
         self.model = model
         self.networks = networks
         self.epochs = epochs
-        self.epochs_done = len(_read_history(self.folder))
+        self.epochs_done = len(read_history(self.folder))
 
     def fit(self, feed, valid_feed, verbose=0, callbacks=(), watching=(), devices=ONE):
         if devices.writes:
@@ -792,8 +859,8 @@ class _Stage:
                 keep = _KeepEpoch(self, folder)
                 self._fit(feed, valid_feed, verbose, [*callbacks, keep, *watching])
         devices.wait()  # until the last epoch is written
-        history = _read_history(self.folder)
-        best = _best_epoch(history, self.last)
+        history = read_history(self.folder)
+        best = best_epoch(history, self.last)
         for name, network in self.networks.items():
             load_run_weights(network, self.folder / _weights_name(name, best))
         return history
@@ -850,8 +917,8 @@ class _KeepEpoch(keras.callbacks.Callback):
                 f"{folder} holds the epochs before; lower the learning rates, or check the "
                 "images' units with `check`."
             )
-        history = pd.concat([_read_history(folder), pd.DataFrame([row])], ignore_index=True)
-        best = _best_epoch(history, self.stage.last)
+        history = pd.concat([read_history(folder), pd.DataFrame([row])], ignore_index=True)
+        best = best_epoch(history, self.stage.last)
         _save_weights(self.model, folder / _weights_name("checkpoint", number))
         if best == number:
             with self.model.delivered() if self.stage.last else nullcontext():
@@ -861,31 +928,33 @@ class _KeepEpoch(keras.callbacks.Callback):
         self._forget_others(number, best)
 
     def _forget_others(self, last, best):
-        keep = {_weights_name("checkpoint", last)}
-        keep |= {_weights_name(name, best) for name in self.stage.networks}
-        for path in self.folder.glob("*.weights.h5"):
-            if path.name not in keep:
-                path.unlink()
+        keep = dict.fromkeys(self.stage.networks, best) | {"checkpoint": last}
+        for name, epoch in keep.items():
+            # What this class wrote, and no file of the user's.
+            for path in self.folder.glob(f"{name}_{'[0-9]' * 6}.weights.h5"):
+                if path.name != _weights_name(name, epoch):
+                    path.unlink()
 
 
 def _weights_name(name, epoch):
     return f"{name}_{epoch:06d}.weights.h5"
 
 
-def _read_history(folder):
-    path = Path(folder) / HISTORY
-    return pd.read_csv(path) if path.exists() else pd.DataFrame()
-
-
-def _best_epoch(history, last=False):
-    return int(
-        history["epoch"].iloc[-1] if last else history["epoch"][history["val_loss"].idxmin()]
-    )
-
-
 def _save_weights(model, path):
-    with written_beside(path) as beside:
-        model.save_weights(beside)
+    file = FileInMemory(path)
+    model.save_weights(file)
+    file.save()
+
+
+def _check_no_stages(folder):
+    """Refuse what a training left whose settings are lost: nobody knows what it was trained on."""
+    there = [folder / name for name in (*STAGES, "classifiers") if (folder / name).exists()]
+    if there:
+        raise RunError(
+            f"{there[0]} is of a training, and {folder} has no {SETTINGS} that says of which. "
+            f"Expected both or none; restore {SETTINGS}, remove the folders of the stages, or give "
+            "another folder."
+        )
 
 
 def _check_new(folder):
@@ -896,7 +965,8 @@ def _check_new(folder):
 def _copy_rounded(path, copy):
     """Copy a file of weights, rounded and compressed."""
     check_run_weights(path)
-    with h5py.File(path) as old, written_beside(copy) as beside, h5py.File(beside, "w") as new:
+    file = FileInMemory(copy)
+    with h5py.File(path) as old, h5py.File(file, "w") as new:
 
         def add(name, item):
             if isinstance(item, h5py.Group):
@@ -912,6 +982,7 @@ def _copy_rounded(path, copy):
 
         new.attrs.update(old.attrs)
         old.visititems(add)
+    file.save()
 
 
 def _may_be_rounded(item):

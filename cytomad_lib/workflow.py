@@ -16,9 +16,9 @@ Example
 from pathlib import Path
 
 from cytomad_lib.config import DEMO
-from cytomad_lib.data.cells import CellFiles, load_cells
+from cytomad_lib.data.cells import CellFiles, check_trainable, load_cells
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.data.layouts import LAYOUTS, find_layout
+from cytomad_lib.data.layouts import LAYOUTS, find_layout, refuse_inside
 from cytomad_lib.evaluation import (
     METHOD_NAMES,
     announce,
@@ -26,24 +26,41 @@ from cytomad_lib.evaluation import (
     evaluate,
     save_loss_figures,
 )
+from cytomad_lib.locks import check_free
 from cytomad_lib.models.devices import find_devices
 from cytomad_lib.models.legacy import load_legacy_generator
 from cytomad_lib.prediction import predict, write_prediction
-from cytomad_lib.runs import RECIPES, Run, check_devices, check_enough_cells, check_recipes
-from cytomad_lib.simulation.write import DEMO_DATASET, DEMO_DRUG_DATASET, simulate_dataset
+from cytomad_lib.runs import (
+    RECIPES,
+    Run,
+    check_devices,
+    check_enough_cells,
+    check_recipes,
+    check_seed,
+)
+from cytomad_lib.simulation.write import (
+    DEMO_DATASET,
+    DEMO_DRUG_DATASET,
+    is_unfinished,
+    simulate_dataset,
+)
 
 # Training cells per group: enough for minutes; the others wait for `train`.
 DEMO_CELLS = {"lung": 36, "drug": 20}
 DEMO_DATASETS = {"lung": DEMO_DATASET, "drug": DEMO_DRUG_DATASET}
 
 
-def find_data(data):
-    """Return where a dataset is: "lung" and "drug" mean the demonstration datasets.
+def find_data(data, out=None):
+    """Return where a dataset is, and refuse one that is not wholly there.
+
+    The names "lung" and "drug" mean the demonstration datasets.
 
     Parameters
     ----------
     data : path
         A folder is taken as it is, also if it is called so.
+    out : path, optional
+        Where results will go: not into the dataset.
 
     Returns
     -------
@@ -52,21 +69,34 @@ def find_data(data):
     Raises
     ------
     CytomadError
-        If a demonstration dataset is asked for that is not beside the library.
+        If a demonstration dataset is asked for that is not beside the library, a simulation of the
+        dataset was interrupted, or `out` is inside of it.
     """
-    if str(data) not in LAYOUTS or Path(data).exists():
-        return Path(data)
-    folder = _beside_library(str(data))
-    if not folder.is_dir():
-        raise CytomadError(
-            f"There is no folder {data}, and no demonstration dataset {folder}. Expected one of "
-            f"them; write the latter with `simulate --demo --out {folder.parent}`."
-        )
+    folder = Path(data)
+    if str(data) in LAYOUTS and not folder.exists():
+        folder = _beside_library(str(data))
+        if not folder.is_dir():
+            raise CytomadError(
+                f"There is no folder {data}, and this copy of the kit came without the "
+                "demonstration datasets. Expected one or the other; "
+                f"`simulate --demo --layout {data} --out Dataset` writes it, then give "
+                f"Dataset/{folder.name} (`demo` does both by itself)."
+            )
+    for root in (folder, *(folder / layout.root_folder for layout in LAYOUTS.values())):
+        if is_unfinished(root):
+            raise CytomadError(
+                f"{root} is a simulation that was interrupted: some of its groups are missing. "
+                "Expected all of them; give the same `simulate` command again, which goes on."
+            )
+    if out is not None:
+        refuse_inside(out, find_layout(folder)[1])
     return folder
 
 
 def demo_dataset(out, name="lung"):
     """Find a demonstration dataset beside the library, or simulate it below `out`.
+
+    A simulation that was interrupted goes on.
 
     Parameters
     ----------
@@ -84,10 +114,10 @@ def demo_dataset(out, name="lung"):
         If there is no such dataset.
     """
     settings, beside = find_demo(name), _beside_library(name)
-    if beside.is_dir():
+    if beside.is_dir() and not is_unfinished(beside):
         return beside
     made = Path(out) / "Dataset" / beside.name
-    if not made.is_dir():
+    if is_unfinished(made) or not any(made.rglob("*.mat")):
         simulate_dataset(made.parent, **settings)
     return made
 
@@ -139,7 +169,8 @@ def train(
     verbose : int
         0 is silent, 1 shows progress bars, 2 prints a line per epoch.
     recipes : sequence of {"published", "conditional"}
-        Of batch removal; each begins with the same pretrained generator.
+        Of batch removal; each begins with the same pretrained generator. None of them is the
+        pretraining alone, for which cells of one batch or one class will do.
     batches : sequence of str, optional
         Train with the cells of these batches only; files of others are not opened.
     from_disk : bool
@@ -158,9 +189,13 @@ def train(
     ------
     CytomadError
         If a recipe is unknown, takes more cells in one step than there are, or cannot be shared by
-        the devices, or cells cannot be read from disk a few at a time. Nothing is trained then.
+        the devices, cells cannot be read from disk a few at a time, or another training is in the
+        folder. Nothing is trained then.
     """
     check_recipes(recipes)
+    check_seed(seed)
+    check_free(out)  # before cells are loaded, which may take a while
+    data = find_data(data, out)
     devices = find_devices(devices)
     for recipe in recipes:
         check_devices(recipe, devices)
@@ -178,6 +213,7 @@ def train(
         cells = load_cells(data, "Train", cells_per_group, **wanted)
         valid = load_cells(data, "Valid", **wanted)
     for recipe in recipes:
+        check_trainable(cells.labels)
         check_enough_cells(recipe, preset, len(cells))
     devices.check_minibatch(preset.batch_size, f"The preset {preset.name}")
     if not devices.writes:
@@ -185,8 +221,14 @@ def train(
     run = Run.create(out, preset, cells, layout, seed, devices)
     if devices.writes:
         devices.wait()
-    announce(verbose, "Interrupt when you like: the same command goes on after the last epoch.")
     conversion = f"{' and '.join(layout.images['input'])} to {layout.images['target']}"
+    with run.held():
+        _train_stages(run, cells, valid, verbose, recipes, conversion)
+    return run
+
+
+def _train_stages(run, cells, valid, verbose, recipes, conversion):
+    announce(verbose, "Interrupt when you like: the same command goes on after the last epoch.")
     announce(verbose, f"Pretraining on {len(cells)} cells: {conversion}")
     run.pretrain(cells, valid, verbose)
     if "published" in recipes:
@@ -195,13 +237,14 @@ def train(
     for recipe in recipes:
         announce(verbose, f"Batch removal, {METHOD_NAMES[recipe]}")
         run.remove_batches(cells, valid, verbose, recipe)
-    if devices.writes:
+    if run.devices.writes:
         save_loss_figures(run)
-    return run
 
 
 def predict_split(run, data, split, stage, out, progress=False, mode="running"):
     """Predict a split and write images and features; see `prediction.write_prediction`.
+
+    The measured targets are not needed. Where they are there, they are written beside.
 
     Parameters
     ----------
@@ -209,8 +252,8 @@ def predict_split(run, data, split, stage, out, progress=False, mode="running"):
     data : path
         A dataset's folder, or the one above it.
     split : {"Train", "Valid", "Test"}
-    stage : {"pretraining", "published", "conditional"}
-        Whose generator.
+    stage : {"pretraining", "published", "conditional"}, optional
+        Whose generator; by default that of `run.last_stage()`.
     out : path
         Folder for the files.
     progress : bool
@@ -222,7 +265,9 @@ def predict_split(run, data, split, stage, out, progress=False, mode="running"):
     Prediction
     """
     check_same_layout(run, data)
-    return _predict_into(out, run.generator(stage), stage, data, split, progress, mode)
+    cells = _cells_to_predict(data, out, split, run.preset.image_size)
+    stage = stage or run.last_stage()
+    return _predict_into(out, run.generator(stage), stage, cells, progress, mode)
 
 
 def predict_by_file(model, data, split, out, progress=False, mode="running"):
@@ -240,11 +285,16 @@ def predict_by_file(model, data, split, out, progress=False, mode="running"):
     Prediction
     """
     generator = load_legacy_generator(model)
-    return _predict_into(out, generator, Path(model).stem, data, split, progress, mode)
+    cells = _cells_to_predict(data, out, split, generator.input_shape[1])
+    return _predict_into(out, generator, Path(model).stem, cells, progress, mode)
 
 
-def _predict_into(out, generator, name, data, split, progress, mode):
-    cells = CellFiles(data, split, image_size=generator.input_shape[1])
+def _cells_to_predict(data, out, split, image_size):
+    data = find_data(data, out)
+    return CellFiles(data, split, image_size=image_size, with_target=False)
+
+
+def _predict_into(out, generator, name, cells, progress, mode):
     if cells.channels != generator.input_shape[-1]:
         raise CytomadError(
             f"{cells.root} has {cells.channels} input images per cell, the generator takes "

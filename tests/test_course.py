@@ -101,7 +101,7 @@ def test_the_trained_models_are_complete(name, monkeypatch, tmp_path):
 def test_missing_models_are_told_with_what_makes_them(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(course, "TRAINED", tmp_path / "trained")
-    with pytest.raises(CytomadError, match="train drug --recipe both --out trained") as caught:
+    with pytest.raises(CytomadError, match="train drug --recipe both --out results/drug") as caught:
         course.trained("drug")
     assert str(tmp_path) not in str(caught.value)
 

@@ -18,12 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cytomad_lib.data import matfiles
-from cytomad_lib.data.matfiles import (
-    MatFileError,
-    inspect_mat,
-    read_mat,
-    write_mat,
-)
+from cytomad_lib.data.errors import MatFileError, WriteError
+from cytomad_lib.data.matfiles import inspect_mat, read_mat, write_mat
 
 TYPES = sorted(matfiles.MATLAB_CLASSES)
 
@@ -565,7 +561,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         monkeypatch.setattr(h5py.Dataset, "__setitem__", disk_full)
     else:
         monkeypatch.setattr(scipy.io, "savemat", disk_full)
-    with pytest.raises(MatFileError, match=r"cannot be written.*No space"):
+    with pytest.raises(WriteError, match=r"cannot be written.*No space"):
         write_mat(path, {"BF": stack + 1}, version)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
@@ -574,7 +570,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 def test_folder_is_made_and_a_file_in_its_place_is_named(tmp_path, stack):
     write_mat(tmp_path / "a" / "b" / "c.mat", {"BF": stack})
     assert len(read_mat(tmp_path / "a" / "b" / "c.mat", "BF")) == 7
-    with pytest.raises(MatFileError, match="cannot be written"):
+    with pytest.raises(WriteError, match="cannot be written"):
         write_mat(tmp_path / "a" / "b" / "c.mat" / "d.mat", {"BF": stack})
     with pytest.raises(ValueError, match="'7.3' or '5'"):
         write_mat(tmp_path / "e.mat", {"BF": stack}, version="4")

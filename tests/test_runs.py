@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 
 import keras
@@ -158,12 +161,16 @@ def scripted_stage(folder, epochs):
 def test_the_best_epochs_weights_are_what_is_kept(tmp_path):
     x = np.ones((4, 1), "float32")
     data = runs.Minibatches.of_arrays(x, x, 4)  # the best kernel is 1
+    mine = [tmp_path / f"{name}.weights.h5" for name in ("mine", "net_best", "other_000001")]
+    for path in mine:
+        path.write_text("the user's own")
     stage = scripted_stage(tmp_path, 4)
     history = stage.fit(data, data, callbacks=[Scripted([5.0, 1.5, 3.0, 4.0])])
     np.testing.assert_allclose(history["val_loss"], [4, 0.5, 2, 3])
     assert float(stage.model.get_weights()[0][0, 0]) == 1.5  # restored, not the last one's 4.0
     files = {path.name for path in tmp_path.glob("net_*")}
-    assert files == {"net_000002.weights.h5"}
+    assert files == {"net_000002.weights.h5", "net_best.weights.h5"}
+    assert all(path.read_text() == "the user's own" for path in mine)
 
 
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_epochs_before(tmp_path):
@@ -172,7 +179,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_epochs_before(tmp_path)
     stage = scripted_stage(tmp_path, 4)
     with pytest.raises(RunError, match="not a number in epoch 3"):
         stage.fit(data, data, callbacks=[Scripted([5.0, 1.5, np.nan, 4.0])])
-    assert list(runs._read_history(tmp_path)["epoch"]) == [1, 2]
+    assert list(runs.read_history(tmp_path)["epoch"]) == [1, 2]
 
 
 def test_another_setting_needs_another_folder(tmp_path):
@@ -188,11 +195,15 @@ def test_another_setting_needs_another_folder(tmp_path):
         run.pretrain(VALID, VALID)
 
 
-def test_a_single_batch_leaves_no_folder(tmp_path):
-    one = CELLS.select(CELLS.labels["batch"].to_numpy() == "Batch1")
-    with pytest.raises(DatasetError, match="only Batch1.*at least two batches"):
-        Run.create(tmp_path / "run", TINY, one, "lung")
-    assert not (tmp_path / "run").exists()
+@untraced_steps()
+def test_one_batch_is_enough_to_pretrain_and_too_few_to_remove_batches(tmp_path):
+    one, valid = (c.select(c.labels["batch"].to_numpy() == "Batch1") for c in (CELLS, VALID))
+    run = Run.create(tmp_path / "run", replace(TINY, pretraining_epochs=1), one, "lung")
+    run.pretrain(one, valid)
+    assert run.stages() == ["pretraining"]
+    for stage in (run.fit_classifiers, run.remove_batches):
+        with pytest.raises(DatasetError, match="only Batch1.*at least two batches"):
+            stage(one, valid)
 
 
 def test_folders_that_are_no_runs(tmp_path):
@@ -204,6 +215,62 @@ def test_folders_that_are_no_runs(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="is a file"):
         Run.create(tmp_path / "file", TINY, CELLS, "lung")
+
+
+def test_stages_without_settings_are_not_adopted(whole, tmp_path):
+    shutil.copytree(whole.folder, tmp_path / "run")
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(RunError, match="pretraining is of a training.*no run.json.*restore"):
+        Run.create(tmp_path / "run", TINY, CELLS, "lung", seed=5)
+    assert not (tmp_path / "run" / "run.json").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("")  # other files do not matter
+    assert Run.create(tmp_path / "mine", TINY, CELLS, "lung").seed == 0
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**40, 1.5, None])
+def test_seeds_that_something_refuses_later(tmp_path, seed):
+    with pytest.raises(RunError, match="Expected a whole number from 0 to 4294967295"):
+        Run.create(tmp_path / "run", TINY, CELLS, "lung", seed=seed)
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_trainings_never_share_a_folder(whole, tmp_path):
+    run = pretrained_copy(whole, tmp_path / "run")
+    stages = run.pretrain, run.fit_classifiers, run.remove_batches
+    refused = []
+
+    def other():
+        for stage in stages:
+            try:
+                stage(CELLS, VALID)
+            except RunError as error:
+                refused.append(str(error))
+
+    with run.held():
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert len(refused) == 3 and all("is in use: process" in text for text in refused)
+
+
+def test_a_history_of_two_trainings_is_refused(whole, tmp_path):
+    run = pretrained_copy(whole, tmp_path / "run")
+    path = run.folder / "pretraining" / "history.csv"
+    path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
+    for use in (run.stages, lambda: run.pretrain(CELLS, VALID)):
+        with pytest.raises(RunError, match="history.csv has epoch 3 in line 5"):
+            use()
+
+
+def test_what_was_left_half_written_is_swept_when_a_run_goes_on(whole, tmp_path):
+    run = pretrained_copy(whole, tmp_path / "run")
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
+    (run.folder / "published").mkdir()
+    left = run.folder / "published" / f".partial-{int(done.stdout)}-history.csv"
+    left.write_text("half of it")
+    Run.create(run.folder, TINY, CELLS, "lung", seed=4)
+    assert not left.exists()
 
 
 def test_nothing_is_built_on_an_unfinished_pretraining(tmp_path):
@@ -219,7 +286,7 @@ def test_nothing_is_built_on_an_unfinished_pretraining(tmp_path):
 
 def test_stages_that_are_not_there(tmp_path):
     run = Run.create(tmp_path, TINY, CELLS, "lung")
-    with pytest.raises(RunError, match="no finished epoch.*Train it first"):
+    with pytest.raises(RunError, match="no finished epoch.*train it first"):
         run.generator("pretraining")
     with pytest.raises(RunError, match="no stage 'removal'.*pretraining, published"):
         run.generator("removal")

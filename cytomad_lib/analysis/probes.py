@@ -43,6 +43,7 @@ Example
 1.0
 """
 
+import os
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -59,6 +60,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.stopping import in_worker
 
 PROBES = ("logistic", "knn", "mlp", "whitened")
 MAX_COMPONENTS = 100
@@ -257,7 +259,9 @@ def score_side_by_side(methods, labels, seed=0, n_permutations=20, probes=PROBES
     """
     n_jobs = min(n_jobs, cpu_count(), len(methods))
     found = Parallel(n_jobs=n_jobs, return_as="generator")(
-        delayed(score_results)(features, labels, seed, n_permutations, probes)
+        delayed(in_worker)(
+            os.getpid(), score_results, features, labels, seed, n_permutations, probes
+        )
         for features in methods.values()
     )
     return zip(methods, found, strict=True)

@@ -18,3 +18,11 @@ class MatFileError(CytomadError):
 
 class SimulationError(CytomadError):
     """Something was asked of the simulator that it cannot make."""
+
+
+class RunError(CytomadError):
+    """A run's folder does not hold what was expected."""
+
+
+class WriteError(CytomadError):
+    """A file cannot be written: no room, no permission, or a drive that is gone."""

@@ -6,14 +6,23 @@ Example
 ...     table.to_csv(path)
 """
 
+import io
 import os
+import re
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 
-from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.data.errors import CytomadError, WriteError
+
+PARTIAL = re.compile(
+    r"\.partial-(\d+)-.+", re.DOTALL
+)  # what `written_beside` writes, by which process
+
+_under_way = set()  # partial files of this process
 
 
 @contextmanager
@@ -21,7 +30,8 @@ def written_beside(path):
     """Give a temporary path beside `path`, which becomes `path` only if all goes well.
 
     The folder is made if needed. The temporary name keeps the ending of the real one, as many
-    writers go by it.
+    writers go by it. What `path` names is on the disk, not only on its way there, when it appears.
+    Temporary files of processes that were killed are removed from the folder.
 
     Parameters
     ----------
@@ -31,16 +41,73 @@ def written_beside(path):
     Yields
     ------
     pathlib.Path
+
+    Raises
+    ------
+    WriteError
+        If the file cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    _under_way.add(beside)
+    with named_write_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path.parent)
+            yield beside
+            _to_disk(beside)
+            os.replace(beside, path)
+            _to_disk(path.parent)
+        except BaseException:  # also when the user presses Ctrl-C
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+            raise
+        finally:
+            _under_way.discard(beside)
+
+
+@contextmanager
+def named_write_errors(path):
+    """Turn the system's error into one that names the file and says what to do.
+
+    Raises
+    ------
+    WriteError
+    """
     try:
-        yield beside
-        os.replace(beside, path)
-    except BaseException:  # also when the user presses Ctrl-C
-        beside.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        raise WriteError(
+            f"{path} cannot be written: {error.strerror or error}. Expected a folder that can be "
+            "written to, on a disk with room; free some room, or give another folder."
+        ) from error
+
+
+def sweep(folder):
+    """Remove the partial files of processes that are gone, as of one that was killed."""
+    for path in Path(folder).glob(".partial-*"):
+        partial = PARTIAL.fullmatch(path.name)
+        if partial and path not in _under_way and not _is_at_work(int(partial[1])):
+            with suppress(OSError):  # not ours to remove
+                path.unlink()
+
+
+def _is_at_work(process):
+    # One with our number was another: our own files are known.
+    return process != os.getpid() and psutil.pid_exists(process)
+
+
+def _to_disk(path):
+    """Wait until a file, or the names in a folder, would survive a power cut."""
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":
+        return  # Windows opens no folders
+    file = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    try:
+        with suppress(OSError) if is_folder else nullcontext():  # some network drives cannot
+            os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def write_text(path, text):
@@ -53,6 +120,32 @@ def write_table(table, path, **options):
     """Write a DataFrame as CSV in one piece; the options are those of `to_csv`."""
     with written_beside(path) as beside:
         table.to_csv(beside, **options)
+
+
+class FileInMemory(io.BytesIO):
+    """Stands for a file while HDF5 writes it; see `save`.
+
+    When a disk is full, HDF5 cannot close the file and crashes the interpreter at its end. So it
+    writes into memory, and plain Python onto the disk.
+
+    Parameters
+    ----------
+    path : path
+        Where it will be; Keras asks for the name.
+    """
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = Path(path)
+
+    def __str__(self):
+        """Return the name of the file."""
+        return str(self.path)
+
+    def save(self):
+        """Write the file in one piece."""
+        with written_beside(self.path) as beside:
+            beside.write_bytes(self.getbuffer())
 
 
 class StoredArray:
@@ -87,7 +180,8 @@ class StoredArray:
             If the disk has no room for it. Nothing is written then.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with named_write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         needed, free = 4 * int(np.prod(shape)), shutil.disk_usage(path.parent).free
         if needed > free:
             raise CytomadError(

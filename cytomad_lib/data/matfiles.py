@@ -29,7 +29,7 @@ import numpy as np
 
 from cytomad_lib.data import hdf5, mat5
 from cytomad_lib.data.errors import MatFileError
-from cytomad_lib.data.files import written_beside
+from cytomad_lib.data.files import FileInMemory, named_write_errors, written_beside
 from cytomad_lib.data.reader import ask, first_bytes
 from cytomad_lib.data.stacks import MATLAB_CLASSES
 
@@ -234,24 +234,17 @@ def write_mat(path, arrays, version="7.3"):
     Raises
     ------
     MatFileError
-        If a name is not a MATLAB variable name, an array is of another type or empty, or the
-        file cannot be written.
+        If a name is not a MATLAB variable name, or an array is of another type or empty.
+    WriteError
+        If the file cannot be written.
     """
     path = Path(path)
     if version not in ("7.3", "5"):
         raise ValueError(f"version is {version!r}; expected '7.3' or '5'.")
     arrays = {name: _checked_for_writing(path, name, array) for name, array in arrays.items()}
-    try:
-        with written_beside(path) as beside:
-            if version == "7.3":
-                _write_v73(beside, arrays)
-            else:
-                _write_v5(beside, arrays)
-    except OSError as error:
-        raise MatFileError(
-            f"{path} cannot be written: {error}. Expected a folder that can be written to, with "
-            "room on the disk; check both, or choose another place."
-        ) from error
+    write = _write_v73 if version == "7.3" else _write_v5
+    with named_write_errors(path):
+        write(path, arrays)
 
 
 def _checked_for_writing(path, name, array):
@@ -275,7 +268,8 @@ def _checked_for_writing(path, name, array):
 
 
 def _write_v73(path, arrays):
-    with h5py.File(path, "w", userblock_size=USER_BLOCK) as file:
+    image = FileInMemory(path)
+    with h5py.File(image, "w", userblock_size=USER_BLOCK) as file:
         for name, array in arrays.items():
             reversed_axes = array.T
             row_bytes = math.prod(reversed_axes.shape[1:]) * array.dtype.itemsize
@@ -294,15 +288,16 @@ def _write_v73(path, arrays):
             # Chunk by chunk: putting the whole array in disk order would copy it.
             for start in range(0, len(reversed_axes), rows):
                 dataset[start : start + rows] = reversed_axes[start : start + rows]
-    with path.open("r+b") as file:
-        file.write(HEADER_73)
+    image.seek(0)
+    image.write(HEADER_73)
+    image.save()
 
 
 def _write_v5(path, arrays):
     import scipy.io  # takes long, and few need it
 
     # An open file, because SciPy would add ".mat" to the name.
-    with path.open("wb") as file:
+    with written_beside(path) as beside, beside.open("wb") as file:
         scipy.io.savemat(file, arrays, format="5", do_compression=True)
-    with path.open("r+b") as file:
+        file.seek(0)
         file.write(HEADER_TEXT_5)  # over SciPy's text, which has the date in it

@@ -34,6 +34,7 @@ from keras import ops
 from cytomad_lib.data.errors import CytomadError
 
 CLUSTER = "TF_CONFIG"
+MOST_PARTS = 64  # of the CPU, which are to try things out; TensorFlow makes each at a price
 
 
 class DevicesError(CytomadError):
@@ -217,6 +218,11 @@ def _check_number(n, there, of_what):
 def _divide_cpu(n):
     import tensorflow as tf
 
+    if n > MOST_PARTS:
+        raise DevicesError(
+            f"{n} devices are asked for, and this machine has no GPU. Expected up to {MOST_PARTS} "
+            "parts of the CPU; take fewer."
+        )
     cpu = tf.config.list_physical_devices("CPU")[0]
     try:
         parts = [tf.config.LogicalDeviceConfiguration() for _ in range(n)]

@@ -38,6 +38,7 @@ from cytomad_lib.simulation.treatment import find_treatment, treat_cells
 
 # 16 cells at 128 x 128 fit a processor's cache; larger chunks are slower, not faster.
 CHUNK = 16
+LARGEST_IMAGE = 1024  # pixels along each side; a pixel is then far smaller than light can resolve
 
 
 @dataclass(frozen=True)
@@ -322,9 +323,9 @@ def simulate_cells(
 
 def check_image_size(image_size: int) -> None:
     """Raise SimulationError unless an image can have this many pixels along each side."""
-    if int(image_size) != image_size or image_size < 16:
+    if int(image_size) != image_size or not 16 <= image_size <= LARGEST_IMAGE:
         raise SimulationError(
-            f"image_size is {image_size!r}; it has to be a whole number, at least 16."
+            f"image_size is {image_size!r}; it has to be a whole number from 16 to {LARGEST_IMAGE}."
         )
 
 

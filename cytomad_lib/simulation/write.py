@@ -50,6 +50,8 @@ SIMULATOR_VERSION = 1  # goes up whenever the same arguments give other images
 STEP = {"BF": 2.0**-7, "QPI": 2.0**-6, "QPI_TRUE": 2.0**-8}
 # Cells in memory at full precision at one time.
 CELLS_AT_ONCE = 64
+LARGEST_FILE = 4e9  # bytes of a group's images of one split, which are in memory together
+UNFINISHED = "unfinished"  # in the notes, until the last file is written
 
 DEMO_DATASET = {
     "layout": "lung",
@@ -80,6 +82,8 @@ def simulate_dataset(
     progress: bool = True,
 ) -> Path:
     """Simulate a dataset and write it as the published one is laid out.
+
+    An interrupted simulation goes on when called again with the same arguments.
 
     Each cell depends on the seed and its own address (batch, class, dose, split, index) only: any
     part of a dataset, made on its own, equals that part of the whole.
@@ -124,11 +128,10 @@ def simulate_dataset(
         measurements. Nothing is written then.
     """
     found = _check_layout(layout)
-    counts = _check_counts(cells_per_group)
+    counts = _check_counts(cells_per_group, image_size)
     chosen = _check_groups(found, groups)
     truth_splits = _check_truth(with_truth)
 
-    check_image_size(image_size)
     if not np.isfinite(batch_strength):
         raise SimulationError(
             f"batch_strength is {batch_strength!r}; expected a number, such as 1.0."
@@ -143,19 +146,41 @@ def simulate_dataset(
         "batch_strength": float(batch_strength),
     }
     notes = _notes(arguments, found)
+    begun = {"what": notes["what"], UNFINISHED: True} | notes
 
     root = Path(out) / found.root_folder
-    _make_room(root, found, overwrite)
-    # The notes come first: an interrupted simulation is then known as one, and can be overwritten.
-    write_text(root / NOTES_FILE, notes)
+    if _read_notes(root) != json.loads(json.dumps(begun)):
+        _make_room(root, found, overwrite)
+        # The notes come first: an interrupted simulation is then known as one.
+        _write_notes(root, begun)
     jobs = [(group, split) for group in chosen for split in SPLITS if split in counts]
     for group, split in tqdm(jobs, disable=not progress, desc="simulating", unit="file"):
         kinds = KINDS if split in truth_splits else ("BF", "QPI")
+        paths = {kind: root / group.file(split, kind) for kind in kinds}
+        if all(path.exists() for path in paths.values()):
+            continue  # whole, and written by the same simulation before it was interrupted
         for kind, images in _simulate_split(group, split, kinds, arguments).items():
-            path = root / group.file(split, kind)
             # MATLAB's order is height x width x cells.
-            write_mat(path, {VARIABLE[kind]: np.moveaxis(images, 0, -1)})
+            write_mat(paths[kind], {VARIABLE[kind]: np.moveaxis(images, 0, -1)})
+    _write_notes(root, notes)
     return root
+
+
+def is_unfinished(root: str | os.PathLike) -> bool:
+    """Say whether a dataset's own folder holds a simulation that was interrupted."""
+    return UNFINISHED in _read_notes(Path(root))
+
+
+def _read_notes(root: Path) -> dict:
+    """Return the notes of a simulated dataset; empty if there are none, or not of ours."""
+    try:
+        return dict(json.loads((root / NOTES_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _write_notes(root: Path, notes: dict) -> None:
+    write_text(root / NOTES_FILE, json.dumps(notes, indent=2, ensure_ascii=False) + "\n")
 
 
 def _simulate_split(
@@ -197,7 +222,8 @@ def _check_layout(layout: str) -> Layout:
     return LAYOUTS[layout]
 
 
-def _check_counts(cells_per_group: Mapping[str, int] | None) -> dict[str, int]:
+def _check_counts(cells_per_group: Mapping[str, int] | None, image_size: int) -> dict[str, int]:
+    check_image_size(image_size)
     if cells_per_group is None:
         return {"Train": 60, "Valid": 10, "Test": 30}
     for split, count in cells_per_group.items():
@@ -208,6 +234,12 @@ def _check_counts(cells_per_group: Mapping[str, int] | None) -> dict[str, int]:
         if count != int(count) or count < 0:
             raise SimulationError(
                 f"cells_per_group[{split!r}] is {count!r}; it has to be a whole number, 0 or more."
+            )
+        if 4 * count * image_size**2 > LARGEST_FILE:
+            raise SimulationError(
+                f"cells_per_group[{split!r}] is {count}: with {image_size} x {image_size} pixels, "
+                f"{4 * count * image_size**2 / 1e9:.0f} GB per file. Expected up to "
+                f"{LARGEST_FILE / 1e9:.0f} GB; ask for fewer cells or smaller images."
             )
     if not any(cells_per_group.values()):
         raise SimulationError("cells_per_group asks for no cells; give at least one split a count.")
@@ -255,14 +287,16 @@ def _make_room(root: Path, layout: Layout, overwrite: bool) -> None:
             f"{root} holds a simulated dataset already ({len(there)} files, such as {there[-1]}). "
             "Choose another folder, or overwrite=True to replace it."
         )
-    for path in reversed(there):  # the notes last, so that an interruption can be overwritten
-        path.unlink()
+    _write_notes(root, {UNFINISHED: True})  # from now on; and it is none that can be gone on with
+    for path in there:
+        if path.name != NOTES_FILE:
+            path.unlink()
 
 
-def _notes(arguments: dict, layout: Layout) -> str:
+def _notes(arguments: dict, layout: Layout) -> dict:
     """Say what the dataset was made with; the same arguments give the same text."""
     table = batch_table(arguments["seed"], layout, arguments["batch_strength"])
-    notes = {
+    return {
         "what": "SIMULATED cells, not measurements.",
         "simulator_version": SIMULATOR_VERSION,
         "arguments": arguments,
@@ -282,7 +316,6 @@ def _notes(arguments: dict, layout: Layout) -> str:
         },
         **_kinds(layout),
     }
-    return json.dumps(notes, indent=2, ensure_ascii=False) + "\n"
 
 
 def _kinds(layout: Layout) -> dict:
