@@ -11,6 +11,7 @@ from training_cells import TINY, make_cells
 from cytomad_lib.conditional.adversary import batch_shares
 from cytomad_lib.conditional.networks import build_conditional_generator
 from cytomad_lib.conditional.training import (
+    LARGEST_FACTOR,
     FeatureRemoval,
     ImageRemoval,
     _LateFall,
@@ -126,17 +127,30 @@ def test_a_checkpoint_holds_the_running_mean(tmp_path):
         )
 
 
+def measured_as(images, factor):
+    return replace(CELLS, qpi=(factor * images).astype("float32"))
+
+
 def test_images_have_the_measured_total_once_scales_are_taken_out():
     generator, scales = lively_generator(), np.linspace(0.8, 1.25, len(CELLS.batches))
     before = generate(generator, CELLS)
-    match_total_phase(generator, CELLS, scales)
+    cells = measured_as(before["images"], 1.3)
+    match_total_phase(generator, cells, scales)
     after = generate(generator, CELLS)
-    measured = (CELLS.qpi.sum(axis=(1, 2, 3)) / scales[CELLS.batch_codes]).sum()
+    measured = (cells.qpi.sum(axis=(1, 2, 3)) / scales[cells.batch_codes]).sum()
     assert after["images"].sum() == pytest.approx(measured, rel=1e-3)
     factor = measured / before["images"].sum()
     assert abs(factor - 1) > 0.05
     np.testing.assert_allclose(after["images"], before["images"] * factor, rtol=1e-3, atol=1e-5)
     np.testing.assert_array_equal(after["features"], before["features"])
+
+
+def test_images_that_are_no_images_yet_are_not_blown_up():
+    generator = lively_generator()
+    before = generate(generator, CELLS)["images"]
+    match_total_phase(generator, measured_as(before, 50), np.ones(len(CELLS.batches)))
+    after = generate(generator, CELLS)["images"]
+    np.testing.assert_allclose(after, LARGEST_FACTOR * before, rtol=1e-3, atol=1e-5)
 
 
 def test_a_target_without_a_total_leaves_the_images_alone():

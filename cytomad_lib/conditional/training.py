@@ -42,6 +42,7 @@ from cytomad_lib.models.pretraining import TrackedLosses
 
 SHOWN_BATCH = "shown_batch"  # in the targets, beside "batch": what the brightfield image shows
 FIELD_UM = 45  # side of the published images
+LARGEST_FACTOR = 2.0  # by which `match_total_phase` changes the images
 
 
 class _Removal(TrackedLosses):
@@ -375,8 +376,10 @@ def match_total_phase(generator, cells, scales):
         generated += float(np.sum(ops.convert_to_numpy(infer(part.brightfield)[0]), dtype=float))
     if min(measured, generated) <= 0:
         return  # a target that has no total to match, such as one centred at zero
+    # More is no bias but a generator that has not learned to draw yet.
+    factor = np.clip(measured / generated, 1 / LARGEST_FACTOR, LARGEST_FACTOR)
     last = [layer for layer in generator.get_layer("generator").layers if layer.weights][-1]
-    last.set_weights([weight * (measured / generated) for weight in last.get_weights()])
+    last.set_weights([weight * factor for weight in last.get_weights()])
 
 
 def erase_linear_trace(generator, made):
