@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from training_cells import TINY
+from training_cells import TINY, environment_of_a_program, untraced_steps
 
 from cytomad_lib import __main__ as command_line
 from cytomad_lib import config
@@ -229,6 +229,102 @@ def test_wrong_options_are_answered_with_what_is_expected(data, tmp_path, capsys
         for part in says:
             assert part in said
         assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (("predict", "run", "data", "--split", "Tset"), "'Tset' is none"),
+        (("evaluate", "run", "data", "--split", "test"), "'test' is none"),
+        (("download", "lung", "--split", "Tset"), "'Tset' is none"),
+        (("train", "data", "--seed", str(2**40)), "4294967295"),
+        (("evaluate", "run", "data", "--seed", str(2**32)), "4294967295"),
+        (("simulate", "--seed", str(2**40)), "4294967295"),
+        (("demo", "--seed", "-1"), "--seed"),
+        (("train", "data", "--cells", "0"), "--cells"),
+        (("train", "",), "It is empty"),
+    ],
+)  # fmt: skip
+def test_options_out_of_bounds_are_a_wrong_call(words, says, tmp_path, capsys):
+    assert run(*words, "--out", tmp_path / "out") == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_path_is_not_the_folder_one_is_in(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    assert run("train", data, "--out", "", "--preset", "tiny") == 2
+    assert "It is empty" in capsys.readouterr().err
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_seeds_of_a_comparison_have_the_same_bound(data, tmp_path, capsys):
+    assert run("compare", data, "--out", tmp_path / "out", "--seeds", f"0,{2**32}") == 1
+    assert "Expected a whole number from 0 to 4294967295" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "{data}", "--preset", "tiny"),
+        ("compare", "{data}", "--preset", "tiny"),
+        ("leave-batch-out", "{data}", "--batch", "Batch1"),
+        ("demo", "--data", "{data}"),
+        ("predict", "nowhere", "{data}"),
+        ("evaluate", "nowhere", "{data}"),
+    ],
+)
+def test_no_command_writes_into_the_dataset(words, data, capsys):
+    words = [word.format(data=data) for word in words]
+    assert run(*words, "--out", data / "results") == 1
+    assert "is inside the dataset" in capsys.readouterr().err
+    assert not (data / "results").exists()
+
+
+@pytest.mark.parametrize("engine", ["tensroflow", "jax"])
+def test_a_missing_engine_is_named_with_what_to_do(engine, data, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "cytomad_lib", "train", data, "--out", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        env=environment_of_a_program(KERAS_BACKEND=engine),
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: Keras ") and "Traceback" not in result.stderr
+    for words in (engine, "Expected one of tensorflow, torch", "KERAS_BACKEND"):
+        assert words in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_little_memory_is_said(data, capsys, monkeypatch):
+    def full(*args, **kwargs):
+        raise MemoryError("Unable to allocate 16 TiB")
+
+    monkeypatch.setattr("cytomad_lib.data.cells.check_dataset", full)
+    assert run("check", data) == 1
+    said = capsys.readouterr().err
+    assert "too little memory (Unable to allocate 16 TiB)" in said and "fewer or smaller" in said
+
+
+def test_predict_takes_the_last_stage_and_says_which(data, tmp_path, capsys):
+    with untraced_steps():
+        assert run("train", data, "--out", tmp_path / "run", "--preset", "tiny") == 0
+    assert "Trained: pretraining, published, conditional." in capsys.readouterr().out
+    assert run("predict", tmp_path / "run", data, "--out", tmp_path / "last") == 0
+    assert "by conditional" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "run" / "conditional")
+    shutil.rmtree(tmp_path / "run" / "published")
+    assert run("predict", tmp_path / "run", data, "--out", tmp_path / "first") == 0
+    assert "by pretraining" in capsys.readouterr().out
+    words = ("predict", tmp_path / "run", data, "--out", tmp_path / "none")
+    assert run(*words, "--stage", "published") == 1
+    assert "found pretraining; choose one of these" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    words = ("train", data, "--preset", "tiny", "--recipe", "none")
+    with untraced_steps():
+        assert run(*words, "--out", tmp_path / "alone") == 0
+    assert "Trained: pretraining." in capsys.readouterr().out
 
 
 def test_the_program_itself_ends_with_a_message_and_exit_code_1(tmp_path):

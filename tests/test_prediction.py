@@ -12,6 +12,7 @@ from scipy.io import loadmat
 from training_cells import TINY, make_cells
 
 from cytomad_lib import prediction as module
+from cytomad_lib.data.errors import WriteError
 from cytomad_lib.networks import build_generator
 from cytomad_lib.prediction import (
     INFERENCE_MODES,
@@ -310,6 +311,37 @@ def test_an_earlier_prediction_is_replaced_only_on_request(generator, tmp_path):
         write_prediction(prediction, tmp_path, "published")
     write_prediction(prediction, tmp_path, "published", overwrite=True)
     assert not list(tmp_path.glob("*partial*"))
+
+
+def test_a_half_written_prediction_can_be_written_again(generator, tmp_path, monkeypatch):
+    cells = make_cells(per_group=1)
+    prediction = predict(generator, cells)
+    theirs = tmp_path / "CytoMAD_test_other_Batch1_H69.mat"
+    theirs.write_text("of another model")
+    write_mat, written = module.write_mat, []
+
+    def write_two(path, *options, **more):
+        if len(written) == 2:
+            raise WriteError("no room")
+        written.append(path)
+        write_mat(path, *options, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_mat", write_two)
+        with pytest.raises(WriteError):
+            write_prediction(prediction, tmp_path, "published", cells=cells)
+    assert all(path.exists() for path in written)
+    files = write_prediction(prediction, tmp_path, "published", cells=cells)
+    assert set(tmp_path.iterdir()) == {*files, theirs}
+    with pytest.raises(PredictionError, match="exists already"):  # now it is a whole one
+        write_prediction(prediction, tmp_path, "published", cells=cells)
+
+
+def test_files_of_others_are_not_taken_for_half_of_a_prediction(generator, tmp_path):
+    (tmp_path / "CytoMAD_test_published_Batch3_H520.mat").write_text("of the published programs")
+    with pytest.raises(PredictionError, match="Batch3_H520.mat exists already"):
+        write_prediction(predict(generator, make_cells(per_group=1)), tmp_path, "published")
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_images_of_another_size_are_refused(generator):

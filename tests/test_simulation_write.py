@@ -9,6 +9,7 @@ import pytest
 
 from cytomad_lib.data.layouts import DRUG, KINDS, LUNG, SPLITS, VARIABLE
 from cytomad_lib.data.matfiles import inspect_mat, read_mat
+from cytomad_lib.simulation import write
 from cytomad_lib.simulation.acquisition import simulate_cells
 from cytomad_lib.simulation.write import (
     DEMO_DATASET,
@@ -120,6 +121,46 @@ def test_overwrite_leaves_nothing_of_the_old_simulation(tmp_path):
     assert left == {"simulation.json", "H69_BF.mat", "H69_QPI.mat", "my notes.txt"}
 
 
+def interrupted(tmp_path, monkeypatch, files, **options):
+    """Simulate, and be interrupted before file number `files` is written."""
+    write_mat, count = write.write_mat, iter(range(files))
+
+    def write_or_stop(path, arrays):
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        write_mat(path, arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(write, "write_mat", write_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            simulate_dataset(tmp_path, groups=GROUPS, **SMALL, **options)
+    return tmp_path / "7LungCancerDataset"
+
+
+def test_an_interrupted_simulation_is_known_and_goes_on_to_the_same(made, tmp_path, monkeypatch):
+    root = interrupted(tmp_path, monkeypatch, 4)
+    assert write.is_unfinished(root) and not write.is_unfinished(made)
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*.mat")}
+    assert len(before) == 4
+    simulate_dataset(tmp_path, groups=GROUPS, **SMALL)
+    assert files_of(root) == files_of(made) and not write.is_unfinished(root)
+    # The first three files are of one group and split, which is whole.
+    assert sum(path.stat().st_mtime_ns == time for path, time in before.items()) == 3
+
+
+def test_another_simulation_does_not_go_on_with_it(tmp_path, monkeypatch):
+    root = interrupted(tmp_path, monkeypatch, 4)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        simulate_dataset(tmp_path, groups=GROUPS, **SMALL | {"seed": 6})
+    assert write.is_unfinished(root)
+
+
+def test_one_that_was_interrupted_while_it_replaced_another_is_no_mixture(tmp_path, monkeypatch):
+    simulate_dataset(tmp_path, groups=GROUPS, **SMALL | {"seed": 6})
+    root = interrupted(tmp_path, monkeypatch, 0, overwrite=True)
+    assert write.is_unfinished(root) and not list(root.rglob("*.mat"))
+
+
 def test_measurements_are_never_replaced(tmp_path):
     measured = tmp_path / "7LungCancerDataset/Batch2/H526/Test/H526_BF.mat"
     measured.parent.mkdir(parents=True)
@@ -138,6 +179,8 @@ def test_measurements_are_never_replaced(tmp_path):
         ({"groups": []}, "nothing"),
         ({"cells_per_group": {"train": 3}}, "'train'.*Train"),
         ({"cells_per_group": {"Train": -1}}, "whole number"),
+        ({"cells_per_group": {"Train": 10**9}}, "4096 GB per file.*ask for fewer"),
+        ({"image_size": 1_000_000}, "image_size is 1000000.*from 16 to 1024"),
         ({"cells_per_group": {"Train": 0}}, "no cells"),
         ({"with_truth": ("Trial",)}, "'Trial'"),
         ({"image_size": 4}, "image_size is 4"),

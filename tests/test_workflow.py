@@ -17,8 +17,10 @@ from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import DRUG
 from cytomad_lib.data.matfiles import write_mat
 from cytomad_lib.runs import Run
+from cytomad_lib.simulation import write
 from cytomad_lib.simulation.write import simulate_dataset
 
+ROOT = "7LungCancerDataset"
 PRESET = replace(
     ONE_EPOCH,
     conditional=Conditional(
@@ -239,8 +241,9 @@ def test_the_demonstration_datasets_have_short_names(tmp_path, monkeypatch):
     (tmp_path / "lung").mkdir()
     assert workflow.find_data("lung") == Path("lung")  # a folder comes first
     monkeypatch.setattr(workflow, "_beside_library", lambda name: tmp_path / "no" / name)
-    with pytest.raises(CytomadError, match="no demonstration dataset.*simulate --demo"):
+    with pytest.raises(CytomadError, match="simulate --demo --layout drug --out Dataset") as caught:
         workflow.find_data("drug")
+    assert str(tmp_path) not in str(caught.value)  # never into the folder of the library
 
 
 @pytest.mark.parametrize("name", ["lung", "drug"])
@@ -256,3 +259,74 @@ def test_a_missing_demonstration_dataset_is_simulated(name, tmp_path, monkeypatc
     assert written == [tmp_path / "Dataset"]
     with pytest.raises(CytomadError, match="no dataset 'liver'"):
         workflow.demo_dataset(tmp_path, "liver")
+
+
+def test_a_demo_that_was_killed_while_simulating_goes_on(tmp_path, monkeypatch):
+    small = {"layout": "lung", "image_size": 16, "cells_per_group": {"Test": 1}, "seed": 3}
+    monkeypatch.setitem(workflow.DEMO_DATASETS, "lung", small)
+    monkeypatch.setattr(workflow, "_beside_library", lambda name: tmp_path / "no" / ROOT)
+    write_mat, count = write.write_mat, iter(range(20))
+
+    def write_or_stop(path, arrays):
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        write_mat(path, arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(write, "write_mat", write_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            workflow.demo_dataset(tmp_path)
+    for folder in (tmp_path / "Dataset", tmp_path / "Dataset" / ROOT):
+        with pytest.raises(CytomadError, match="simulation that was interrupted.*goes on"):
+            workflow.train(folder, tmp_path / "run")
+    root = workflow.demo_dataset(tmp_path)
+    assert len(list(root.rglob("*.mat"))) == 21 * 3
+    assert workflow.find_data(root) == root and workflow.demo_dataset(tmp_path) == root
+    assert not (tmp_path / "run").exists()
+
+
+# --- pretraining alone, and cells that nobody measured the phase of ----------------------------
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A run that was trained on one batch and one class, and its dataset."""
+    folder = tmp_path_factory.mktemp("one")
+    data = write_dataset(folder / "data", groups=GROUPS[:1])
+    with untraced_steps():
+        return workflow.train(data, folder / "run", PRESET, recipes=()), data
+
+
+def test_one_batch_and_class_are_enough_for_pretraining_alone(pretrained, tmp_path):
+    run, data = pretrained
+    assert run.stages() == ["pretraining"] == [run.last_stage()]
+    with pytest.raises(CytomadError, match="only Batch1"):
+        workflow.train(data, tmp_path / "run", PRESET, recipes=("published",))
+    assert not (tmp_path / "run").exists()
+
+
+def test_brightfield_alone_can_be_predicted(pretrained, tmp_path):
+    run, data = pretrained
+    both = workflow.predict_split(run, data, "Test", None, tmp_path / "both")
+    shutil.copytree(data, tmp_path / "data")
+    for path in (tmp_path / "data").rglob("*_QPI*.mat"):
+        path.unlink()
+    alone = workflow.predict_split(run, tmp_path / "data", "Test", None, tmp_path / "alone")
+    np.testing.assert_array_equal(alone.images, both.images)
+    stem = "CytoMAD_test_pretraining_Batch1_H69"
+    for name, last in (("both", {f"{stem}_QPI.mat"}), ("alone", set())):
+        names = {path.name for path in (tmp_path / name).iterdir()}
+        assert names == {f"{stem}.mat", f"{stem}_BF.mat", "features.csv"} | last
+
+
+def test_results_go_into_no_dataset(pretrained):
+    run, data = pretrained
+    inside = data / ROOT / "results"
+    for command in (
+        lambda: workflow.train(data, inside, PRESET, recipes=()),
+        lambda: workflow.predict_split(run, data, "Test", None, inside),
+        lambda: workflow.find_data(data, inside),
+    ):
+        with pytest.raises(CytomadError, match="is inside the dataset"):
+            command()
+    assert not inside.exists()
