@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from cytomad_lib import plots
 from cytomad_lib.analysis import probes
 from cytomad_lib.config import STUDY
 from cytomad_lib.data.cells import CellFiles
@@ -37,9 +38,9 @@ from cytomad_lib.evaluation import (
     reference_images,
 )
 from cytomad_lib.pages import run_facts, write_comparison_page
+from cytomad_lib.plots import report
 from cytomad_lib.prediction import predict
 from cytomad_lib.runs import RECIPES, check_recipes
-from cytomad_lib.views import plots, report
 from cytomad_lib.workflow import train
 
 TABLE, PAGE, LEFT_OUT = "compare.csv", "compare.html", "left_out.csv"

@@ -31,6 +31,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from cytomad_lib import plots
 from cytomad_lib.analysis import baselines, biophysics, dose_response, image_quality, mixing, probes
 from cytomad_lib.analysis.embedding import umap_coordinates
 from cytomad_lib.analysis.image_probe import image_batch_accuracy
@@ -39,9 +40,9 @@ from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import write_table
 from cytomad_lib.data.layouts import find_layout, is_simulated
 from cytomad_lib.pages import write_evaluation_page
+from cytomad_lib.plots import report
 from cytomad_lib.prediction import predict
 from cytomad_lib.runs import IMAGES, LAST
-from cytomad_lib.views import plots, report
 
 METHOD_NAMES = {
     "pretraining": "pretrained",

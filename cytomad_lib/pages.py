@@ -1,4 +1,4 @@
-"""What the HTML pages of an evaluation and of a comparison say; `views.report` lays them out.
+"""What the HTML pages of an evaluation and of a comparison say; `plots.report` lays them out.
 
 - `write_evaluation_page`: one run on one split.
 - `write_comparison_page`: several seeds of the same training.
@@ -6,8 +6,8 @@
 
 import pandas as pd
 
-from cytomad_lib.views import report
-from cytomad_lib.views.report import Section
+from cytomad_lib.plots import report
+from cytomad_lib.plots.report import Section
 
 CAPTIONS = {
     "losses": "Losses by epoch. Training and validation should fall together; where validation "

@@ -228,23 +228,23 @@ def test_notebook_08_runs_and_its_sliders_work(tmp_path):
         run_all_cells(page)
         assert errors_on(page) == []
 
-        browse = ExplorerOnPage(page, "widgets.browse_cells(")
+        browse = ExplorerOnPage(page, "explorers.browse_cells(")
         number, before = browse.press("cell", "ArrowRight", "cell {} of its file", times=4)
         assert number == "4" and "cell 0 of its file" in before
         browse.keep_picture("browse")
 
-        traversal = ExplorerOnPage(page, "widgets.traverse_bottleneck(")
+        traversal = ExplorerOnPage(page, "explorers.traverse_bottleneck(")
         _, before = traversal.press("value", "ArrowLeft", "set to {}.", times=20)
         assert "set to" in before
         traversal.keep_picture("traversal")
 
-        dials = ExplorerOnPage(page, "widgets.turn_dials(")
+        settings = ExplorerOnPage(page, "explorers.explore_settings(")
         beyond = "Beyond what any simulated day had: defocus"
-        _, before = dials.press("defocus (µm)", "End", beyond)
+        _, before = settings.press("defocus (µm)", "End", beyond)
         assert "within the range" in before and beyond not in before
-        dials.keep_picture("dials")
+        settings.keep_picture("settings")
 
-        explorer = ExplorerOnPage(page, "explorer = widgets.explore_map(")
+        explorer = ExplorerOnPage(page, "explorer = explorers.explore_map(")
         explorer.press("cell", "ArrowLeft", "here cell {} of", times=3)
         explorer.keep_picture("map")
         assert errors_on(page) == []

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from cytomad_lib import plots
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.views import plots
-from cytomad_lib.views.report import PNG_START, Section, format_scores, seed_summary, write_report
+from cytomad_lib.plots.report import PNG_START, Section, format_scores, seed_summary, write_report
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 

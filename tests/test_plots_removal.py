@@ -1,13 +1,12 @@
-"""Figures about removal and drug response show what they claim to show."""
+"""Figures of batch removal show what they claim to show."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from figure_checks import every_figure_is_legible  # noqa: F401
 
 from cytomad_lib.analysis.probes import ProbeResult
-from cytomad_lib.views import removal_figures as figures
-
-DRUGS = ("Docetaxel", "Afatinib")
+from cytomad_lib.plots import removal as figures
 
 
 def result(accuracy):
@@ -28,7 +27,7 @@ def result(accuracy):
 
 
 def heights(panel):
-    return [round(patch.get_height(), 3) for patch in panel.patches]
+    return [round(bar.get_height(), 3) for bars in panel.containers for bar in bars]
 
 
 def legend_texts(figure):
@@ -50,79 +49,23 @@ def trade_table():
     )
 
 
-def dosed_labels():
-    groups = [("DMSO", batch, "Control") for batch in ("B1", "B2", "B3")]
-    groups += [("Docetaxel", "B1", f"D{k}") for k in range(1, 6)]
-    groups += [("Docetaxel", "B2", f"D{k}") for k in range(1, 6)]
-    groups += [("Afatinib", "B3", f"A{k}") for k in range(1, 6)]
-    rows = [group for group in groups for _ in range(4)]
-    return pd.DataFrame(rows, columns=["class_name", "batch", "dose"])
-
-
-def distances():
-    rows = [
-        {
-            "class_name": drug,
-            "batch": batch,
-            "level": level,
-            "distance": 0.5 * level,
-            "distance_pooled": 2.0 + level,
-        }
-        for drug, batch in (("Docetaxel", "B1"), ("Afatinib", "B3"))
-        for level in (3, 0, 5)
-    ]
-    return pd.DataFrame(rows)
-
-
-def order_table():
-    rows = [
-        {
-            "method": method,
-            "class_name": drug,
-            "batch": batch,
-            "rho_groups": rho,
-            "low_groups": rho - 0.2,
-            "high_groups": min(rho + 0.1, 1),
-            "null_95_groups": 0.5,
-        }
-        for method, start in (("pretrained", 0.3), ("truth", 0.8))
-        for drug in DRUGS
-        for batch, rho in (("B1", start - 0.1), ("all", start))
-    ]
-    return pd.DataFrame(rows)
-
-
 def test_targets_are_drawn_as_they_would_be_asked_for():
     shares = np.array([[0.5, 0.5, 0], [0, 0.5, 0.5]])
     figure = figures.batch_targets(shares, ["H69", "H520"], ["B1", "B2", "B3"])
-    panels = [axes for axes in figure.axes if axes.images]
-    first, uniform, conditional = (np.asarray(axes.images[0].get_array()) for axes in panels)
+    panels = figure.axes[:3]
+    first, uniform, conditional = (np.asarray(axes.collections[0].get_array()) for axes in panels)
     assert first.tolist() == [[1, 0, 0], [1, 0, 0]]
     assert np.allclose(uniform, 1 / 3)
     assert np.array_equal(conditional, shares)
-    assert {axes.images[0].get_clim() for axes in panels} == {(0, 1)}
+    assert {axes.collections[0].get_clim() for axes in panels} == {(0, 1)}
     # The crosses: H69 was never seen in B3, H520 never in B1.
     columns, rows = panels[0].lines[0].get_data()
-    assert set(zip(rows, columns, strict=True)) == {(0, 2), (1, 0)}
+    assert set(zip(rows, columns, strict=True)) == {(0.5, 2.5), (1.5, 0.5)}
 
 
 def test_targets_that_do_not_fit_the_names_are_refused():
     with pytest.raises(ValueError, match="2 classes x 2 batches"):
         figures.batch_targets(np.ones((2, 3)), ["a", "b"], ["B1", "B2"])
-
-
-def test_a_cell_on_other_days_has_one_grey_scale_and_its_own_day_framed():
-    rng = np.random.default_rng(0)
-    measured = rng.normal(size=(2, 16, 16, 1))
-    moved = {"Batch1": measured + 1, "Batch2": measured + 5}
-    figure = figures.other_days(measured, moved, ["Batch2", "Batch1"], 0.7, ["H69, B2", "H69, B1"])
-    panels = np.array([axes for axes in figure.axes if axes.images]).reshape(2, 3)
-    for row in panels:
-        assert len({axes.images[0].get_clim() for axes in row}) == 1
-    assert panels[0, 0].images[0].get_clim() != panels[1, 0].images[0].get_clim()
-    framed = [[axes.spines["top"].get_linewidth() > 2 for axes in row] for row in panels]
-    assert framed == [[False, False, True], [False, True, False]]
-    assert panels[0, 0].patches[0].get_width() == 10  # the scale bar, in micrometres
 
 
 def cloud_labels(n=60):
@@ -137,7 +80,7 @@ def test_clouds_of_days_lie_apart_where_the_day_moves_the_features():
         noise
         + 30 * np.eye(5)[0] * labels["batch"].map({"B1": 0, "B2": 1, "B3": 3}).to_numpy()[:, None]
     )
-    figure = figures.day_clouds({"moved": moved, "matched": noise}, labels, "H69")
+    figure = figures.batch_clouds({"moved": moved, "matched": noise}, labels, "H69")
     apart, alike = ([line.get_xdata().mean() for line in panel.lines] for panel in figure.axes)
     # In units of the spread of all cells: days at 0, 1 and 3 have a spread of 1.25.
     assert np.ptp(apart) == pytest.approx(3 / np.std([0, 1, 3]), rel=0.02)
@@ -156,14 +99,16 @@ def test_the_ellipse_of_a_cloud_has_its_place_and_its_widths():
 def test_clouds_of_a_class_that_is_not_there_are_refused():
     labels = cloud_labels()
     with pytest.raises(ValueError, match="H1975.*Expected one of"):
-        figures.day_clouds({"a": np.ones((len(labels), 3))}, labels, "H1975")
+        figures.batch_clouds({"a": np.ones((len(labels), 3))}, labels, "H1975")
     with pytest.raises(ValueError, match="two or more"):
-        figures.day_clouds({"a": np.ones((len(labels), 1))}, labels, "H69")
+        figures.batch_clouds({"a": np.ones((len(labels), 1))}, labels, "H69")
 
 
-def test_own_verdict_and_probes_stand_side_by_side():
+def test_classifiers_and_probes_stand_side_by_side():
     verdict = pd.Series({"before": 0.2, "after": 0.99})
-    figure = figures.fooled(verdict, 0.19, {"pretrained": result(0.95), "published": result(0.9)})
+    figure = figures.classifiers_beside_probes(
+        verdict, 0.19, {"pretrained": result(0.95), "published": result(0.9)}
+    )
     own, independent = figure.axes
     assert [bar.get_width() for bar in own.patches] == pytest.approx([20, 99])
     assert own.lines[0].get_xdata()[0] == pytest.approx(19)
@@ -230,47 +175,23 @@ def test_the_leak_is_drawn_beside_its_control():
     control = table[table["mode"] != modes[2]].assign(accuracy=0.3)
     figure = figures.inference_leak(table, control)
     true, random = figure.axes
-    assert heights(true) == [0.9, 0.6, 0.85] * 2
+    by_mode = [0.9, 0.9, 0.6, 0.6, 0.85, 0.85]
+    assert heights(true) == by_mode
     assert heights(random) == [0.3] * 4
     # One mode has one colour, in both panels.
-    assert true.patches[1].get_facecolor() == random.patches[1].get_facecolor()
+    assert true.patches[2].get_facecolor() == random.patches[2].get_facecolor()
+    assert true.patches[0].get_facecolor() != true.patches[2].get_facecolor()
     assert legend_texts(figure) == [*modes, "chance"]
 
 
-def test_dose_order_shows_interval_null_and_single_batches():
-    figure = figures.dose_order(order_table())
-    assert [axes.get_title() for axes in figure.axes] == list(DRUGS)
+def test_classifiers_beside_the_true_share():
+    before = pd.Series({"batch_cnn": 0.15})
+    after = pd.Series({"batch_cnn": 1.0, "batch_mlp_1": 0.97})
+    figure = figures.first_batch_share({"before": before, "after": after}, 0.143, "Batch1")
     panel = figure.axes[0]
-    points = [line.get_xydata().tolist() for line in panel.lines if line.get_marker() == "o"]
-    assert points == [[[0.3, 0]], [[0.8, 1]]]
-    strokes = [line.get_xdata()[0] for line in panel.lines if line.get_marker() == "|"]
-    assert {0.2, 0.7} <= {round(float(x), 3) for x in strokes}
-    assert [patch.get_width() for patch in panel.patches] == [0.5, 0.5]  # the null
-
-
-def test_day_and_drug_are_taken_from_the_right_levels():
-    figure = figures.batch_beside_drug({"pretrained": distances()})
-    (panel,) = figure.axes
-    day, drug = panel.lines[:2]
-    assert day.get_xdata().tolist() == [2, 2]  # untreated cells, from those of other days
-    assert drug.get_xdata().tolist() == [2.5, 2.5]  # highest dose, from those of the same day
-    names = [text.get_text() for text in panel.get_yticklabels()]
-    assert names == ["Docetaxel, B1", "Afatinib, B3"]
-
-
-def test_measures_are_averaged_per_dose_with_the_control_of_the_same_day():
-    labels = dosed_labels()
-    area = np.where(labels["batch"] == "B2", 100.0, 50.0)  # a day apart from the others
-    area = area + labels["dose"].str[-1].map(lambda k: int(k) if k.isdigit() else 0)
-    figure = figures.measures_by_dose(pd.DataFrame({"area": area}), labels, {"area": "area (µm²)"})
-    docetaxel, afatinib = figure.axes
-    assert (docetaxel.get_title(), afatinib.get_title()) == DRUGS
-    assert docetaxel.get_ylabel() == "area (µm²)"
-    lines = [container[0].get_ydata().tolist() for container in docetaxel.containers]
-    assert lines == [[50, 51, 52, 53, 54, 55], [100, 101, 102, 103, 104, 105]]
-    assert len(afatinib.containers) == 1
-
-
-def test_measures_of_other_cells_are_refused():
-    with pytest.raises(ValueError, match="3 measured cells"):
-        figures.measures_by_dose(pd.DataFrame({"area": [1, 2, 3]}), dosed_labels(), {"area": "a"})
+    np.testing.assert_allclose(
+        [bar.get_width() for bar in panel.patches if bar.get_width()], [15, 100, 97]
+    )
+    assert [text.get_text() for text in panel.texts] == ["15 %", "100 %", "97 %"]
+    assert panel.lines[0].get_xdata()[0] == pytest.approx(14.3)
+    assert "Batch1" in panel.get_xlabel()

@@ -3,7 +3,7 @@
 - `LiveView`: a Keras callback for any model of the kit. In a notebook it redraws one picture in
   place, so that the saved notebook holds the last one only; elsewhere it draws nothing and keeps
   losses and images all the same.
-- `StopAfter`: a Keras callback that interrupts after an epoch, as a learner's stop button does.
+- `StopAfter`: a Keras callback that interrupts after an epoch, as a notebook's stop button does.
 
 Example
 -------
@@ -16,31 +16,23 @@ import sys
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import Normalize
-from matplotlib.ticker import MaxNLocator
 
 from cytomad_lib.backend import keras
 from cytomad_lib.models.autodiff import without_gradients
-from cytomad_lib.views.plots import (
-    PHASE_MAP,
-    Figure,
-    colour_limits,
-    image_grid,
-    interpolation_of,
-    scale_bar,
-)
+from cytomad_lib.plots.cells import image_grid, limits_of
+from cytomad_lib.plots.style import new_figure
+from cytomad_lib.plots.training import draw_losses
 
 MOST_CELLS = 6  # side by side in one picture; more would be too small to see
 MOST_LOSSES = 3
 USUAL_LOSSES = ("loss", "mae", "discriminator_loss", "accuracy")  # shown first, where there are
-STYLES = {"training": ("", "-", "#0072B2"), "validation": ("val_", "--", "#D55E00")}
 
 
 class LiveView(keras.callbacks.Callback):
-    """Redraw losses, and what the generator makes of a few cells, after every epoch.
+    """Redraw losses, and the generated images of a few cells, after every epoch.
 
     Pass it to `Run.pretrain`, `Run.remove_batches` or to `fit`. Pass the same one again when an
-    interrupted training goes on: its losses then go on, too.
+    interrupted training continues: its losses then continue, too.
 
     Parameters
     ----------
@@ -57,7 +49,7 @@ class LiveView(keras.callbacks.Callback):
     Attributes
     ----------
     images : dict
-        Number of the epoch (0 is before the training) to what the generator made of the cells,
+        Number of the epoch (0 is before the training) to the generated images of the cells,
         (cells, height, width, 1) in rad.
     model : keras.Model
         The model that is, or was, trained.
@@ -125,9 +117,8 @@ class LiveView(keras.callbacks.Callback):
         """
         names = self._names()
         rows = bool(names) + bool(self.images)
-        heights = [2.3] * bool(names) + [4.2] * bool(self.images)
-        figure = Figure(figsize=(9, sum(heights) + 0.4), layout="constrained")
-        figure.suptitle(self._title(), fontsize=11)
+        heights = [2.6] * bool(names) + [4.6] * bool(self.images)
+        figure = new_figure(9, sum(heights) + 0.4, self._title())
         parts = np.atleast_1d(figure.subfigures(max(rows, 1), height_ratios=heights or None))
         if names:
             self._draw_losses(parts[0], names)
@@ -169,14 +160,8 @@ class LiveView(keras.callbacks.Callback):
             name = f"epoch {number}" if number else "untrained"
             columns[name] = self.images[number][:cells]
         columns["Measured phase"] = self.cells.qpi[:cells]
-        limits = _phase_limits(self.cells)
         labels = _cell_names(self.cells.labels)[:cells]
-        return image_grid(
-            columns,
-            self.cells.pixel_size_um,
-            labels,
-            phase_limits=(limits.vmin, limits.vmax),
-        )
+        return image_grid(columns, self.cells.pixel_size_um, labels, limits=self._limits())
 
     def _epochs(self):
         return (self.params or {}).get("epochs") or 1
@@ -207,57 +192,29 @@ class LiveView(keras.callbacks.Callback):
         return f"After epoch {max(self._rows)} of {self._epochs()}"
 
     def _draw_losses(self, part, names):
-        history = self.history
-        for panel, name in zip(part.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-            values = []
-            for label, (prefix, line, colour) in STYLES.items():
-                if prefix + name in history:
-                    values += list(history[prefix + name].dropna())
-                    panel.plot(
-                        history["epoch"],
-                        history[prefix + name],
-                        line,
-                        color=colour,
-                        marker="o" if self._epochs() <= 20 else None,
-                        markersize=4,
-                        label=label,
-                    )
-            if values and min(values) > 0 and max(values) > 10 * min(values):
-                panel.set_yscale("log")
-            # All epochs to come have their place, so that curves grow and do not shrink.
-            panel.set(xlabel="epoch", title=name.replace("_", " "))
+        panels = part.subplots(1, len(names), squeeze=False)[0]
+        for panel, name in zip(panels, names, strict=True):
+            draw_losses(panel, self.history, name, self._epochs())
+            panel.set(title=name.replace("_", " "), ylabel="")
+            # Epochs to come have their place, so that the curves grow and do not shrink.
             panel.set_xlim(0.7, max(self._epochs(), 2) + 0.3)
-            panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-            panel.grid(alpha=0.25)
-        panel.legend(fontsize=8, frameon=False)
+        panels[-1].legend(frameon=False)
 
     def _draw_cells(self, part):
         latest = max(self.images)
-        limits = _phase_limits(self.cells)
         rows = {
-            "Brightfield\n(input)": (self.cells.brightfield[..., 0], "gray", None),
-            f"Generated,\nepoch {latest}": (self.images[latest][..., 0], PHASE_MAP, limits),
-            "Measured\nphase": (self.cells.qpi[..., 0], PHASE_MAP, limits),
+            "Brightfield": self.cells.brightfield[..., :1],
+            f"Generated, epoch {latest}": self.images[latest],
+            "Measured phase": self.cells.qpi,
         }
-        axes = part.subplots(len(rows), len(self.cells), squeeze=False)
-        height, width = self.cells.qpi.shape[1:3]
-        micrometres = self.cells.pixel_size_um
-        extent = (0, width * micrometres, height * micrometres, 0)
-        for line, (name, (images, colours, norm)) in zip(axes, rows.items(), strict=True):
-            line[0].set_ylabel(name, fontsize=9)
-            for panel, image in zip(line, images, strict=True):
-                drawn = panel.imshow(
-                    image,
-                    cmap=colours,
-                    norm=norm or colour_limits(image),
-                    extent=extent,
-                    interpolation=interpolation_of(width),
-                )
-                panel.set(xticks=[], yticks=[])
-        for panel, name in zip(axes[0], _cell_names(self.cells.labels), strict=True):
-            panel.set_title(name, fontsize=9)
-        scale_bar(axes[0, 0], 10, extent, "white")
-        part.colorbar(drawn, ax=axes, label="phase (rad)", aspect=30, shrink=0.65, anchor=(0, 0))
+        names = _cell_names(self.cells.labels)
+        options = {"cells_in": "columns", "limits": self._limits(), "figure": part}
+        image_grid(rows, self.cells.pixel_size_um, names, **options)
+
+    def _limits(self):
+        """Return one phase scale for all epochs, so that nothing flickers."""
+        low, high = limits_of(self.cells)["phase"]
+        return {"phase": (min(low, 0), high)}
 
 
 class StopAfter(keras.callbacks.Callback):
@@ -301,12 +258,6 @@ class _Screen:
             self._handle = display(figure, display_id=True)
         else:
             self._handle.update(figure)
-
-
-def _phase_limits(cells):
-    """One scale for all epochs, that of the measurement: nothing flickers."""
-    limits = colour_limits(cells.qpi)
-    return Normalize(min(limits.vmin, 0), limits.vmax)
 
 
 def _cell_names(labels):

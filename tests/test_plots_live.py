@@ -6,6 +6,7 @@ import IPython
 import keras
 import numpy as np
 import pytest
+from figure_checks import every_figure_is_legible  # noqa: F401
 from training_cells import TINY, make_cells
 
 from cytomad_lib.conditional.adversary import batch_shares
@@ -13,8 +14,8 @@ from cytomad_lib.conditional.networks import build_conditional_generator
 from cytomad_lib.conditional.training import FeatureRemoval, ImageRemoval
 from cytomad_lib.models.batch_removal import BatchRemoval, Classifiers
 from cytomad_lib.networks import build_discriminator, build_generator
+from cytomad_lib.plots.live import LiveView, StopAfter
 from cytomad_lib.runs import Run
-from cytomad_lib.views.live import LiveView, StopAfter
 
 CELLS, VALID = make_cells(), make_cells(per_group=2, seed=1)
 FEW = VALID.select([0, 4, 7])
@@ -115,7 +116,7 @@ def test_the_picture_shows_the_cells_of_this_epoch_on_one_scale(watched):
         np.testing.assert_array_equal(panel.images[0].get_array(), image[..., 0])
     limits = {panel.images[0].get_clim() for panel in (*generated, *measured)}
     assert len(limits) == 1
-    assert titles(live.figure()).count("H69, Batch1") == 1
+    assert titles(live.figure()).count("H69\nBatch1") == 1
 
 
 def test_the_film_shows_epochs_between_input_and_measurement(watched):

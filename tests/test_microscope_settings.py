@@ -1,17 +1,23 @@
-"""Cells under a microscope with dials: the same as a dataset's, and only the dial changes them."""
+"""Cells under a simulated microscope: those of a dataset, and only the settings change them."""
 
 import numpy as np
 import pytest
 
 from cytomad_lib.data.errors import SimulationError
 from cytomad_lib.simulation.acquisition import NAMES, batch_table, simulate_cells
-from cytomad_lib.simulation.dials import DIALS, DialledCells, day_settings
+from cytomad_lib.simulation.microscope_settings import (
+    LIGHT_SETTINGS,
+    PHASE_SETTINGS,
+    SETTINGS,
+    SimulatedMicroscope,
+    day_settings,
+)
 from cytomad_lib.simulation.write import round_to_step
 
 
 @pytest.fixture(scope="module")
 def cells():
-    return DialledCells("H358", 2, seed=26, batch="Batch1", image_size=32)
+    return SimulatedMicroscope("H358", 2, seed=26, batch="Batch1", image_size=32)
 
 
 def test_they_are_the_cells_of_the_dataset(cells):
@@ -28,17 +34,17 @@ def test_they_are_the_cells_of_the_dataset(cells):
             np.testing.assert_array_equal(images[number, ..., 0], expected)
 
 
-def test_each_dial_changes_one_of_the_two_images_and_never_the_truth(cells):
+def test_each_setting_changes_one_of_the_two_images_and_never_the_truth(cells):
     before = cells.measure()
-    assert set(DIALS) == set(NAMES)
-    for name, dial in DIALS.items():
-        after = cells.measure({name: dial.most})
-        other = cells.measure({name: dial.least})
+    assert set(SETTINGS) == set(NAMES)
+    for name, setting in SETTINGS.items():
+        after = cells.measure({name: setting.most})
+        other = cells.measure({name: setting.least})
         moved = {
             "brightfield": (after.brightfield != other.brightfield).any(),
             "phase": (after.qpi != other.qpi).any(),
         }
-        assert moved.pop(dial.changes), name
+        assert moved.pop(setting.changes), name
         assert not any(moved.values()), name
         np.testing.assert_array_equal(after.truth, before.truth)
 
@@ -49,17 +55,18 @@ def test_the_same_setting_gives_the_same_images(cells):
     assert (a.brightfield != cells.measure().brightfield).any()
 
 
-def test_dials_turn_further_than_any_day():
-    for dial in DIALS.values():
-        assert dial.least <= dial.low < dial.high < dial.most
-        assert dial.is_usual(dial.nominal) and not dial.is_usual(dial.most)
-    assert min(DIALS[name].least for name in ("read_noise", "qpi_noise", "fringe")) >= 0
+def test_the_limits_are_wider_than_any_day():
+    for setting in SETTINGS.values():
+        assert setting.least <= setting.low < setting.high < setting.most
+        assert setting.is_usual(setting.nominal) and not setting.is_usual(setting.most)
+    assert min(SETTINGS[name].least for name in ("read_noise", "qpi_noise", "fringe")) >= 0
+    assert set(LIGHT_SETTINGS + PHASE_SETTINGS) <= set(SETTINGS)
 
 
-def test_a_day_sets_all_dials():
+def test_a_day_has_all_settings():
     table = batch_table(26)
     assert day_settings(26, "Batch4") == table.loc["Batch4"].to_dict()
-    assert day_settings(26, "nominal")["defocus_um"] == DIALS["defocus_um"].nominal
+    assert day_settings(26, "nominal")["defocus_um"] == SETTINGS["defocus_um"].nominal
     with pytest.raises(SimulationError, match="no day 'Monday'.*nominal, Batch1"):
         day_settings(26, "Monday")
 
@@ -67,8 +74,8 @@ def test_a_day_sets_all_dials():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"focus": 1.0}, "no dial 'focus'.*defocus_um"),
-        ({"na": 0.9}, "na is 0.9.*turns from 0.31"),
+        ({"focus": 1.0}, "no setting 'focus'.*defocus_um"),
+        ({"na": 0.9}, "na is 0.9.*usual values are from 0.31"),
         ({"read_noise": -0.1}, "read_noise is -0.1"),
         ({"gain": float("nan")}, "gain is nan"),
         ({"fringe_period_um": 0.0}, "fringe_period_um is 0.0"),
@@ -81,6 +88,6 @@ def test_settings_that_cannot_be(cells, settings, said):
 
 def test_cells_that_cannot_be():
     with pytest.raises(SimulationError, match="no cells for 'HeLa'"):
-        DialledCells("HeLa")
-    with pytest.raises(SimulationError, match="No cells were asked for"):
-        DialledCells("H69", 0)
+        SimulatedMicroscope("HeLa")
+    with pytest.raises(SimulationError, match="Found no cells"):
+        SimulatedMicroscope("H69", 0)

@@ -7,6 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from figure_checks import every_figure_is_legible  # noqa: F401
 from matplotlib import image as mpl_image
 from training_cells import make_cells
 
@@ -15,9 +16,9 @@ from cytomad_lib.conditional.networks import build_conditional_generator
 from cytomad_lib.data.cells import CellImages
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.networks import build_generator
+from cytomad_lib.plots import explorers
 from cytomad_lib.prediction import Prediction
-from cytomad_lib.simulation.dials import DIALS, day_settings
-from cytomad_lib.views import widgets
+from cytomad_lib.simulation.microscope_settings import day_settings
 
 
 def with_truth(cells):
@@ -59,7 +60,7 @@ def assert_all_changed(before, now):
 
 
 def test_an_explorer_is_displayed_as_a_widget_or_as_a_picture(cells, monkeypatch):
-    explorer = widgets.browse_cells(cells)
+    explorer = explorers.browse_cells(cells)
     bundle = explorer._repr_mimebundle_(include=None, exclude=None)
     view = bundle["application/vnd.jupyter.widget-view+json"]
     assert view["model_id"] == explorer.box.model_id
@@ -72,7 +73,7 @@ def test_an_explorer_is_displayed_as_a_widget_or_as_a_picture(cells, monkeypatch
 def test_every_slider_waits_until_it_is_let_go(cells, generator):
     found = [
         control
-        for explorer in (widgets.browse_cells(cells), widgets.turn_dials(generator))
+        for explorer in (explorers.browse_cells(cells), explorers.explore_settings(generator))
         for line in explorer.box.children
         for control in getattr(line, "children", [])
         if hasattr(control, "continuous_update")
@@ -82,7 +83,7 @@ def test_every_slider_waits_until_it_is_let_go(cells, generator):
 
 
 def test_an_error_is_shown_and_not_swallowed(cells, monkeypatch):
-    explorer = widgets.browse_cells(cells)
+    explorer = explorers.browse_cells(cells)
     monkeypatch.setattr(explorer, "_show", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         explorer.cell.value = 1
@@ -93,7 +94,7 @@ def test_an_error_is_shown_and_not_swallowed(cells, monkeypatch):
 
 
 def test_browsing_shows_another_cell(cells):
-    explorer = widgets.browse_cells(cells)
+    explorer = explorers.browse_cells(cells)
     assert [axes.get_title() for axes in explorer.figure.axes[:3]] == [
         "brightfield",
         "measured phase",
@@ -108,7 +109,7 @@ def test_browsing_shows_another_cell(cells):
 
 
 def test_batch_and_class_choose_the_cells(cells):
-    explorer = widgets.browse_cells(cells)
+    explorer = explorers.browse_cells(cells)
     assert explorer.batch.options == ("all", "Batch1", "Batch3", "Batch6")
     explorer.class_name.value = "H520"
     assert (explorer.row, explorer.cell.max) == (8, 7)
@@ -126,16 +127,16 @@ def test_batch_and_class_choose_the_cells(cells):
 
 def test_predictions_stand_beside_and_are_scored(cells):
     off = Prediction(cells.truth + np.float32(0.25), np.zeros((16, 2)), cells.labels)
-    explorer = widgets.browse_cells(cells, {"mine": off})
+    explorer = explorers.browse_cells(cells, {"mine": off})
     assert "mine: mean absolute error 0.250 rad, r = 1.000" in explorer.text.value
     assert explorer.figure.axes[3].get_title() == "mine"
     few = Prediction(off.images[:3], off.features[:3], cells.labels[:3])
     with pytest.raises(CytomadError, match="'mine' has 3 cells. Expected the 16"):
-        widgets.browse_cells(cells, {"mine": few})
+        explorers.browse_cells(cells, {"mine": few})
 
 
 def test_cells_without_truth():
-    explorer = widgets.browse_cells(make_cells())
+    explorer = explorers.browse_cells(make_cells())
     titles = [axes.get_title() for axes in explorer.figure.axes]
     assert "measured phase" in titles and "batch-free truth" not in titles
 
@@ -145,7 +146,7 @@ def test_cells_without_truth():
 
 def test_a_point_of_the_map_shows_its_cell(cells):
     places = np.random.default_rng(0).normal(size=(16, 2))
-    explorer = widgets.explore_map({"first": places, "second": places[::-1]}, cells)
+    explorer = explorers.explore_map({"first": places, "second": places[::-1]}, cells)
     assert_all_changed(*after(explorer, explorer.cell, 9))
     marked = [points.get_offsets() for points in explorer.figure.subfigs[0].axes[0].collections]
     np.testing.assert_allclose(marked[-1], places[[9]])
@@ -157,13 +158,13 @@ def test_a_point_of_the_map_shows_its_cell(cells):
 
 def test_neighbours_on_the_map(cells):
     line = np.column_stack([np.arange(16.0), np.zeros(16)])
-    explorer = widgets.explore_map(line, cells)
+    explorer = explorers.explore_map(line, cells)
     explorer.cell.value = 15
     assert explorer.neighbours().tolist() == list(range(14, 4, -1))
     # Rows 5 to 14 around row 15, which is H520 of Batch6 (rows 12 to 15; H520 from row 8).
     assert "7 are of its class and 3 of its batch" in explorer.text.value
     with pytest.raises(CytomadError, match=r"shape \(3, 2\). Expected \(16, 2\)"):
-        widgets.explore_map(line[:3], cells)
+        explorers.explore_map(line[:3], cells)
 
 
 # --- the bottleneck ----------------------------------------------------------------------------
@@ -171,7 +172,7 @@ def test_neighbours_on_the_map(cells):
 
 @pytest.fixture
 def traversal(generator, cells):
-    return widgets.traverse_bottleneck(generator, cells)
+    return explorers.traverse_bottleneck(generator, cells)
 
 
 def test_a_feature_is_changed(traversal, generator, cells):
@@ -222,11 +223,11 @@ def test_generators_that_cannot_be_traversed(cells):
     for variable in dead.weights:
         variable.assign(np.zeros(variable.shape))
     with pytest.raises(CytomadError, match="the same for all of these cells"):
-        widgets.traverse_bottleneck(dead, cells)
+        explorers.traverse_bottleneck(dead, cells)
 
 
 def test_the_conditional_generator_can(cells):
-    explorer = widgets.traverse_bottleneck(build_conditional_generator(16, 4, seed=1), cells)
+    explorer = explorers.traverse_bottleneck(build_conditional_generator(16, 4, seed=1), cells)
     assert_all_changed(*after(explorer, explorer.cell, 3))
 
 
@@ -243,7 +244,7 @@ def test_a_feature_finds_its_measure(cells, measures):
     features = np.column_stack(
         [np.zeros(16), -measures["area_um2"], random.normal(size=16), measures["peak_phase_rad"]]
     )
-    explorer = widgets.explore_features(features, cells, measures)
+    explorer = explorers.explore_features(features, cells, measures)
     assert 0 not in [number for _, number in explorer.feature.options]  # it never varies
     explorer.feature.value = 2
     assert_all_changed(*after(explorer, explorer.feature, 1))
@@ -258,7 +259,7 @@ def test_a_feature_finds_its_measure(cells, measures):
 
 def test_inside_one_class_other_cells_count(cells, measures):
     features = cells.class_codes[:, None] + np.random.default_rng(0).normal(0, 0.1, (16, 1))
-    explorer = widgets.explore_features(features, cells, measures)
+    explorer = explorers.explore_features(features, cells, measures)
     explorer.measure.value = "area_um2"
     over_all = abs(explorer.correlations.loc[0, "area_um2"])
     assert_all_changed(*after(explorer, explorer.class_name, "H69"))
@@ -268,21 +269,21 @@ def test_inside_one_class_other_cells_count(cells, measures):
 
 def test_features_that_never_vary(cells, measures):
     with pytest.raises(CytomadError, match="No feature varies"):
-        widgets.explore_features(np.ones((16, 3)), cells, measures)
+        explorers.explore_features(np.ones((16, 3)), cells, measures)
 
 
 # --- the microscope ----------------------------------------------------------------------------
 
 
 @pytest.fixture
-def dials():
-    """Make dials with two 'models': the darkness of an image, and one that is blind."""
+def microscope():
+    """Return an explorer with two 'models': the darkness of an image, and a constant."""
     brightfield = keras.Input((32, 32, 1))
     dark = keras.layers.Rescaling(-1.0, 1.0)(brightfield)
     blind = keras.layers.Rescaling(0.0, 1.0)(brightfield)
     pool = keras.layers.GlobalAveragePooling2D()
     models = {"dark": dark, "blind": blind}
-    return widgets.turn_dials(
+    return explorers.explore_settings(
         {name: keras.Model(brightfield, [image, pool(image)]) for name, image in models.items()}
     )
 
@@ -295,10 +296,10 @@ def shown(explorer):
     }
 
 
-def test_a_dial_of_the_light_changes_brightfield_and_prediction_only(dials):
-    before = shown(dials)
-    assert_all_changed(*after(dials, dials.dials["defocus_um"], 8.0))
-    now = shown(dials)
+def test_a_setting_of_the_light_changes_brightfield_and_prediction_only(microscope):
+    before = shown(microscope)
+    assert_all_changed(*after(microscope, microscope.sliders["defocus_um"], 8.0))
+    now = shown(microscope)
     for title, changes in (
         ("brightfield", True),
         ("predicted phase", True),
@@ -306,39 +307,38 @@ def test_a_dial_of_the_light_changes_brightfield_and_prediction_only(dials):
         ("batch-free truth", False),
     ):
         assert (before[title] != now[title]).any() == changes, title
-    assert "Beyond what any simulated day had: defocus (µm)." in dials.text.value
-    assert dials.day.value == "as set by hand"
+    assert "Beyond what any simulated day had: defocus (µm)." in microscope.text.value
+    assert microscope.day.value == "as set by hand"
 
 
-def test_a_dial_of_the_phase_camera_leaves_the_prediction(dials):
-    before = shown(dials)
-    assert_all_changed(*after(dials, dials.dials["qpi_scale"], 1.1))
-    now = shown(dials)
+def test_a_setting_of_the_phase_camera_leaves_the_prediction(microscope):
+    before = shown(microscope)
+    assert_all_changed(*after(microscope, microscope.sliders["qpi_scale"], 1.1))
+    now = shown(microscope)
     np.testing.assert_array_equal(now["predicted phase"], before["predicted phase"])
     assert (now["measured phase"] != before["measured phase"]).any()
-    assert "within the range" in dials.text.value
+    assert "within the range" in microscope.text.value
 
 
-def test_a_day_sets_all_dials_and_nominal_brings_them_back(dials):
-    start = dials.image.value
-    assert_all_changed(*after(dials, dials.day, "Batch4"))
+def test_a_day_sets_all_sliders_and_nominal_brings_them_back(microscope):
+    start = microscope.image.value
+    assert_all_changed(*after(microscope, microscope.day, "Batch4"))
     expected = day_settings(26, "Batch4")
-    assert dials.settings == expected
-    assert all(slider.value == expected[name] for name, slider in dials.dials.items())
-    dials.dials["gain"].value = 1.0
-    assert dials.settings == expected | {"gain": 1.0}
-    dials.day.value = "nominal"
-    assert dials.image.value == start
+    assert microscope.settings == expected
+    assert all(slider.value == expected[name] for name, slider in microscope.sliders.items())
+    microscope.sliders["gain"].value = 1.0
+    assert microscope.settings == expected | {"gain": 1.0}
+    microscope.day.value = "nominal"
+    assert microscope.image.value == start
 
 
-def test_cell_class_and_model_can_be_chosen(dials):
-    assert_all_changed(*after(dials, dials.cell, 4))
-    assert_all_changed(*after(dials, dials.class_name, "H69"))
-    assert_all_changed(*after(dials, dials.model, "blind"))
-    np.testing.assert_array_equal(shown(dials)["predicted phase"], 1.0)
+def test_cell_class_and_model_can_be_chosen(microscope):
+    assert_all_changed(*after(microscope, microscope.cell, 4))
+    assert_all_changed(*after(microscope, microscope.class_name, "H69"))
+    assert_all_changed(*after(microscope, microscope.model, "blind"))
+    np.testing.assert_array_equal(shown(microscope)["predicted phase"], 1.0)
 
 
-def test_an_unknown_dial_is_refused(generator):
-    with pytest.raises(CytomadError, match="no dial 'focus'"):
-        widgets.turn_dials(generator, dials=["focus"])
-    assert set(widgets.LIGHT_DIALS + widgets.PHASE_DIALS) <= set(DIALS)
+def test_an_unknown_setting_is_refused(generator):
+    with pytest.raises(CytomadError, match="no setting 'focus'"):
+        explorers.explore_settings(generator, ["focus"])

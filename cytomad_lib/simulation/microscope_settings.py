@@ -1,16 +1,17 @@
-"""The microscope with its dials in your hands: the same simulated cells, measured as you like.
+"""The settings of the simulated microscope, and cells that can be measured with any of them.
 
-In a dataset every cell was measured once, by the microscope of its day. Here the cells stay and the
-microscope changes: `DialledCells` keeps the cells, `measure` takes the settings. What is not set
-is nominal, and noise keeps its pattern, so what changes in an image is what the dial did.
+In a dataset, every cell was measured once, with the settings of its day. `SimulatedMicroscope`
+keeps the cells, and `measure` takes the settings. A setting that is left out has its nominal value,
+and noise keeps its pattern, so every change of an image comes from the setting that was changed.
 
-- `Dial`, `DIALS`: what can be turned, how far, and which range the simulated days lie in.
-- `DialledCells`: cells that can be measured again and again.
+- `Setting`, `SETTINGS`: what can be set, its limits, and the range of the simulated days.
+- `LIGHT_SETTINGS`, `PHASE_SETTINGS`: the main ones, of the brightfield and of the phase image.
+- `SimulatedMicroscope`: cells that can be measured again and again.
 
 Example
 -------
->>> cells = DialledCells("H358", 2, seed=26, batch="Batch1")      # the first two of that Test file
->>> sharp, blurred = cells.measure({"defocus_um": 0.0}), cells.measure({"defocus_um": 9.0})
+>>> microscope = SimulatedMicroscope("H358", 2, seed=26, batch="Batch1")  # first two of that file
+>>> sharp, blurred = (microscope.measure({"defocus_um": value}) for value in (0.0, 9.0))
 >>> sharp.brightfield.shape, bool((sharp.truth == blurred.truth).all())
 ((2, 64, 64, 1), True)
 """
@@ -42,11 +43,11 @@ from cytomad_lib.simulation.optics import bin_pixels, oversampling, phase_of_pat
 from cytomad_lib.simulation.write import round_to_step
 
 NA_LIMITS = (0.2, 0.7)  # what the computed grid resolves
-DIALLED = "dialled"  # the batch that cells measured here belong to
+BATCH = "simulated"  # the batch of cells that are measured here
 
 
 @dataclass(frozen=True)
-class Dial:
+class Setting:
     """One setting of the microscope.
 
     Parameters
@@ -57,7 +58,7 @@ class Dial:
     low, high : float
         Between these every simulated day lies.
     least, most : float
-        How far the dial turns: half of that range further, to either side, where that is possible.
+        The limits: half of that range further, to either side, where that is possible.
     changes : {"brightfield", "phase"}
         Which of the two measured images it changes.
     """
@@ -78,14 +79,14 @@ class Dial:
         return self.low - slack <= value <= self.high + slack
 
 
-def _make_dial(parameter):
+def _make_setting(parameter):
     room = (parameter.high - parameter.low) / 2
     least, most = parameter.low - room, parameter.high + room
     if parameter.name in NOT_NEGATIVE:
         least = max(least, 0.0)
     if parameter.name == "na":
         least, most = max(least, NA_LIMITS[0]), min(most, NA_LIMITS[1])
-    return Dial(
+    return Setting(
         parameter.name,
         parameter.unit.replace("um", "µm"),
         parameter.meaning,
@@ -98,11 +99,17 @@ def _make_dial(parameter):
     )
 
 
-DIALS = {parameter.name: _make_dial(parameter) for parameter in PARAMETERS}
+SETTINGS = {parameter.name: _make_setting(parameter) for parameter in PARAMETERS}
+
+# Without the place and the period of the fringe, which change next to nothing.
+LIGHT_SETTINGS = (
+    "defocus_um", "na", "gain", "offset", "oblique_x", "oblique_y", "fringe", "read_noise",
+)  # fmt: skip
+PHASE_SETTINGS = ("qpi_scale", "qpi_blur_um", "qpi_tilt_x", "qpi_tilt_y", "qpi_noise")
 
 
 def day_settings(seed, batch):
-    """Return what a simulated day has its dials at: name to value.
+    """Return the settings of a simulated day: name to value.
 
     Parameters
     ----------
@@ -124,8 +131,8 @@ def day_settings(seed, batch):
     return {name: float(value) for name, value in table.loc[batch].items()}
 
 
-class DialledCells:
-    """Simulated cells that can be measured again and again, with any setting of the microscope.
+class SimulatedMicroscope:
+    """Simulated cells under a microscope that measures them with any settings.
 
     Parameters
     ----------
@@ -152,7 +159,7 @@ class DialledCells:
         self.class_name = class_name
         self.indices = list(range(cells)) if isinstance(cells, int | np.integer) else list(cells)
         if not self.indices:
-            raise SimulationError("No cells were asked for; expected at least one.")
+            raise SimulationError("Found no cells to measure; expected at least one.")
         self.image_size = image_size
         self._seed, self._address = seed, f"{batch or 'nominal'}/{class_name}/{split}"
         self._factor = oversampling(image_size, FIELD_OF_VIEW_UM)
@@ -161,7 +168,7 @@ class DialledCells:
         self.truth = _as_stored(bin_pixels(self._phase, self._factor), "QPI_TRUE")
 
     def __len__(self):
-        """Count the cells."""
+        """Return the number of cells."""
         return len(self.indices)
 
     def measure(self, settings=None):
@@ -170,7 +177,7 @@ class DialledCells:
         Parameters
         ----------
         settings : dict, optional
-            Dial to value; the same for all cells. What is left out is nominal.
+            Name to value; the same for all cells. What is left out is nominal.
 
         Returns
         -------
@@ -180,7 +187,7 @@ class DialledCells:
         Raises
         ------
         SimulationError
-            If there is no such dial, or it cannot be turned so far.
+            If there is no such setting, or its value is impossible.
         """
         settings = NOMINAL | check_settings(settings or {})
         values = {name: np.full(len(self), value) for name, value in settings.items()}
@@ -192,7 +199,7 @@ class DialledCells:
         }
         labels = pd.DataFrame(
             {
-                "batch": pd.Categorical([DIALLED] * len(self)),
+                "batch": pd.Categorical([BATCH] * len(self)),
                 "class_name": pd.Categorical([self.class_name] * len(self)),
                 "cell": self.indices,
             }
@@ -210,7 +217,7 @@ class DialledCells:
 
 
 def check_settings(settings):
-    """Return the settings, or refuse dials that there are not, and values out of their reach.
+    """Return the settings, or refuse unknown names and impossible values.
 
     Raises
     ------
@@ -218,17 +225,17 @@ def check_settings(settings):
         Names them, and what is possible.
     """
     for name, value in settings.items():
-        if name not in DIALS:
+        if name not in SETTINGS:
             raise SimulationError(
-                f"There is no dial {name!r}. Expected some of {', '.join(DIALS)}."
+                f"There is no setting {name!r}. Expected some of {', '.join(SETTINGS)}."
             )
         least, most = NA_LIMITS if name == "na" else (-np.inf, np.inf)
         least = 0.0 if name in NOT_NEGATIVE else least
         positive = value > 0 or name != "fringe_period_um"
         if not (np.isfinite(value) and least <= value <= most and positive):
             raise SimulationError(
-                f"{name} is {value!r}. Expected a number such as {DIALS[name].nominal}; the dial "
-                f"turns from {DIALS[name].least} to {DIALS[name].most}."
+                f"{name} is {value!r}. Expected a number such as {SETTINGS[name].nominal}; usual "
+                f"values are from {SETTINGS[name].least} to {SETTINGS[name].most}."
             )
     return dict(settings)
 

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from figure_checks import every_figure_is_legible  # noqa: F401
 from matplotlib.colors import to_rgba
 
 from cytomad_lib import networks
 from cytomad_lib.models.dissection import block_table
-from cytomad_lib.views import anatomy
-from cytomad_lib.views.plots import METHOD_COLOURS, PHASE_MAP
+from cytomad_lib.plots import networks as figures
+from cytomad_lib.plots.style import METHOD_COLOURS
 
 RNG = np.random.default_rng(0)
 
@@ -30,7 +31,7 @@ def test_feature_maps_show_those_that_vary_most():
     lively[..., 10:] *= 0.01
     lively[..., 15] *= 1000
     stacks = {"block 1": RNG.normal(size=(8, 8, 3)), "block 2": lively}
-    figure = anatomy.feature_maps(stacks, most=5)
+    figure = figures.feature_maps(stacks, most=5)
     images = shown(figure)
     assert len(images) == 3 + 5
     np.testing.assert_array_equal(images[1].get_array(), stacks["block 1"][..., 1])
@@ -43,32 +44,32 @@ def test_feature_maps_show_those_that_vary_most():
 def test_the_border_does_not_set_the_scale_of_a_map():
     maps = RNG.random((16, 16, 1))
     maps[0], maps[:, -1] = 50, -50
-    low, high = shown(anatomy.feature_maps({"block": maps}))[0].get_clim()
+    low, high = shown(figures.feature_maps({"block": maps}))[0].get_clim()
     assert (low, high) == (maps[1:-1, 1:-1].min(), maps[1:-1, 1:-1].max())
 
 
 def test_feature_maps_of_several_cells_are_refused():
     with pytest.raises(ValueError, match=r"\(2, 8, 8, 3\)"):
-        anatomy.feature_maps({"block": np.zeros((2, 8, 8, 3))})
+        figures.feature_maps({"block": np.zeros((2, 8, 8, 3))})
 
 
 def test_constant_maps_can_be_drawn():
-    figure = anatomy.feature_maps({"silent": np.zeros((4, 4, 2))})
+    figure = figures.feature_maps({"silent": np.zeros((4, 4, 2))})
     low, high = shown(figure)[0].get_clim()
     assert low < high
 
 
 def test_strips_have_a_row_per_cell():
     features = RNG.random((3, 16))
-    figure = anatomy.feature_strips(features, ["a", "b", "c"])
-    np.testing.assert_array_equal(shown(figure)[0].get_array(), features)
+    figure = figures.feature_strips(features, ["a", "b", "c"])
+    np.testing.assert_array_equal(figure.axes[0].collections[0].get_array(), features)
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["a", "b", "c"]
     with pytest.raises(ValueError, match="2 labels"):
-        anatomy.feature_strips(features, ["a", "b"])
+        figures.feature_strips(features, ["a", "b"])
 
 
 def test_diagram_names_every_block_with_its_shape(generator_table):
-    texts = texts_of(anatomy.unet_diagram(generator_table))
+    texts = texts_of(figures.unet_diagram(generator_table))
     for name, row in generator_table.iterrows():
         own = [text for text in texts if text.startswith(f"{name}\n")]
         assert len(own) == 1
@@ -78,54 +79,39 @@ def test_diagram_names_every_block_with_its_shape(generator_table):
 
 
 def test_diagram_has_a_skip_at_every_level(generator_table):
-    (panel,) = anatomy.unet_diagram(generator_table).axes
+    (panel,) = figures.unet_diagram(generator_table).axes
     dashed = [patch for patch in panel.patches if patch.get_linestyle() in ("--", "dashed")]
     assert len(dashed) == (generator_table["joined"] > 0).sum() == 6
 
 
-def test_diagram_of_a_judge_is_refused():
+def test_diagram_of_a_discriminator_is_refused():
     with pytest.raises(ValueError, match="convolution 1"):
-        anatomy.unet_diagram(block_table(networks.build_discriminator(32, 2)))
+        figures.unet_diagram(block_table(networks.build_discriminator(32, 2)))
 
 
 def test_parameter_bars_are_as_long_as_there_are_parameters(generator_table):
-    (panel,) = anatomy.parameter_bars(generator_table).axes
+    (panel,) = figures.parameter_bars(generator_table).axes
     lengths = [bar.get_width() for bar in panel.patches]
     assert lengths == list(generator_table["parameters"])
     assert f" {max(lengths):,.0f}" in texts_of(panel.figure)
 
 
 def test_path_bars_and_their_reference():
-    (panel,) = anatomy.path_bars({"bottleneck": 0.1, "skip 8×8": 0.3}, ("another cell", 0.5)).axes
+    (panel,) = figures.path_bars({"bottleneck": 0.1, "skip 8×8": 0.3}, ("another cell", 0.5)).axes
     assert [bar.get_width() for bar in panel.patches] == [0.1, 0.3]
     assert list(panel.lines[0].get_xdata()) == [0.5, 0.5]
     assert panel.get_xlim()[1] > 0.5
 
 
-def test_patch_maps_write_the_probabilities_and_share_the_phase_scale():
-    pairs = {
-        name: (RNG.random((16, 16, 1)), scale * RNG.random((16, 16, 1)), RNG.random((2, 2)))
-        for name, scale in (("measured", 1), ("generated", 3))
-    }
-    figure = anatomy.patch_maps(pairs, 0.7)
-    phase = [im for im in shown(figure) if im.get_cmap().name == PHASE_MAP]
-    assert len(phase) == 2 and phase[0].get_clim() == phase[1].get_clim()
-    written = [text for text in texts_of(figure) if text.startswith(("0.", "1."))]
-    expected = [f"{p:.1f}" for _, _, patches in pairs.values() for p in patches.ravel()]
-    assert sorted(written) == sorted(expected)
-    probabilities = [im for im in shown(figure) if im.get_clim() == (0, 1)]
-    assert len(probabilities) == 2
-
-
 def test_half_of_the_change_is_above_the_level():
-    heard = np.array([[8.0, 1.0], [4.0, 3.0]])
-    assert anatomy.half_level(heard) == 8.0
-    assert anatomy.half_level(np.array([[3.0, 3.0], [2.0, 2.0]])) == 3.0
+    change = np.array([[8.0, 1.0], [4.0, 3.0]])
+    assert figures.half_level(change) == 8.0
+    assert figures.half_level(np.array([[3.0, 3.0], [2.0, 2.0]])) == 3.0
 
 
 def test_sensitivity_frames_the_patch():
-    heard, windows = RNG.random((8, 8)), ((-3, 10), (5, 18))
-    figure = anatomy.sensitivity_map(heard, RNG.random((16, 16)), (1, 3), windows, 4, 1.0)
+    change, windows = RNG.random((8, 8)), ((-3, 10), (5, 18))
+    figure = figures.sensitivity_map(change, RNG.random((16, 16)), (1, 3), windows, 4, 1.0)
     crosses = [axes.lines[0].get_xydata()[0] for axes in figure.axes if axes.images and axes.lines]
     np.testing.assert_allclose(crosses, [(12.0, 4.0)] * 2)
     frames = [
@@ -137,23 +123,25 @@ def test_sensitivity_frames_the_patch():
     assert frames == [(12.0, 4.0, 4.0, 4.0)] * 2
 
 
-def test_answers_box_the_true_one():
+def test_the_true_label_is_boxed():
     probabilities = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
     panels = {"class": (probabilities, ["a", "b", "c"], [1, 2])}
-    figure = anatomy.answers(panels, ["cell 1", "cell 2"])
-    boxes = [patch.get_x() + 0.47 for patch in figure.axes[0].patches]
+    figure = figures.predicted_probabilities(panels, ["cell 1", "cell 2"])
+    boxes = [patch.get_x() - 0.03 for patch in figure.axes[0].patches]
     assert boxes == pytest.approx([1, 2])
     assert {"70", "20", "10", "80"} <= set(texts_of(figure))
 
 
-def test_answers_must_fit_the_cells():
+def test_probabilities_must_fit_the_cells():
     with pytest.raises(ValueError, match=r"class: found probabilities of shape \(2, 3\)"):
-        anatomy.answers({"class": (np.ones((2, 3)) / 3, ["a", "b", "c"], [0, 1])}, ["only one"])
+        figures.predicted_probabilities(
+            {"class": (np.ones((2, 3)) / 3, ["a", "b", "c"], [0, 1])}, ["only one"]
+        )
 
 
-def test_dealt_features_are_where_they_were_dealt():
+def test_each_subset_is_in_its_row():
     subsets = np.array([[0, 5], [3, 1]])
-    (panel,) = anatomy.dealt_features(subsets, 6).axes
+    (panel,) = figures.feature_subsets(subsets, 6).axes
     places = {
         (round(patch.get_x() + 0.5), round(patch.get_y() + 0.4)): patch.get_facecolor()
         for patch in panel.patches
@@ -164,26 +152,17 @@ def test_dealt_features_are_where_they_were_dealt():
 
 def test_each_feature_has_the_colour_of_its_mlp():
     subsets = np.random.default_rng(0).permutation(128).reshape(4, 32)
-    (panel,) = anatomy.dealt_features(subsets, 128).axes
+    (panel,) = figures.feature_subsets(subsets, 128).axes
     owner = np.full(128, -1)
     colours = [to_rgba(colour) for colour in METHOD_COLOURS]
     for patch in panel.patches:
         owner[round(patch.get_x() + 0.5)] = colours.index(patch.get_facecolor())
-    for number, dealt in enumerate(subsets):
-        assert (owner[dealt] == number).all()
+    for number, subset in enumerate(subsets):
+        assert (owner[subset] == number).all()
 
 
-def test_features_dealt_twice_are_refused():
+def test_features_in_two_subsets_are_refused():
     with pytest.raises(ValueError, match="3 different"):
-        anatomy.dealt_features([[0, 1], [1, 2]], 6)
+        figures.feature_subsets([[0, 1], [1, 2]], 6)
     with pytest.raises(ValueError, match="disjoint"):
-        anatomy.dealt_features(np.arange(len(METHOD_COLOURS) + 1)[:, None], 20)
-
-
-def test_curve_marks_what_answers_cost():
-    (panel,) = anatomy.cross_entropy_curve({"unsure": 0.5, "sure": 1.0}).axes
-    points = np.array([line.get_xydata()[0] for line in panel.lines[1:]])
-    np.testing.assert_allclose(points, [(0.5, np.log(2)), (1.0, 0.0)])
-    assert "unsure: −ln 0.5 = 0.69" in texts_of(panel.figure)
-    with pytest.raises(ValueError, match="above 0"):
-        anatomy.cross_entropy_curve({"impossible": 0.0})
+        figures.feature_subsets(np.arange(len(METHOD_COLOURS) + 1)[:, None], 20)
