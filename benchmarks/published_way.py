@@ -29,7 +29,7 @@ from keras import ops
 from skimage.transform import resize
 
 from cytomad_lib.data.layouts import find_layout
-from cytomad_lib.models.batch_norm import BatchNormalization
+from cytomad_lib.layers import BatchNormalization
 from cytomad_lib.networks import build_batch_mlp
 from cytomad_lib.prediction import group_rows
 
@@ -138,7 +138,7 @@ class BatchRemoval(Pretraining):
     ----------
     generator, discriminator, preset, seed
         As in `Pretraining`.
-    classifiers : cytomad_lib.models.batch_removal.Classifiers
+    classifiers : cytomad_lib.training.batch_removal.Classifiers
     """
 
     def __init__(self, generator, discriminator, classifiers, preset, seed=0):

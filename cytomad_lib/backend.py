@@ -54,3 +54,15 @@ def _import_keras():
 
 
 keras = _import_keras()
+
+
+def replicas():
+    """Count the devices that share what is being built or computed right now.
+
+    Losses of Keras are divided by it, as gradients are summed over the devices.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync

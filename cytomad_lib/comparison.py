@@ -40,7 +40,8 @@ from cytomad_lib.evaluation import (
 from cytomad_lib.pages import run_facts, write_comparison_page
 from cytomad_lib.plots import report
 from cytomad_lib.prediction import predict
-from cytomad_lib.runs import RECIPES, check_recipes
+from cytomad_lib.runs import RECIPES
+from cytomad_lib.training.recipes import check_recipes
 from cytomad_lib.workflow import train
 
 TABLE, PAGE, LEFT_OUT = "compare.csv", "compare.html", "left_out.csv"

@@ -43,6 +43,7 @@ from cytomad_lib.pages import write_evaluation_page
 from cytomad_lib.plots import report
 from cytomad_lib.prediction import predict
 from cytomad_lib.runs import IMAGES, LAST
+from cytomad_lib.training.recipes import classifier_scores
 
 METHOD_NAMES = {
     "pretraining": "pretrained",
@@ -274,7 +275,7 @@ def evaluate(run, data, split, out, seed=0, progress=False, image_probe=True, pe
         peers=peer_notes,
         dose_order=order,
         dose_distance=distance,
-        own_verdict=run.own_verdict(cells) if "published" in stages else None,
+        own_verdict=classifier_scores(run, cells) if "published" in stages else None,
         first_batch=float(np.mean(cells.batch_codes == 0)),
         predictions=predictions,
         figures=figures,

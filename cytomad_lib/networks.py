@@ -27,9 +27,8 @@ Example
 import random
 from contextlib import contextmanager
 
-from cytomad_lib.backend import keras
-from cytomad_lib.models import devices
-from cytomad_lib.models.batch_norm import BatchNormalization
+from cytomad_lib.backend import keras, replicas
+from cytomad_lib.layers import BatchNormalization
 
 layers = keras.layers
 
@@ -314,7 +313,7 @@ def _up(x, filters, stride, seeds, norm_momentum):
 
 def _batch_norm(momentum):
     # Where several devices share a minibatch, it is normalised as a whole.
-    return BatchNormalization(momentum=momentum, epsilon=1e-3, synchronized=devices.replicas() > 1)
+    return BatchNormalization(momentum=momentum, epsilon=1e-3, synchronized=replicas() > 1)
 
 
 def dense(units, seeds, activation="relu"):

@@ -25,6 +25,7 @@ Example
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +34,10 @@ from tqdm import tqdm
 
 from cytomad_lib.backend import keras
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.data.files import write_table, write_text
+from cytomad_lib.data.files import StoredArray, write_table, write_text
 from cytomad_lib.data.matfiles import write_mat
-from cytomad_lib.models.autodiff import without_gradients
-from cytomad_lib.models.batch_removal import generate
 from cytomad_lib.networks import all_layers, seed_generators
+from cytomad_lib.training.steps import compiled, without_gradients
 
 FEATURE_TABLE = "features.csv"
 UNFINISHED = "prediction_unfinished.txt"  # names its files until all are written
@@ -115,6 +115,52 @@ def predict(
     _check_size(generator, cells)
     made = generate(generator, cells, AT_ONCE, progress)
     return Prediction(made["images"], made["features"], cells.labels.reset_index(drop=True))
+
+
+@without_gradients()
+def generate(generator, cells, at_once=100, progress=False, images=True):
+    """Features and images of cells, in inference mode, with their codes.
+
+    Parameters
+    ----------
+    generator : keras.Model
+    cells : CellImages or CellFiles
+        Read in slices; only the results are held together.
+    at_once : int
+        Cells per slice. It does not change the result.
+    progress : bool
+        Show a progress bar over the slices.
+    images : bool or path
+        Whether to keep the images. A path: in this new file instead of memory. (Features always
+        stay in memory: 512 numbers per cell at published size, 2 kB.)
+
+    Returns
+    -------
+    dict of numpy arrays
+        `"images"` (n, size, size, 1) in rad (of a path, a `StoredArray`; or missing), `"features"`
+        (n, n_features), `"batch_codes"` and `"class_codes"` (n,).
+    """
+    made = {"features": [], "batch_codes": [], "class_codes": []}
+    infer = compiled(generator) if len(cells) > at_once else partial(generator, training=False)
+
+    def parts():
+        slices, total = cells.in_slices(at_once), -(-len(cells) // at_once)
+        for part in tqdm(slices, "predicting", total, unit="slice", disable=not progress):
+            generated, features = infer(part.brightfield)
+            made["features"].append(keras.ops.convert_to_numpy(features))
+            made["batch_codes"].append(part.batch_codes)
+            made["class_codes"].append(part.class_codes)
+            yield generated if images is False else keras.ops.convert_to_numpy(generated)
+
+    if images is False:
+        for _ in parts():
+            pass
+    elif images is True:
+        made["images"] = list(parts())
+    else:
+        stored = StoredArray.write(images, parts(), (len(cells), *generator.output_shape[0][1:]))
+    found = {name: np.concatenate(some) for name, some in made.items()}
+    return found if isinstance(images, bool) else {"images": stored, **found}
 
 
 def group_minibatches(labels, minibatch=None):

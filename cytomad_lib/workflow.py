@@ -19,6 +19,7 @@ from cytomad_lib.config import DEMO
 from cytomad_lib.data.cells import CellFiles, check_trainable, load_cells
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LAYOUTS, find_layout, refuse_inside
+from cytomad_lib.devices import find_devices
 from cytomad_lib.evaluation import (
     METHOD_NAMES,
     announce,
@@ -26,16 +27,12 @@ from cytomad_lib.evaluation import (
     evaluate,
     save_loss_figures,
 )
+from cytomad_lib.legacy import load_legacy_generator
 from cytomad_lib.locks import check_free
-from cytomad_lib.models.devices import find_devices
-from cytomad_lib.models.legacy import load_legacy_generator
 from cytomad_lib.prediction import predict, write_prediction
 from cytomad_lib.runs import (
     RECIPES,
     Run,
-    check_devices,
-    check_enough_cells,
-    check_recipes,
     check_seed,
 )
 from cytomad_lib.simulation.write import (
@@ -43,6 +40,14 @@ from cytomad_lib.simulation.write import (
     DEMO_DRUG_DATASET,
     is_unfinished,
     simulate_dataset,
+)
+from cytomad_lib.training.recipes import (
+    check_devices,
+    check_enough_cells,
+    check_recipes,
+    fit_classifiers,
+    pretrain,
+    remove_batches,
 )
 
 # Training cells per group: enough for minutes; the others wait for `train`.
@@ -175,10 +180,10 @@ def train(
         Train with the cells of these batches only; files of others are not opened.
     from_disk : bool
         Read the cells while training, instead of loading them before: for datasets larger than
-        memory. They come in another order; see `models.feeding.StreamedMinibatches`. Classifiers
-        of the published recipe then need room on the disk for the generated images.
+        memory. They come in another order; see `StreamedMinibatches`. Classifiers of the
+        published recipe then need room on the disk for the generated images.
     devices : int
-        How many devices of this machine share each minibatch; see `models.devices`, also for
+        How many devices of this machine share each minibatch; see `devices`, also for
         several machines. The published recipe only.
 
     Returns
@@ -230,13 +235,13 @@ def train(
 def _train_stages(run, cells, valid, verbose, recipes, conversion):
     announce(verbose, "Interrupt when you like: the same command goes on after the last epoch.")
     announce(verbose, f"Pretraining on {len(cells)} cells: {conversion}")
-    run.pretrain(cells, valid, verbose)
+    pretrain(run, cells, valid, verbose)
     if "published" in recipes:
         announce(verbose, "Classifiers of batch and class, for the published recipe")
-        run.fit_classifiers(cells, valid, verbose)
+        fit_classifiers(run, cells, valid, verbose)
     for recipe in recipes:
         announce(verbose, f"Batch removal, {METHOD_NAMES[recipe]}")
-        run.remove_batches(cells, valid, verbose, recipe)
+        remove_batches(run, cells, valid, verbose, recipe)
     if run.devices.writes:
         save_loss_figures(run)
 
@@ -276,7 +281,7 @@ def predict_by_file(model, data, split, out, progress=False, mode="running"):
     Parameters
     ----------
     model : path
-        Such as `model_000100.h5` or `CytoMADmodel_000300.h5`; see `models.legacy`.
+        Such as `model_000100.h5` or `CytoMADmodel_000300.h5`; see `legacy`.
     data, split, out, progress, mode
         As in `predict_split`. Images are resized to what the generator takes.
 

@@ -127,7 +127,7 @@ def _outcome(path, expected, numbers_changed):
 def _read(path):
     if path.suffix == ".mat":
         return [read_mat(path, "BF")]
-    from cytomad_lib.models import legacy
+    from cytomad_lib import legacy
 
     # `load_legacy` without Keras' part in it, which takes longest and only meets what is right.
     _, layers, arrays = legacy._read(path, values=True)

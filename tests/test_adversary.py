@@ -10,7 +10,7 @@ from keras import ops
 from training_cells import TINY, make_cells
 
 from cytomad_lib.conditional.adversary import ConditionalAdversary, batch_shares
-from cytomad_lib.models.autodiff import minimise
+from cytomad_lib.training.steps import minimise
 
 N_FEATURES = 6
 # The first class is in batches 0 and 1, the second in batches 1 and 2.

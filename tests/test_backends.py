@@ -75,10 +75,10 @@ WITHOUT_TENSORFLOW = """
 import sys
 sys.modules["tensorflow"] = None  # importing it now fails
 import numpy as np
-from test_pretraining import moved, tiny_model
+from test_pix2pix import moved, tiny_model
 from training_cells import make_cells
 import cytomad_lib.workflow
-from cytomad_lib.models.feeding import Minibatches
+from cytomad_lib.training.minibatches import Minibatches
 model = tiny_model()
 before = model.generator.get_weights()
 losses = model.fit(Minibatches.of_cells(make_cells(), 16), shuffle=False, verbose=0).history
@@ -101,7 +101,7 @@ def test_pytorch_trains_where_there_is_no_tensorflow():
 def build_models():
     from test_batch_removal import tiny_removal
     from test_conditional_removal import CELLS, lively_generator
-    from test_pretraining import tiny_model
+    from test_pix2pix import tiny_model
     from training_cells import TINY
 
     from cytomad_lib.conditional.adversary import batch_shares
@@ -159,7 +159,7 @@ def minibatches():
     """Return the minibatches of some epochs, as arrays by name."""
     from training_cells import make_cells
 
-    from cytomad_lib.models.feeding import Minibatches
+    from cytomad_lib.training.minibatches import Minibatches
 
     cells = make_cells(per_group=MINIBATCH * STEPS // 4)
     groups = cells.batch_codes * 7 + cells.class_codes

@@ -5,17 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from keras import ops
-from test_pretraining import moved, one_minibatch
+from test_pix2pix import moved, one_minibatch
 from training_cells import TINY, make_cells, untraced_steps
 
-from cytomad_lib.models.batch_removal import (
+from cytomad_lib.networks import build_discriminator, build_generator
+from cytomad_lib.training.batch_removal import (
     BatchRemoval,
     Classifiers,
     RefitBatchMLPs,
     generate,
 )
-from cytomad_lib.models.feeding import Minibatches
-from cytomad_lib.networks import build_discriminator, build_generator
+from cytomad_lib.training.minibatches import Minibatches
 
 
 @pytest.fixture

@@ -21,11 +21,11 @@ from benchmarks.bench.table import BenchResult, Measurement
 from cytomad_lib.__main__ import main
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.models.batch_removal import BatchRemoval, Classifiers
-from cytomad_lib.models.feeding import Minibatches
-from cytomad_lib.models.pretraining import Pix2Pix
 from cytomad_lib.networks import build_discriminator, build_generator
 from cytomad_lib.prediction import predict
+from cytomad_lib.training.batch_removal import BatchRemoval, Classifiers
+from cytomad_lib.training.minibatches import Minibatches
+from cytomad_lib.training.pix2pix import Pix2Pix
 
 EFFORT = work.Cost(
     repeats=2,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from keras import ops
-from test_pretraining import moved, one_minibatch
+from test_pix2pix import moved, one_minibatch
 from training_cells import TINY, make_cells
 
 from cytomad_lib.conditional.adversary import batch_shares
@@ -23,8 +23,8 @@ from cytomad_lib.conditional.training import (
     transfer_at_random,
 )
 from cytomad_lib.config import Conditional
-from cytomad_lib.models.batch_norm import BatchNormalization
-from cytomad_lib.models.batch_removal import generate
+from cytomad_lib.layers import BatchNormalization
+from cytomad_lib.training.batch_removal import generate
 
 CELLS = make_cells()
 STEPS = 8

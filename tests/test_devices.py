@@ -22,8 +22,9 @@ import pytest
 from training_cells import TINY, environment_of_a_program, make_cells
 
 from cytomad_lib import networks, runs
-from cytomad_lib.models import devices
-from cytomad_lib.models.devices import ONE, Devices, DevicesError, find_devices
+from cytomad_lib.backend import replicas
+from cytomad_lib.devices import ONE, Devices, DevicesError, find_devices
+from cytomad_lib.training.recipes import fit_classifiers, pretrain, remove_batches
 
 TIME_LIMIT = 900  # seconds; machines that miss one another wait for ever
 PRESET = replace(TINY, pretraining_epochs=2, removal_epochs=2, classifier_epochs=1)
@@ -49,7 +50,7 @@ class Several(Devices):
 def test_one_device_is_what_keras_does_by_itself(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     assert find_devices(1) is ONE and len(ONE) == 1 and ONE.writes
-    assert devices.replicas() == 1
+    assert replicas() == 1
     ONE.check_minibatch(7, "The preset")
     assert ONE.evaluation_minibatch(7, 100) == 7
 
@@ -58,7 +59,7 @@ def test_pytorch_trains_on_one_device(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
     with pytest.raises(DevicesError, match="runs on torch. Expected TensorFlow"):
         find_devices(2)
-    assert devices.replicas() == 1
+    assert replicas() == 1
 
 
 def test_a_minibatch_is_cut_into_equal_parts_only():
@@ -198,12 +199,12 @@ def train(folder, n):
     run = runs.Run.create(folder / "run", PRESET, cells, "lung", devices=own)
     if own.writes:
         own.wait()
-    run.pretrain(cells, valid)
+    pretrain(run, cells, valid)
     if n == 1:  # of several devices one fits them; of several machines the others wait
-        run.fit_classifiers(cells, valid)
+        fit_classifiers(run, cells, valid)
     if (folder / "removal").exists():
         run = runs.Run.open(folder / "removal", own)
-    run.remove_batches(cells, valid)
+    remove_batches(run, cells, valid)
 
 
 def drop_other_units(own):

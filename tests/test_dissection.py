@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from cytomad_lib import networks
+from cytomad_lib.analysis import dissection
+from cytomad_lib.analysis.bottleneck import split_generator
+from cytomad_lib.analysis.dissection import DissectionError
 from cytomad_lib.conditional import networks as conditional_networks
-from cytomad_lib.models import dissection
-from cytomad_lib.models.bottleneck import split_generator
-from cytomad_lib.models.dissection import DissectionError
 
 SIZE = 32
 RNG = np.random.default_rng(0)

@@ -23,7 +23,7 @@ from tf24_files import (
 from cytomad_lib import networks
 from cytomad_lib.data.cells import CellImages
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.models.legacy import (
+from cytomad_lib.legacy import (
     LegacyFileError,
     inspect_legacy,
     load_legacy,
@@ -179,7 +179,7 @@ def test_other_precisions_are_converted(dtype, tmp_path):
 
 FULL_WIDTH = """
 import hashlib, sys, time
-from cytomad_lib.models.legacy import load_legacy_generator
+from cytomad_lib.legacy import load_legacy_generator
 from cytomad_lib.networks import build_generator
 
 def megabytes(field):

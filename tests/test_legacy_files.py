@@ -9,7 +9,7 @@ import pytest
 from tf24_files import FILES, edited, genuine, layer_of, write_weights
 
 from cytomad_lib.data.matfiles import write_mat
-from cytomad_lib.models.legacy import LegacyFileError, inspect_legacy, load_legacy
+from cytomad_lib.legacy import LegacyFileError, inspect_legacy, load_legacy
 from cytomad_lib.networks import build_batch_mlp
 
 KERNEL = "model_weights/dense_2/dense_2/kernel:0"

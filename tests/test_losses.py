@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cytomad_lib.models import losses
+from cytomad_lib.training import losses
 
 
 def test_unsure_discriminator_costs_ln2_either_way():

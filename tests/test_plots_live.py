@@ -12,10 +12,11 @@ from training_cells import TINY, make_cells
 from cytomad_lib.conditional.adversary import batch_shares
 from cytomad_lib.conditional.networks import build_conditional_generator
 from cytomad_lib.conditional.training import FeatureRemoval, ImageRemoval
-from cytomad_lib.models.batch_removal import BatchRemoval, Classifiers
 from cytomad_lib.networks import build_discriminator, build_generator
 from cytomad_lib.plots.live import LiveView, StopAfter
 from cytomad_lib.runs import Run
+from cytomad_lib.training.batch_removal import BatchRemoval, Classifiers
+from cytomad_lib.training.recipes import pretrain
 
 CELLS, VALID = make_cells(), make_cells(per_group=2, seed=1)
 FEW = VALID.select([0, 4, 7])
@@ -87,9 +88,9 @@ def test_one_picture_is_redrawn_and_an_interrupted_training_goes_on(tmp_path, mo
     notebook = Notebook(monkeypatch)
     run, live = Run.create(tmp_path, TINY, CELLS, "lung"), LiveView(FEW, names=("loss", "mae"))
     with pytest.raises(KeyboardInterrupt, match="epoch 2"):
-        run.pretrain(CELLS, VALID, callbacks=[live, StopAfter(2)])
+        pretrain(run, CELLS, VALID, callbacks=[live, StopAfter(2)])
     assert [len(place) for place in notebook.places] == [3]  # before, and two epochs
-    history = run.pretrain(CELLS, VALID, callbacks=[live])
+    history = pretrain(run, CELLS, VALID, callbacks=[live])
     assert [len(place) for place in notebook.places] == [3, 2]
     assert list(live.history["epoch"]) == [1, 2, 3]
     np.testing.assert_allclose(live.history["loss"], history["loss"], rtol=1e-5)

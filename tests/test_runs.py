@@ -19,9 +19,17 @@ from cytomad_lib.data.cells import CellFiles
 from cytomad_lib.data.errors import CytomadError, DatasetError, MatFileError
 from cytomad_lib.data.files import StoredArray
 from cytomad_lib.data.layouts import LUNG
-from cytomad_lib.models import feeding
 from cytomad_lib.prediction import predict
+from cytomad_lib.run_copies import branch, copy_networks
 from cytomad_lib.runs import Run, RunError
+from cytomad_lib.training import minibatches, stages
+from cytomad_lib.training.recipes import (
+    classifier_scores,
+    fit_classifiers,
+    pretrain,
+    removal_model,
+    remove_batches,
+)
 
 CELLS, VALID = make_cells(), make_cells(per_group=2, seed=1)
 
@@ -32,9 +40,9 @@ class PowerCut(BaseException):
 
 def train_all(folder):
     run = Run.create(folder, TINY, CELLS, "lung", seed=4)
-    run.pretrain(CELLS, VALID)
-    run.fit_classifiers(CELLS, VALID)
-    run.remove_batches(CELLS, VALID)
+    pretrain(run, CELLS, VALID)
+    fit_classifiers(run, CELLS, VALID)
+    remove_batches(run, CELLS, VALID)
     return run
 
 
@@ -49,7 +57,7 @@ def whole(tmp_path_factory):
 def interrupted(tmp_path_factory):
     """The same run, cut off in every stage: after the checkpoint of epoch 2, before its losses."""
     folder = tmp_path_factory.mktemp("runs") / "interrupted"
-    save = runs._save_weights
+    save = stages.save_weights
     cut_at = [
         folder / stage / "checkpoint_000002.weights.h5"
         for stage in ("pretraining", "classifiers/batch_cnn", "published")
@@ -121,17 +129,17 @@ def test_a_finished_run_is_not_trained_again(whole):
 
 def test_another_seed_starts_from_other_weights(tmp_path):
     kernels = [
-        Run.create(tmp_path / str(seed), TINY, CELLS, "lung", seed)._new_generator().get_weights()
+        Run.create(tmp_path / str(seed), TINY, CELLS, "lung", seed).new_generator().get_weights()
         for seed in (4, 5)
     ]
     assert not np.array_equal(kernels[0][0], kernels[1][0])
 
 
 def test_the_own_verdict_is_that_of_the_last_classifiers_on_the_last_generator(whole):
-    verdict = whole.own_verdict(CELLS)
+    verdict = classifier_scores(whole, CELLS)
     assert list(verdict.index) == ["batch_cnn", *(f"batch_mlp_{n}" for n in (1, 2, 3, 4))]
     assert verdict.between(0, 1).all()
-    model = whole.removal_model()
+    model = removal_model(whole)
     model.load_weights(whole.folder / "published" / "checkpoint_000003.weights.h5")
     images, _ = model.generator.predict(CELLS.brightfield, verbose=0)
     first = model.batch_cnn.predict(images, verbose=0).argmax(axis=1) == 0
@@ -155,7 +163,7 @@ class Scripted(keras.callbacks.Callback):
 def scripted_stage(folder, epochs):
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
     model.compile(keras.optimizers.SGD(0.0), loss="mae")
-    return runs._Stage(folder, model, {"net": model}, epochs)
+    return stages.Stage(folder, model, {"net": model}, epochs)
 
 
 def test_the_best_epochs_weights_are_what_is_kept(tmp_path):
@@ -192,14 +200,14 @@ def test_another_setting_needs_another_folder(tmp_path):
         Run.create(tmp_path, TINY, VALID, "lung")
     run = Run.open(tmp_path)
     with pytest.raises(RunError, match="differ in number"):
-        run.pretrain(VALID, VALID)
+        pretrain(run, VALID, VALID)
 
 
 @untraced_steps()
 def test_one_batch_is_enough_to_pretrain_and_too_few_to_remove_batches(tmp_path):
     one, valid = (c.select(c.labels["batch"].to_numpy() == "Batch1") for c in (CELLS, VALID))
     run = Run.create(tmp_path / "run", replace(TINY, pretraining_epochs=1), one, "lung")
-    run.pretrain(one, valid)
+    pretrain(run, one, valid)
     assert run.stages() == ["pretraining"]
     for stage in (run.fit_classifiers, run.remove_batches):
         with pytest.raises(DatasetError, match="only Batch1.*at least two batches"):
@@ -258,7 +266,7 @@ def test_a_history_of_two_trainings_is_refused(whole, tmp_path):
     run = pretrained_copy(whole, tmp_path / "run")
     path = run.folder / "pretraining" / "history.csv"
     path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
-    for use in (run.stages, lambda: run.pretrain(CELLS, VALID)):
+    for use in (run.stages, lambda: pretrain(run, CELLS, VALID)):
         with pytest.raises(RunError, match="history.csv has epoch 3 in line 5"):
             use()
 
@@ -306,7 +314,7 @@ def pretrained_copy(whole, folder):
 @pytest.fixture(scope="module")
 def conditional(whole, tmp_path_factory):
     run = pretrained_copy(whole, tmp_path_factory.mktemp("runs") / "conditional")
-    run.remove_batches(CELLS, VALID, recipe="conditional")
+    remove_batches(run, CELLS, VALID, recipe="conditional")
     return run
 
 
@@ -324,7 +332,7 @@ def test_the_conditional_recipe_needs_no_classifiers(conditional):
 
 def test_the_conditional_recipe_survives_interruptions(whole, conditional, tmp_path):
     run = pretrained_copy(whole, tmp_path / "cut")
-    save = runs._save_weights
+    save = stages.save_weights
     cut_at = [
         "images/checkpoint_000002.weights.h5",
         "conditional/checkpoint_000002.weights.h5",
@@ -341,10 +349,10 @@ def test_the_conditional_recipe_survives_interruptions(whole, conditional, tmp_p
         patch.setattr(runs, "_save_weights", save_or_stop)
         for images_done, features_done in ((1, 0), (2, 1), (2, 2)):
             with pytest.raises(PowerCut):
-                run.remove_batches(CELLS, VALID, recipe="conditional")
+                remove_batches(run, CELLS, VALID, recipe="conditional")
             assert len(run.history("conditional/images")) == images_done
             assert len(run.history("conditional")) == features_done
-    run.remove_batches(CELLS, VALID, recipe="conditional")
+    remove_batches(run, CELLS, VALID, recipe="conditional")
     ours, theirs = (
         one.history("conditional").drop(columns="seconds") for one in (conditional, run)
     )
@@ -359,7 +367,7 @@ def test_the_conditional_recipe_survives_interruptions(whole, conditional, tmp_p
 
 
 def test_the_conditional_generator_is_the_erased_one(conditional):
-    last = conditional._new_conditional_generator()
+    last = conditional.new_conditional_generator()
     # The images are those of the first part: learning to read features does not change them.
     last.load_weights(conditional.folder / "conditional/images/generator_000002.weights.h5")
     images = last.get_layer("generator").get_weights()
@@ -392,7 +400,7 @@ def directions_of(run):
 
 def test_the_conditional_generator_sees_a_cell_by_itself_and_no_brightness(conditional):
     # Before the erasure: on so few cells, its map makes the last digits large.
-    generator = conditional._new_conditional_generator()
+    generator = conditional.new_conditional_generator()
     generator.load_weights(conditional.folder / "conditional" / "generator_000002.weights.h5")
     together = generator.predict(CELLS.brightfield, verbose=0)
     alone = generator.predict(CELLS.brightfield[5:6], verbose=0)
@@ -406,7 +414,7 @@ def test_the_conditional_generator_sees_a_cell_by_itself_and_no_brightness(condi
 def test_a_finished_conditional_stage_is_not_trained_again(conditional):
     files = list(conditional.folder.rglob("*.h5"))
     before = [path.stat().st_mtime_ns for path in files]
-    conditional.remove_batches(CELLS, VALID, recipe="conditional")
+    remove_batches(conditional, CELLS, VALID, recipe="conditional")
     assert before == [path.stat().st_mtime_ns for path in files]
 
 
@@ -423,7 +431,7 @@ def test_of_the_conditional_recipe_the_last_epoch_is_kept(tmp_path):
 def test_recipes_that_there_are_not(tmp_path):
     run = Run.create(tmp_path, TINY, CELLS, "lung")
     with pytest.raises(RunError, match="no recipe 'conditonal'.*published, conditional"):
-        run.remove_batches(CELLS, VALID, recipe="conditonal")
+        remove_batches(run, CELLS, VALID, recipe="conditonal")
 
 
 def test_too_few_cells_for_a_conditional_step(whole, tmp_path):
@@ -431,7 +439,7 @@ def test_too_few_cells_for_a_conditional_step(whole, tmp_path):
     recipe = replace(TINY.conditional, image_cells=13, feature_cells=17)
     run.preset = replace(TINY, conditional=recipe)
     with pytest.raises(RunError, match="16 training cells. Expected at least 17"):
-        run.remove_batches(CELLS, VALID, recipe="conditional")
+        remove_batches(run, CELLS, VALID, recipe="conditional")
     assert not (run.folder / "conditional").exists()
 
 
@@ -470,7 +478,7 @@ def test_a_run_of_before_there_were_channels_opens_and_goes_on(tmp_path):
     assert settings.pop("channels") == 1 and "images" not in settings
     path.write_text(json.dumps(settings))
     assert Run.open(tmp_path).channels == 1
-    assert Run.create(tmp_path, TINY, CELLS, "mine")._new_generator().input_shape[-1] == 1
+    assert Run.create(tmp_path, TINY, CELLS, "mine").new_generator().input_shape[-1] == 1
     with pytest.raises(RunError, match="channels = 1, now it would be 2"):
         Run.create(tmp_path, TINY, two_channels(CELLS), "mine")
 
@@ -478,11 +486,11 @@ def test_a_run_of_before_there_were_channels_opens_and_goes_on(tmp_path):
 def test_the_networks_have_as_many_channels_as_the_cells(tmp_path):
     run = Run.create(tmp_path, TINY, two_channels(CELLS), "mine")
     assert run.settings["channels"] == run.channels == 2
-    for network in (run._new_generator(), run._new_conditional_generator()):
+    for network in (run.new_generator(), run.new_conditional_generator()):
         assert network.input_shape[-1] == 2
-    assert run._new_discriminator().input_shape[0][-1] == 2
+    assert run.new_discriminator().input_shape[0][-1] == 2
     with pytest.raises(RunError, match="cells have 1 channels.*started with 2"):
-        run.pretrain(CELLS, VALID)
+        pretrain(run, CELLS, VALID)
 
 
 @pytest.mark.parametrize("dataset", ["lung", LUNG])
@@ -514,10 +522,10 @@ class Watcher(keras.callbacks.Callback):
 def test_callbacks_come_after_the_epoch_is_safe(whole, tmp_path):
     run = Run.create(tmp_path / "run", TINY, CELLS, "lung", seed=4)
     with pytest.raises(KeyboardInterrupt):
-        run.pretrain(CELLS, VALID, callbacks=[Watcher(run, "pretraining", stop_after=2)])
+        pretrain(run, CELLS, VALID, callbacks=[Watcher(run, "pretraining", stop_after=2)])
     assert len(run.history("pretraining")) == 2
     rest = Watcher(run, "pretraining")
-    run.pretrain(CELLS, VALID, callbacks=[rest])
+    pretrain(run, CELLS, VALID, callbacks=[rest])
     assert rest.seen == [3]
     ours, theirs = (r.history("pretraining").drop(columns="seconds") for r in (run, whole))
     pd.testing.assert_frame_equal(ours, theirs, rtol=1e-4)
@@ -528,30 +536,30 @@ def test_callbacks_come_after_the_epoch_is_safe(whole, tmp_path):
 )
 @untraced_steps()
 def test_callbacks_watch_batch_removal(whole, tmp_path, recipe, epochs):
-    run = whole.branch(tmp_path / "run", CELLS)
+    run = branch(whole, tmp_path / "run", CELLS)
     watcher = Watcher(run, recipe)
-    run.remove_batches(CELLS, VALID, recipe=recipe, callbacks=[watcher])
+    remove_batches(run, CELLS, VALID, recipe=recipe, callbacks=[watcher])
     assert watcher.seen == epochs  # the conditional recipe's first part has losses of its own
 
 
 @untraced_steps()
 def test_a_copy_leaves_nothing_of_the_directions_that_were_erased(whole, tmp_path):
     preset = replace(TINY, conditional=replace(TINY.conditional, image_epochs=1, feature_epochs=1))
-    run = whole.branch(tmp_path / "run", CELLS, preset)
-    run.remove_batches(CELLS, VALID, recipe="conditional")
-    for found in (run, run.copy_networks(tmp_path / "copy")):
+    run = branch(whole, tmp_path / "run", CELLS, preset)
+    remove_batches(run, CELLS, VALID, recipe="conditional")
+    for found in (run, copy_networks(run, tmp_path / "copy")):
         assert directions_of(found) == preset.conditional.directions
 
 
 @untraced_steps()
 def test_a_branch_begins_with_the_trained_networks(whole, tmp_path):
-    small = replace(whole.copy_networks(tmp_path / "copy").preset, removal_epochs=1)
+    small = replace(copy_networks(whole, tmp_path / "copy").preset, removal_epochs=1)
     few = make_cells(per_group=3, seed=2)
-    branch = Run.open(tmp_path / "copy").branch(tmp_path / "branch", few, small)
-    assert branch.stages() == ["pretraining"]
-    assert branch.settings["pretrained"] == whole.settings["training_cells"]
-    assert branch.was_trained_on(few.labels) and not branch.was_trained_on(CELLS.labels)
-    ours, theirs = branch.removal_model(), whole.removal_model()
+    other = branch(Run.open(tmp_path / "copy"), tmp_path / "branch", few, small)
+    assert other.stages() == ["pretraining"]
+    assert other.settings["pretrained"] == whole.settings["training_cells"]
+    assert other.was_trained_on(few.labels) and not other.was_trained_on(CELLS.labels)
+    ours, theirs = removal_model(other), removal_model(whole)
     for network in ("generator", "discriminator", "class_mlp", "class_cnn", "batch_cnn"):
         for a, b in zip(
             getattr(ours, network).get_weights(),
@@ -560,17 +568,17 @@ def test_a_branch_begins_with_the_trained_networks(whole, tmp_path):
         ):
             # Float16, then seven bits behind the point; below 6e-5 it has fewer.
             np.testing.assert_allclose(a, b, rtol=2**-8 + 2**-11, atol=1e-6)
-    branch.remove_batches(few, VALID)
-    assert len(branch.history("published")) == 1 and len(branch.own_verdict(few)) == 5
+    remove_batches(other, few, VALID)
+    assert len(other.history("published")) == 1 and len(classifier_scores(other, few)) == 5
 
 
 def test_a_branch_takes_networks_of_its_own_size_only(whole, tmp_path):
     with pytest.raises(RunError, match="base_filters.*Expected"):
-        whole.branch(tmp_path / "other", CELLS, replace(TINY, base_filters=8))
+        branch(whole, tmp_path / "other", CELLS, replace(TINY, base_filters=8))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("")
     with pytest.raises(RunError, match="there already"):
-        whole.branch(tmp_path / "full", CELLS)
+        branch(whole, tmp_path / "full", CELLS)
     assert not (tmp_path / "other").exists()
 
 
@@ -581,7 +589,7 @@ def test_the_discriminator_of_each_stage_can_be_loaded(whole):
     first, later = whole.discriminator(), whole.discriminator("published")
     assert first.input_shape[0][1] == TINY.image_size
     stored = whole.folder / "published" / f"discriminator_{whole.best_epoch('published'):06d}"
-    expected = whole._new_discriminator()
+    expected = whole.new_discriminator()
     expected.load_weights(f"{stored}.weights.h5")
     for number, weights in enumerate(expected.get_weights()):
         np.testing.assert_array_equal(later.get_weights()[number], weights)
@@ -599,8 +607,8 @@ def test_half_precision_is_for_training_and_predictions_are_in_full(tmp_path):
     preset = replace(TINY, precision="mixed_bfloat16", pretraining_epochs=1)
     run = Run.create(tmp_path, preset, CELLS, "lung")
     with untraced_steps():
-        run.pretrain(CELLS, VALID)
-    assert run._new_generator(preset.precision).get_layer("bottleneck").compute_dtype == "bfloat16"
+        pretrain(run, CELLS, VALID)
+    assert run.new_generator(preset.precision).get_layer("bottleneck").compute_dtype == "bfloat16"
     assert run.generator("pretraining").get_layer("bottleneck").compute_dtype == "float32"
     assert keras.config.dtype_policy().name == "float32"
     with pytest.raises(CytomadError, match="precision is 'half'. Expected one of float32"):
@@ -626,28 +634,28 @@ def dataset(tmp_path_factory):
 @pytest.fixture
 def files(dataset, monkeypatch):
     """Train and Valid cells on disk, the former in two blocks of 12 cells."""
-    monkeypatch.setattr(feeding, "BLOCK_BYTES", 12 * 2 * 4 * TINY.image_size**2)
+    monkeypatch.setattr(minibatches, "BLOCK_BYTES", 12 * 2 * 4 * TINY.image_size**2)
     return CellFiles(dataset, "Train"), CellFiles(dataset, "Valid")
 
 
 @untraced_steps()
 def test_every_stage_trains_from_disk(files, tmp_path, monkeypatch):
     seen = []
-    of_arrays = feeding.Minibatches.of_arrays
+    of_arrays = minibatches.Minibatches.of_arrays
 
     def watched(inputs, *others, **options):
         seen.append(inputs)
         return of_arrays(inputs, *others, **options)
 
-    monkeypatch.setattr(feeding.Minibatches, "of_arrays", watched)
+    monkeypatch.setattr(minibatches.Minibatches, "of_arrays", watched)
     run = Run.create(tmp_path / "run", FEW, files[0], "lung", seed=4)
-    run.pretrain(*files)
-    run.fit_classifiers(*files)
+    pretrain(run, *files)
+    fit_classifiers(run, *files)
     images = [inputs for inputs in seen if isinstance(inputs, StoredArray)]
     assert [len(one) for one in images] == [24, 12] * 2  # two CNNs
     assert not (run.folder / "generated").exists()
     for recipe in runs.RECIPES:
-        run.remove_batches(*files, recipe=recipe)
+        remove_batches(run, *files, recipe=recipe)
     assert run.stages() == list(runs.STAGES)
     assert np.isfinite(run.training_seconds("published"))
 
@@ -656,11 +664,11 @@ def test_every_stage_trains_from_disk(files, tmp_path, monkeypatch):
 def test_training_from_disk_survives_interruptions(files, tmp_path, monkeypatch):
     def train(folder):
         run = Run.create(folder, FEW, files[0], "lung", seed=4)
-        run.pretrain(*files)
+        pretrain(run, *files)
         return run
 
     whole = train(tmp_path / "whole")
-    save = runs._save_weights
+    save = stages.save_weights
     cut_at = ["pretraining/checkpoint_000002.weights.h5", "class_cnn/checkpoint_000001.weights.h5"]
 
     def save_or_stop(model, path):
@@ -676,7 +684,7 @@ def test_training_from_disk_survives_interruptions(files, tmp_path, monkeypatch)
     ours, theirs = (run.history("pretraining").drop(columns="seconds") for run in (whole, cut))
     pd.testing.assert_frame_equal(ours, theirs, rtol=1e-4)
     with pytest.raises(PowerCut):
-        cut.fit_classifiers(*files)
+        fit_classifiers(cut, *files)
     assert not (cut.folder / "generated").exists()
 
 
@@ -687,4 +695,4 @@ def test_a_file_that_is_damaged_while_training_is_named(files, dataset, tmp_path
     next(broken.rglob("Train/H520_QPI.mat")).write_bytes(b"MATLAB, but not for long")
     run = Run.create(tmp_path / "run", FEW, train, "lung", seed=4)
     with pytest.raises(MatFileError, match="H520_QPI.mat does not start like a .mat file"):
-        run.pretrain(train, valid)
+        pretrain(run, train, valid)

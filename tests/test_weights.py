@@ -9,10 +9,10 @@ import pytest
 
 from cytomad_lib.config import PRESETS
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.models.pretraining import Pix2Pix
-from cytomad_lib.models.weights import WeightsError, load_run_weights
 from cytomad_lib.networks import build_batch_mlp, build_discriminator
 from cytomad_lib.networks import build_generator as build
+from cytomad_lib.training.pix2pix import Pix2Pix
+from cytomad_lib.weights import WeightsError, load_run_weights
 
 KERNEL = "layers/dense_1/vars/0"
 

@@ -16,6 +16,7 @@ from cytomad_lib.config import Preset
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.runs import Run
+from cytomad_lib.training.recipes import pretrain
 
 
 def _run_task(task):
@@ -40,7 +41,7 @@ def _first_epoch(case):
     valid = load_cells(case.folder, "Valid", None, size)
     preset = replace(case.preset, pretraining_epochs=1)
     run = Run.create(case.folder / "run" / str(os.getpid()), preset, train, LUNG, seed=0)
-    run.pretrain(train, valid)
+    pretrain(run, train, valid)
     return time.time()
 
 

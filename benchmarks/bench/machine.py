@@ -13,8 +13,8 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 from cytomad_lib.backend import keras
-from cytomad_lib.models.autodiff import accelerator
 from cytomad_lib.runs import versions
+from cytomad_lib.training.steps import accelerator
 
 PRODUCT_SIZE = 4096  # rows and columns of the matrices whose product measures the machine
 PRODUCT_SECONDS = 0.3  # shorter products are repeated until they take so long

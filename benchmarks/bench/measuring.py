@@ -40,8 +40,8 @@ from cytomad_lib.backend import keras
 from cytomad_lib.config import DEMO, PUBLISHED
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LUNG
-from cytomad_lib.models.autodiff import accelerator, accelerator_peak
-from cytomad_lib.runs import say
+from cytomad_lib.training.stages import say
+from cytomad_lib.training.steps import accelerator, accelerator_peak
 
 PRESETS = {"published": PUBLISHED, "demo": DEMO}
 

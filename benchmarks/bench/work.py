@@ -18,12 +18,12 @@ from cytomad_lib.backend import keras
 from cytomad_lib.config import Preset
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.layouts import LUNG
-from cytomad_lib.models.batch_removal import BatchRemoval, Classifiers, RefitBatchMLPs
-from cytomad_lib.models.feeding import Minibatches
-from cytomad_lib.models.pretraining import Pix2Pix
 from cytomad_lib.networks import build_discriminator, build_generator
 from cytomad_lib.prediction import predict
 from cytomad_lib.simulation.acquisition import simulate_cells
+from cytomad_lib.training.batch_removal import BatchRemoval, Classifiers, RefitBatchMLPs
+from cytomad_lib.training.minibatches import Minibatches
+from cytomad_lib.training.pix2pix import Pix2Pix
 
 OURS, PUBLISHED_WAY = "ours", "published"
 COLD_START = "cold start to first epoch"

@@ -169,7 +169,7 @@ def _spread(values, axis):
 def _network(image_shape, n_bands, n_classes, n_batches, seed):
     """Build [image, spectrum, class, allowed batches] -> logits of the batches."""
     from cytomad_lib.backend import keras
-    from cytomad_lib.models.batch_norm import BatchNormalization
+    from cytomad_lib.layers import BatchNormalization
 
     layers, ops = keras.layers, keras.ops
     rng = np.random.default_rng(seed)
@@ -224,7 +224,7 @@ class _Trainer:
 
     def fit(self, inputs, codes, seed):
         """Train on `inputs`, from new weights."""
-        from cytomad_lib.models.feeding import Minibatches
+        from cytomad_lib.training.minibatches import Minibatches
 
         # All seeded, here and in the feed: `fit` itself must not shuffle.
         feed = Minibatches.of_arrays(inputs, codes, MINIBATCH, seed=seed, keep_last=False)
@@ -241,7 +241,7 @@ class _Trainer:
     def probabilities(self, inputs):
         """Return (cells, batches)."""
         from cytomad_lib.backend import keras
-        from cytomad_lib.models.autodiff import without_gradients
+        from cytomad_lib.training.steps import without_gradients
 
         # Called directly: `predict` would compile for each new number of cells, and warn of it.
         with without_gradients():

@@ -37,7 +37,7 @@ from cytomad_lib.config import (
     ADVERSARY_DROPOUT,
     ADVERSARY_WIDTHS,
 )
-from cytomad_lib.models.autodiff import adam, minimise
+from cytomad_lib.training.steps import adam, minimise
 
 IMPOSSIBLE = -1e9  # added to the logit of a batch that the class was never seen in
 

@@ -34,7 +34,7 @@ from cytomad_lib.config import (
     CONSTANT,
     MMD_WIDTHS,
 )
-from cytomad_lib.models.autodiff import adam, minimise
+from cytomad_lib.training.steps import adam, minimise
 
 
 class MMDAlignment(keras.Model):

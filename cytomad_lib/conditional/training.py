@@ -1,26 +1,6 @@
 """The two trainings of the conditional recipe: `ImageRemoval`, then `FeatureRemoval`.
 
 Why the recipe is as it is, and in which order its parts run: `conditional.recipe`.
-
-Example
--------
->>> generator = build_conditional_generator(64, 8)
->>> adopt_weights(generator, pretrained, *image_statistics(cells))
->>> shares, recipe = batch_shares(cells.labels), DEMO.conditional
->>> transfer = BatchTransfer.fit(cells)
->>> change = transfer_at_random(transfer, shares, recipe)
->>> model = ImageRemoval(generator, shares, DEMO, steps=900)
->>> model.batch_effect.start_from_scales(np.log(transfer.scales))
->>> model.compile()
->>> feed = Minibatches.of_cells(cells, recipe.image_cells, change=change)
->>> model.fit(feed, epochs=recipe.image_epochs, shuffle=False)
->>> match_total_phase(generator, cells, transfer.scales)
->>> model = FeatureRemoval(generator, shares, DEMO, steps=3000)
->>> model.compile()
->>> feed = Minibatches.of_cells(cells, recipe.feature_cells, change=change)
->>> model.fit(feed, epochs=recipe.feature_epochs, shuffle=False)
->>> made = erase_linear_trace(generator, generate(generator, cells, images=False))
->>> align_features(generator, made, recipe, n_classes=7)
 """
 
 from contextlib import contextmanager
@@ -36,9 +16,9 @@ from cytomad_lib.conditional.image_summary import ImageSummary
 from cytomad_lib.conditional.losses import lost_structure
 from cytomad_lib.conditional.networks import build_leaky_mlp
 from cytomad_lib.config import CLASS_HEAD_DROPOUT, CLASS_HEAD_WIDTHS, STRUCTURE_UM
-from cytomad_lib.models import losses
-from cytomad_lib.models.autodiff import adam, compiled, minimise
-from cytomad_lib.models.pretraining import TrackedLosses
+from cytomad_lib.training import losses
+from cytomad_lib.training.pix2pix import TrackedLosses
+from cytomad_lib.training.steps import adam, compiled, minimise
 
 SHOWN_BATCH = "shown_batch"  # in the targets, beside "batch": what the brightfield image shows
 FIELD_UM = 45  # side of the published images

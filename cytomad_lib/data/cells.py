@@ -250,9 +250,9 @@ def _check_number(name, value, most=None):
 class CellFiles(_Labelled):
     """Cells of one split, read from their files only when asked for.
 
-    A dataset may have only some of its layout's groups. Of v7.3 files only what is asked for is
-    read, fastest where cells lie side by side: `models.feeding` trains from disk that way. A v5
-    file is read as a whole each time, see `check_streams`.
+    A dataset may have only some of its layout's groups. Of v7.3 files only the requested cells are
+    read, fastest where cells lie side by side: `training.minibatches` trains from disk that way. A
+    v5 file is read as a whole each time, see `check_streams`.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@
 Example
 -------
 >>> live = LiveView(test_cells.select([0, 30, 60]), names=("loss", "mae"))
->>> run.pretrain(train, valid, callbacks=[live])
+>>> pretrain(run, train, valid, callbacks=[live])
 >>> live.film()                          # the same cells after some of the epochs, side by side
 """
 
@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 
 from cytomad_lib.backend import keras
-from cytomad_lib.models.autodiff import without_gradients
 from cytomad_lib.plots.cells import image_grid, limits_of
 from cytomad_lib.plots.style import new_figure
 from cytomad_lib.plots.training import draw_losses
+from cytomad_lib.training.steps import without_gradients
 
 MOST_CELLS = 6  # side by side in one picture; more would be too small to see
 MOST_LOSSES = 3

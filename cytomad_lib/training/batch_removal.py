@@ -25,19 +25,17 @@ Example
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import keras
 import numpy as np
 from keras import ops
-from tqdm import tqdm
 
 from cytomad_lib import networks
-from cytomad_lib.data.files import StoredArray
-from cytomad_lib.models import losses
-from cytomad_lib.models.autodiff import adam, compiled, without_gradients
-from cytomad_lib.models.feeding import Minibatches
-from cytomad_lib.models.pretraining import Pix2Pix
+from cytomad_lib.prediction import generate
+from cytomad_lib.training import losses
+from cytomad_lib.training.minibatches import Minibatches
+from cytomad_lib.training.pix2pix import Pix2Pix
+from cytomad_lib.training.steps import adam
 
 
 @dataclass
@@ -312,52 +310,6 @@ class _Panel:
 def _sum_of_cross_entropies(codes, probabilities):
     # (n, mlps): Keras averages over the cells, the MLPs are summed.
     return ops.sum(keras.losses.sparse_categorical_crossentropy(codes, probabilities), axis=-1)
-
-
-@without_gradients()
-def generate(generator, cells, at_once=100, progress=False, images=True):
-    """Features and images of cells, in inference mode, with their codes.
-
-    Parameters
-    ----------
-    generator : keras.Model
-    cells : CellImages or CellFiles
-        Read in slices; only the results are held together.
-    at_once : int
-        Cells per slice. It does not change the result.
-    progress : bool
-        Show a progress bar over the slices.
-    images : bool or path
-        Whether to keep the images. A path: in this new file instead of memory. (Features always
-        stay in memory: 512 numbers per cell at published size, 2 kB.)
-
-    Returns
-    -------
-    dict of numpy arrays
-        `"images"` (n, size, size, 1) in rad (of a path, a `StoredArray`; or missing), `"features"`
-        (n, n_features), `"batch_codes"` and `"class_codes"` (n,).
-    """
-    made = {"features": [], "batch_codes": [], "class_codes": []}
-    infer = compiled(generator) if len(cells) > at_once else partial(generator, training=False)
-
-    def parts():
-        slices, total = cells.in_slices(at_once), -(-len(cells) // at_once)
-        for part in tqdm(slices, "predicting", total, unit="slice", disable=not progress):
-            generated, features = infer(part.brightfield)
-            made["features"].append(ops.convert_to_numpy(features))
-            made["batch_codes"].append(part.batch_codes)
-            made["class_codes"].append(part.class_codes)
-            yield generated if images is False else ops.convert_to_numpy(generated)
-
-    if images is False:
-        for _ in parts():
-            pass
-    elif images is True:
-        made["images"] = list(parts())
-    else:
-        stored = StoredArray.write(images, parts(), (len(cells), *generator.output_shape[0][1:]))
-    found = {name: np.concatenate(some) for name, some in made.items()}
-    return found if isinstance(images, bool) else {"images": stored, **found}
 
 
 def _start_anew(mlp, random):

@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 from keras import Model, layers, ops
 
+from cytomad_lib.analysis.bottleneck import slices
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.models.autodiff import without_gradients
-from cytomad_lib.models.bottleneck import slices
+from cytomad_lib.training.steps import without_gradients
 
 STATISTICS = ("running", "minibatch")
 

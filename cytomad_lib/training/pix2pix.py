@@ -10,9 +10,9 @@ Example
 import keras
 from keras import ops
 
-from cytomad_lib.models import losses
-from cytomad_lib.models.autodiff import Step, adam, minimise, minimise_together
-from cytomad_lib.models.devices import replicas
+from cytomad_lib.backend import replicas
+from cytomad_lib.training import losses
+from cytomad_lib.training.steps import Step, adam, minimise, minimise_together
 
 
 class TrackedLosses(keras.Model):

@@ -26,7 +26,7 @@ import numpy as np
 
 from cytomad_lib.backend import keras
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.models.autodiff import without_gradients
+from cytomad_lib.training.steps import without_gradients
 
 AT_ONCE = 100  # cells per slice; bounds the memory, does not change the result
 

@@ -11,14 +11,14 @@ from training_cells import TINY, make_cells, write_dataset
 
 from cytomad_lib.data.cells import CellFiles, load_cells
 from cytomad_lib.data.files import StoredArray
-from cytomad_lib.models.feeding import (
+from cytomad_lib.networks import build_generator
+from cytomad_lib.training.minibatches import (
     BLOCK_BYTES,
     SLICE,
     Minibatches,
     ReseedDropout,
     StreamedMinibatches,
 )
-from cytomad_lib.networks import build_generator
 
 
 def orders(feed, epochs):

@@ -179,18 +179,6 @@ def find_devices(n=1):
     return Devices(tf.distribute.MirroredStrategy([f"{kind}:{number}" for number in range(n)]))
 
 
-def replicas():
-    """Count the devices that share what is being built or computed right now.
-
-    Losses of Keras are divided by it, as gradients are summed over the devices.
-    """
-    if keras.backend.backend() != "tensorflow":
-        return 1
-    import tensorflow as tf
-
-    return tf.distribute.get_strategy().num_replicas_in_sync
-
-
 def _cluster():
     """Return how many machines `TF_CONFIG` lists, and the number of this one."""
     text = os.environ.get(CLUSTER)

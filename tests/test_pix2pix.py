@@ -8,9 +8,9 @@ import pytest
 from keras import ops
 from training_cells import TINY, make_cells
 
-from cytomad_lib.models.feeding import Minibatches
-from cytomad_lib.models.pretraining import Pix2Pix
 from cytomad_lib.networks import build_discriminator, build_generator, computing_in
+from cytomad_lib.training.minibatches import Minibatches
+from cytomad_lib.training.pix2pix import Pix2Pix
 
 
 def tiny_model(preset=TINY, seed=0):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from cytomad_lib.models import autodiff
-from cytomad_lib.models.batch_norm import BatchNormalization
+from cytomad_lib.layers import BatchNormalization
+from cytomad_lib.training import steps
 
 RANDOM = np.random.default_rng(0)
 
@@ -35,7 +35,7 @@ def gradients(layer, x, weights):
     optimizer = keras.optimizers.SGD(1.0)
     optimizer.build(learning)
     before = [ops.convert_to_numpy(variable).copy() for variable in learning]
-    autodiff.minimise(
+    steps.minimise(
         lambda: {"loss": ops.sum(weights * layer(x.value, training=True))}, learning, optimizer
     )
     return [then - ops.convert_to_numpy(now) for then, now in zip(before, learning, strict=True)]
