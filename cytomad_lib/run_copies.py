@@ -16,7 +16,8 @@ import numpy as np
 
 from cytomad_lib.data.errors import RunError
 from cytomad_lib.data.files import FileInMemory, write_text
-from cytomad_lib.runs import ERASED, HISTORY, IMAGES, SETTINGS, Run, count_cells, versions
+from cytomad_lib.history import HISTORY
+from cytomad_lib.runs import ERASED, IMAGES, SETTINGS, Run, count_cells, versions
 from cytomad_lib.weights import check_run_weights
 
 HALF_MAX = 6e4  # larger numbers have no half precision

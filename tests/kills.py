@@ -31,7 +31,7 @@ PRESET = replace(
     removal_epochs=2,
     refit_every=1,
     refit_epochs=1,
-    conditional=replace(TINY.conditional, matching_steps=2),
+    conditional=replace(TINY.conditional, alignment_steps=2),
 )
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGKILL")
 PATIENCE = 60  # seconds within which a signal must have ended a training
