@@ -155,7 +155,9 @@ def _empty_grid(figure, images, kinds, cells_down, title):
         # About as wide as a page, and never so small that the labels overlap.
         side = np.clip(8.4 / columns, 1.15, 1.8)
         bars = len({*kinds.values()} - {"brightfield"}) if cells_down else 1
-        figure = style.new_figure(side * columns + 0.8 * bars + 0.8, side * rows + 0.7)
+        figure = style.new_figure(
+            side * columns + 0.7 * bars + 0.6, side * rows + 0.5 + 0.3 * bool(title)
+        )
     if title:
         figure.suptitle(title)
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -365,7 +367,8 @@ def histograms_by_batch(values, batch, n_bins=30):
             sns.histplot(
                 x=own, bins=n_bins, binrange=ends, color=colour, linewidth=0, alpha=0.85, ax=panel
             )
-            panel.axvline(np.median(own), color="black", linewidth=1.2)
+            for line, width in (("white", 3), ("black", 1.2)):  # visible on any colour
+                panel.axvline(np.median(own), color=line, linewidth=width)
             panel.set(yticks=[], ylabel="")
         column[-1].set_xlabel(name)
     sns.despine(figure, left=True)
