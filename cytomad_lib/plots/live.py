@@ -174,7 +174,7 @@ class LiveView(keras.callbacks.Callback):
             self.images[number] = keras.ops.convert_to_numpy(made)
 
     def _draw(self):
-        if self.show and self._screen.is_there:  # else a figure would be drawn for nobody
+        if self.show and self._screen.is_there:  # elsewhere there is no place for a figure
             self._screen.show(self.figure())
 
     def _names(self):
@@ -245,7 +245,7 @@ class _Screen:
     """One place in a notebook's output, drawn over again and again."""
 
     def __init__(self):
-        # Whoever runs in a notebook has imported IPython already; nobody else needs it.
+        # In a notebook, IPython is imported already; elsewhere it is not needed.
         ipython = sys.modules.get("IPython")
         shell = ipython.get_ipython() if ipython else None
         self.is_there = shell is not None and getattr(shell, "kernel", None) is not None

@@ -84,7 +84,7 @@ def panel_of(ax, width, height):
 def as_png(figure):
     """Return the figure as the bytes of a PNG file of 150 dpi for the screen.
 
-    It has 256 colours, which nobody sees but which halves the size of a saved notebook.
+    It has 256 colours: the eye sees no difference, and a saved notebook has half the size.
     """
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI, pil_kwargs={"compress_level": 1})
