@@ -109,6 +109,7 @@ def image_grid(
             drawn = style.draw_image(panel, image, pixel_size_um, MAPS[kind], ends)
         if not cells_down or (kind != "brightfield" and last[kind] == name):
             bar = {"label": units[kind].strip(), "aspect": 12 * len(panels) if cells_down else 12}
+            bar["shrink"] = 0.9
             panels[0].figure.colorbar(drawn, ax=list(panels), **bar)
     style.scale_bar(grid[0, 0].images[0])
     _write_labels(grid, list(images), cell_labels or [], cells_down)

@@ -93,7 +93,7 @@ class LiveView(keras.callbacks.Callback):
             return
         self._started = True
         kind = self.model.name, *(metric.name for metric in self.model.metrics)
-        if epoch == 0 or kind != self._kind:  # not the training of before that goes on
+        if epoch == 0 or kind != self._kind:  # else the same training continues
             self.images, self._rows = {}, {}
         self._kind = kind
         if epoch not in self.images:

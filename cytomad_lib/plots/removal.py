@@ -49,8 +49,8 @@ def first_batch_share(scores, share, batch="first batch", ax=None):
     Parameters
     ----------
     scores : dict
-        Name of the moment, such as "after", to a Series: classifier to share, as
-        `Run.own_verdict` returns it. A classifier may be missing at one moment.
+        Name of the moment, such as "after", to a Series: classifier to share, as a run
+        reports it. A classifier may be missing at one moment.
     share : float
         The true share.
     batch : str
@@ -83,8 +83,8 @@ def classifiers_beside_probes(scores, first_batch, results):
     Parameters
     ----------
     scores : pandas.Series
-        Share of cells that each of the recipe's classifiers assigns to the first batch, from
-        `Run.own_verdict`.
+        Share of cells that each of the recipe's classifiers assigns to the first batch,
+        as a run reports it.
     first_batch : float
         Share of cells that belong to the first batch.
     results : dict
