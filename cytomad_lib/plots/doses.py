@@ -7,6 +7,7 @@
 
 Example
 -------
+>>> import pandas as pd
 >>> labels = pd.DataFrame({"class_name": ["DMSO", "A"], "batch": "B1", "dose": ["Control", "A1"]})
 >>> figure = measures_by_dose(pd.DataFrame({"area": [1, 2]}), labels, {"area": "area (µm²)"})
 >>> figure.axes[0].get_ylabel()

@@ -7,6 +7,7 @@
 
 Example
 -------
+>>> import pandas as pd
 >>> table = pd.DataFrame({"method": ["a", "b"], "measure": "class", "accuracy": [0.5, 0.9]})
 >>> figure = score_bars(table.assign(chance=0.14, null_95=0.2))
 >>> figure.axes[0].get_ylabel()

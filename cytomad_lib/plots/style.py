@@ -12,7 +12,7 @@ Example
 -------
 >>> figure = new_figure(4, 3)
 >>> figure.get_dpi()
-150.0
+150
 """
 
 import base64
