@@ -198,13 +198,13 @@ class LiveView(keras.callbacks.Callback):
             panel.set(title=name.replace("_", " "), ylabel="")
             # Epochs to come have their place, so that the curves grow and do not shrink.
             panel.set_xlim(0.7, max(self._epochs(), 2) + 0.3)
-        panels[-1].legend(frameon=False)
+        panels[0].legend(frameon=False)
 
     def _draw_cells(self, part):
         latest = max(self.images)
         rows = {
             "Brightfield": self.cells.brightfield[..., :1],
-            f"Generated, epoch {latest}": self.images[latest],
+            f"Epoch {latest}": self.images[latest],
             "Measured phase": self.cells.qpi,
         }
         names = _cell_names(self.cells.labels)
