@@ -574,7 +574,7 @@ def _draw(folder, cells, inputs, images, references, quantity, maps, results, sc
         "cells.png": plots.image_grid(
             {name: stack[shown] for name, stack in columns.items()},
             cells.pixel_size_um,
-            row_labels=[
+            cell_labels=[
                 f"{name}, {batch}"
                 for name, batch in zip(some["class_name"], some["batch"], strict=True)
             ],

@@ -1,13 +1,17 @@
 """Colours, resolution and files of all figures."""
 
 import base64
+import io
 import struct
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from skimage.color import rgb2lab
 
+from cytomad_lib import networks, plots
+from cytomad_lib.models.dissection import block_table
 from cytomad_lib.plots import style
 
 PALETTES = (style.BATCH_COLOURS, style.CLASS_COLOURS, style.METHOD_COLOURS)
@@ -62,6 +66,45 @@ def test_the_scale_bar_stands_out(level, colour):
     style.scale_bar(style.draw_image(panel, np.full((32, 32), level), 1, "gray", (0, 1)))
     assert panel.texts[0].get_color() == colour
     assert panel.patches[0].get_bbox().x1 == panel.texts[0].get_position()[0] < 32
+
+
+def single_panels():
+    """Return a call with `ax` of each figure that has one panel."""
+    labels = pd.DataFrame({"batch": ["B1", "B1", "B2"], "class_name": ["a", "b", "b"]})
+    labels = labels.astype("category")
+    blocks = block_table(networks.build_generator(32, 2))
+    loss = plots.loss_table({"mae": 0.2}, {"mae": 100})
+    return {
+        "group_counts": (labels,),
+        "points_by_batch": ([1.0, 2.0, 3.0], labels["batch"], "error (%)"),
+        "unet_diagram": (blocks,),
+        "parameter_bars": (blocks,),
+        "path_bars": ({"bottleneck": 0.1}, ("another cell", 0.2)),
+        "feature_strips": (np.eye(3), ["a", "b", "c"]),
+        "feature_subsets": ([[0, 1], [2, 3]], 4),
+        "loss_parts": ({"before": loss},),
+        "cross_entropy_curve": ({"undecided": 0.5},),
+        "first_batch_share": ({"after": pd.Series({"batch_cnn": 0.9})}, 0.2),
+        "correlation_map": (pd.DataFrame([[0.5, -0.5]], columns=["area_um2", "dry_mass_pg"]),),
+    }
+
+
+@pytest.mark.parametrize(("name", "inputs"), single_panels().items())
+def test_a_single_panel_can_be_drawn_into_axes_of_a_reader(name, inputs):
+    figure = style.new_figure(12, 5)
+    left, right = figure.subplots(1, 2)
+    assert getattr(plots, name)(*inputs, ax=right) is figure
+    figure.savefig(io.BytesIO())
+    assert not left.has_data()
+    assert right.collections or right.patches or right.lines
+
+
+def test_seaborn_leaves_the_style_of_matplotlib_alone():
+    before = matplotlib.rcParams.copy()
+    plots.cross_entropy_curve({"undecided": 0.5})
+    plots.first_batch_share({"after": pd.Series({"batch_cnn": 0.9})}, 0.2)
+    assert matplotlib.rcParams == before
+    assert before["axes.facecolor"] == "white" and not before["axes.grid"]
 
 
 def test_a_notebook_shows_150_dpi_at_the_size_in_inches():

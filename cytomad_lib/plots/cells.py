@@ -109,6 +109,7 @@ def image_grid(
             drawn = style.draw_image(panel, image, pixel_size_um, MAPS[kind], ends)
         if not cells_down or (kind != "brightfield" and last[kind] == name):
             bar = {"label": units[kind].strip(), "aspect": 12 * len(panels) if cells_down else 12}
+            bar["shrink"] = 0.9
             panels[0].figure.colorbar(drawn, ax=list(panels), **bar)
     style.scale_bar(grid[0, 0].images[0])
     _write_labels(grid, list(images), cell_labels or [], cells_down)
@@ -155,7 +156,9 @@ def _empty_grid(figure, images, kinds, cells_down, title):
         # About as wide as a page, and never so small that the labels overlap.
         side = np.clip(8.4 / columns, 1.15, 1.8)
         bars = len({*kinds.values()} - {"brightfield"}) if cells_down else 1
-        figure = style.new_figure(side * columns + 0.8 * bars + 0.8, side * rows + 0.7)
+        figure = style.new_figure(
+            side * columns + 0.7 * bars + 0.6, side * rows + 0.5 + 0.3 * bool(title)
+        )
     if title:
         figure.suptitle(title)
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -365,7 +368,8 @@ def histograms_by_batch(values, batch, n_bins=30):
             sns.histplot(
                 x=own, bins=n_bins, binrange=ends, color=colour, linewidth=0, alpha=0.85, ax=panel
             )
-            panel.axvline(np.median(own), color="black", linewidth=1.2)
+            for line, width in (("white", 3), ("black", 1.2)):  # visible on any colour
+                panel.axvline(np.median(own), color=line, linewidth=width)
             panel.set(yticks=[], ylabel="")
         column[-1].set_xlabel(name)
     sns.despine(figure, left=True)

@@ -7,6 +7,7 @@
 
 Example
 -------
+>>> import pandas as pd
 >>> labels = pd.DataFrame({"class_name": ["DMSO", "A"], "batch": "B1", "dose": ["Control", "A1"]})
 >>> figure = measures_by_dose(pd.DataFrame({"area": [1, 2]}), labels, {"area": "area (µm²)"})
 >>> figure.axes[0].get_ylabel()
@@ -193,7 +194,7 @@ def measures_by_dose(measures, labels, names, reference="DMSO"):
         own = table[table["batch"].isin(days) & table["drug"].isin([drug, reference])]
         look = {"hue": "batch", "style": "batch", "palette": colours, "markers": markers}
         look |= {"hue_order": days, "style_order": days, "dashes": False}
-        look |= {"errorbar": "se", "err_style": "bars", "err_kws": {"capsize": 2}}
+        look |= {"errorbar": "se", "err_style": "bars", "err_kws": {"capsize": 2}, "mew": 0}
         for panel, name in zip(column, names, strict=True):
             sns.lineplot(own, x="level", y=name, ax=panel, legend=panel is column[0], **look)
         column[0].legend(frameon=False, title="batch")

@@ -93,7 +93,7 @@ class LiveView(keras.callbacks.Callback):
             return
         self._started = True
         kind = self.model.name, *(metric.name for metric in self.model.metrics)
-        if epoch == 0 or kind != self._kind:  # not the training of before that goes on
+        if epoch == 0 or kind != self._kind:  # else the same training continues
             self.images, self._rows = {}, {}
         self._kind = kind
         if epoch not in self.images:
@@ -174,7 +174,7 @@ class LiveView(keras.callbacks.Callback):
             self.images[number] = keras.ops.convert_to_numpy(made)
 
     def _draw(self):
-        if self.show and self._screen.is_there:  # else a figure would be drawn for nobody
+        if self.show and self._screen.is_there:  # elsewhere there is no place for a figure
             self._screen.show(self.figure())
 
     def _names(self):
@@ -198,13 +198,13 @@ class LiveView(keras.callbacks.Callback):
             panel.set(title=name.replace("_", " "), ylabel="")
             # Epochs to come have their place, so that the curves grow and do not shrink.
             panel.set_xlim(0.7, max(self._epochs(), 2) + 0.3)
-        panels[-1].legend(frameon=False)
+        panels[0].legend(frameon=False)
 
     def _draw_cells(self, part):
         latest = max(self.images)
         rows = {
             "Brightfield": self.cells.brightfield[..., :1],
-            f"Generated, epoch {latest}": self.images[latest],
+            f"Epoch {latest}": self.images[latest],
             "Measured phase": self.cells.qpi,
         }
         names = _cell_names(self.cells.labels)
@@ -245,7 +245,7 @@ class _Screen:
     """One place in a notebook's output, drawn over again and again."""
 
     def __init__(self):
-        # Whoever runs in a notebook has imported IPython already; nobody else needs it.
+        # In a notebook, IPython is imported already; elsewhere it is not needed.
         ipython = sys.modules.get("IPython")
         shell = ipython.get_ipython() if ipython else None
         self.is_there = shell is not None and getattr(shell, "kernel", None) is not None

@@ -66,7 +66,7 @@ def unet_diagram(table, title="", ax=None):
     size = table.loc[down[0], "height"] * 2
     depth, places = len(down) + 1, _places(table, down)
     right, bottom = places["image"][0], -depth
-    figure, panel = style.panel_of(ax, 0.62 * right, 0.86 * depth + 1.2)
+    figure, panel = style.panel_of(ax, 0.55 * right, 0.86 * depth + 1.2)
     panel.set(xlim=(-1.1, right + 1.1), ylim=(bottom - 0.6, 0.75))
     panel.set_axis_off()
     for name, place in places.items():
@@ -183,7 +183,8 @@ def path_bars(moved, reference=None, title="", ax=None):
     if reference is not None:
         text, value = reference
         panel.axvline(value, color="0.3", linestyle=":", label=f"{text}: {value:.3f} rad")
-        panel.legend(loc="lower right")
+        below = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "frameon": False}
+        panel.legend(**below)
         highest = max(highest, value)
     panel.set(xlabel="mean absolute change of the image (rad)", title=title)
     panel.set_xlim(0, 1.15 * highest)
@@ -266,6 +267,7 @@ def feature_strips(features, cell_labels, title="", ax=None):
     style.heatmap(panel, pd.DataFrame(features, index=cell_labels), 0, **look)
     panel.hlines(range(1, len(features)), 0, features.shape[1], "white", linewidth=1.5)
     panel.locator_params(axis="x", nbins=9)
+    panel.tick_params(axis="x", length=4)
     panel.set(xlabel="feature", title=title)
     return figure
 
@@ -395,9 +397,8 @@ def predicted_probabilities(panels, cell_labels, title=""):
                 f"{name}: found probabilities of shape {probabilities.shape} and {len(true)} true "
                 f"codes; expected ({n_cells}, {len(names)}) and {n_cells}."
             )
-        rows = cell_labels if panel is axes[0] else [""] * n_cells
-        percent = pd.DataFrame(100 * probabilities, rows, names)
-        style.percent_map(panel, percent)
+        percent = pd.DataFrame(100 * probabilities, cell_labels, names)
+        style.percent_map(panel, percent, yticklabels="auto" if panel is axes[0] else False)
         for row, column in enumerate(true):
             box = Rectangle((column + 0.03, row + 0.05), 0.94, 0.9, fill=False)
             box.set(edgecolor="#D55E00", linewidth=1.8)

@@ -26,7 +26,7 @@ from cytomad_lib.plots import style
 
 # Accuracy of guessing the batch within the class in the lung dataset: 3 batches per class.
 LUNG_CHANCE = 1 / 3
-_BEHIND = style.CHANCE_LINE | {"zorder": 0}
+_CHANCE = style.CHANCE_LINE | {"zorder": 2}  # over bars, under their numbers
 _START = {"color": "0.3", "linestyle": "", "marker": "*", "markersize": 12}  # before removal
 _LINES = ("-", "--", "-.", ":")
 
@@ -49,8 +49,8 @@ def first_batch_share(scores, share, batch="first batch", ax=None):
     Parameters
     ----------
     scores : dict
-        Name of the moment, such as "after", to a Series: classifier to share, as
-        `Run.own_verdict` returns it. A classifier may be missing at one moment.
+        Name of the moment, such as "after", to a Series: classifier to share, as a run
+        reports it. A classifier may be missing at one moment.
     share : float
         The true share.
     batch : str
@@ -71,7 +71,7 @@ def first_batch_share(scores, share, batch="first batch", ax=None):
     look = {"hue": "moment", "palette": list(style.METHOD_COLOURS[: len(scores)])}
     look["legend"] = len(scores) > 1
     style.labelled_bars(panel, table.reset_index(), "percent", "classifier", "%.0f %%", **look)
-    panel.axvline(100 * share, label=f"belong to {batch}", **_BEHIND)
+    panel.axvline(100 * share, label=f"belong to {batch}", **_CHANCE)
     panel.set(xlabel=f'cells assigned to "{batch}" (%)', xlim=(0, 118), xticks=range(0, 101, 20))
     style.legend_above(panel)
     return figure
@@ -83,8 +83,8 @@ def classifiers_beside_probes(scores, first_batch, results):
     Parameters
     ----------
     scores : pandas.Series
-        Share of cells that each of the recipe's classifiers assigns to the first batch, from
-        `Run.own_verdict`.
+        Share of cells that each of the recipe's classifiers assigns to the first batch,
+        as a run reports it.
     first_batch : float
         Share of cells that belong to the first batch.
     results : dict
@@ -98,6 +98,8 @@ def classifiers_beside_probes(scores, first_batch, results):
     own, independent = figure.subplots(1, 2, width_ratios=[1, 1.6])
     first_batch_share({"share": scores}, first_batch, ax=own)
     own.legend_.remove()
+    for bar in own.patches:
+        bar.set_color(style.METHOD_COLOURS[3])  # not the colour of a method beside it
     own.text(100 * first_batch + 2, -0.6, "belong there", va="center")
     own.set(ylim=(len(scores) - 0.4, -0.9), title="the recipe's own classifiers")
     table = pd.DataFrame({method: result.per_probe for method, result in results.items()})
@@ -107,7 +109,7 @@ def classifiers_beside_probes(scores, first_batch, results):
     look = {"hue": "method", "palette": list(style.METHOD_COLOURS[: len(results)]), "legend": True}
     style.labelled_bars(independent, table.reset_index(), "probe", "accuracy", "%.2f", **look)
     chance = next(iter(results.values())).chance
-    independent.axhline(chance, label="chance", **_BEHIND)
+    independent.axhline(chance, label="chance", **_CHANCE)
     independent.set(
         ylim=(0, 1.08),
         ylabel="batch accuracy within class",
@@ -276,7 +278,7 @@ def trade_off(table, part, chance=LUNG_CHANCE, title=""):
         for number, (knob, look) in enumerate(looks.items()):
             _curve(panel, varied[varied["knob"] == knob], column, look, above=number % 2 == 1)
         panel.plot(start["batch_within_class"], start[column], **_START)
-        panel.axvline(chance, **_BEHIND)
+        panel.axvline(chance, **_CHANCE)
         panel.margins(0.15)
         left, right = panel.get_xlim()
         panel.set(xlim=(min(left, chance - 0.04), min(right, 1.05)))
@@ -340,11 +342,9 @@ def inference_leak(table, random_table, measures=("batch within class", "class")
         own = [mode for mode in modes if (rows["mode"] == mode).any()]
         look = {"order": measures, "hue": "mode", "hue_order": own, "palette": colours}
         style.labelled_bars(panel, rows, "measure", "accuracy", "%.2f", **look)
-        for text in panel.texts:  # legible also where the line of chance crosses it
-            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8})
         for place, measure in enumerate(measures):
             chance = rows.loc[rows["measure"] == measure, "chance"].iloc[0]
-            panel.hlines(chance, place - 0.45, place + 0.45, "black", "--", lw=1)
+            panel.plot([place - 0.45, place + 0.45], [chance] * 2, **_CHANCE)
         panel.set_title(title, fontsize=10)
     panels[0].set(ylim=(0, 1.08), ylabel="accuracy of the strongest probe")
     handles = [Line2D([], [], color=colours[mode], lw=8, label=mode) for mode in modes]

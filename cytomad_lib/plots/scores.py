@@ -7,6 +7,7 @@
 
 Example
 -------
+>>> import pandas as pd
 >>> table = pd.DataFrame({"method": ["a", "b"], "measure": "class", "accuracy": [0.5, 0.9]})
 >>> figure = score_bars(table.assign(chance=0.14, null_95=0.2))
 >>> figure.axes[0].get_ylabel()
@@ -54,7 +55,8 @@ def score_bars(table):
     # On a page, four panels side by side would be too small to read.
     n_columns = len(measures) if len(measures) <= 3 else 2
     n_rows = -(-len(measures) // n_columns)
-    figure = style.new_figure((1.2 + 0.55 * len(methods)) * n_columns + 0.6, 4.2 * n_rows)
+    width = (1.2 + 0.55 * len(methods)) * n_columns + 0.6
+    figure = style.new_figure(max(width, 4.6), 4.2 * n_rows)  # the legend needs 4.6 inches
     axes = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False)
     for panel in axes.ravel()[len(measures) :]:
         panel.remove()

@@ -93,11 +93,12 @@ class SettingsExplorer(widgets.Explorer):
             "measured phase": qpi,
             "predicted phase": predicted,
             "batch-free truth": truth,
+            "predicted − truth": predicted - truth,
         }
         # One scale for all cells and settings: a gain must be visible.
         limits = {"brightfield": (0.3, 1.7), "phase": (-0.3, 4.0), "difference": (-1.0, 1.0)}
-        error = ("predicted phase", "batch-free truth")
-        figure = image_grid(images, measured.pixel_size_um, error_of=error, limits=limits)
+        look = {"difference": ("predicted − truth",), "limits": limits}
+        figure = image_grid(images, measured.pixel_size_um, **look)
         scores = image_scores(np.stack([qpi[0], predicted[0]]), np.repeat(truth, 2, axis=0))
         words = [
             f"<b>{self.class_name.value}, cell {self.cell.value}</b> (simulated), "

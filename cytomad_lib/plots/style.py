@@ -12,7 +12,7 @@ Example
 -------
 >>> figure = new_figure(4, 3)
 >>> figure.get_dpi()
-150.0
+150
 """
 
 import base64
@@ -23,6 +23,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib import figure as mpl_figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from cytomad_lib.data.files import written_beside
 
@@ -81,10 +82,15 @@ def panel_of(ax, width, height):
 
 
 def as_png(figure):
-    """Return the figure as the bytes of a PNG file of 150 dpi."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, pil_kwargs={"optimize": True})
-    return buffer.getvalue()
+    """Return the figure as the bytes of a PNG file of 150 dpi for the screen.
+
+    It has 256 colours: the eye sees no difference, and a saved notebook has half the size.
+    """
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI, pil_kwargs={"compress_level": 1})
+    picture = Image.open(drawn).convert("RGB")
+    picture.quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def save_figure(figure, path, dpi=DPI):
@@ -172,6 +178,7 @@ def heatmap(panel, table, rotation=45, **options):
     upright = {"rotation": rotation, "ha": "right" if rotation else "center"}
     panel.set_xticks(panel.get_xticks(), panel.get_xticklabels(), rotation_mode="anchor", **upright)
     panel.tick_params(axis="y", rotation=0)
+    panel.tick_params(length=0)
     panel.set(xlabel="", ylabel="")
 
 
@@ -185,8 +192,9 @@ def labelled_bars(panel, table, x, y, fmt, **options):
     """Draw bars with `seaborn.barplot` and write the value of each at its end."""
     options = {"errorbar": None, "saturation": 1, "legend": False} | options
     sns.barplot(table, x=x, y=y, ax=panel, **options)
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # over the line of chance
     for bars in panel.containers:
-        panel.bar_label(bars, fmt=fmt, padding=2)
+        panel.bar_label(bars, fmt=fmt, padding=2, bbox=white)
     panel.set(xlabel="", ylabel="")
     plain(panel)
 

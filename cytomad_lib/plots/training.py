@@ -246,5 +246,5 @@ def _as_image(image):
     # Keras is imported here, since all other figures do without it.
     from cytomad_lib.backend import keras
 
-    # A tensor straight from a network may still carry gradients.
+    # A tensor straight from a network may carry gradients.
     return as_stack(keras.ops.convert_to_numpy(image)[None])[0]

@@ -70,7 +70,7 @@ class Explorer:
                 self._follow(change["owner"])
             self.update()
         except Exception as error:
-            # Jupyter hides errors of callbacks in a log that nobody opens.
+            # Jupyter writes errors of callbacks to a log that is hidden by default.
             self.text.value = f"<b>This did not work:</b> {html.escape(str(error))}"
             raise
 
