@@ -89,7 +89,7 @@ def test_all_peers_are_there_and_flagged():
         assert peer.name == name and peer.note
         assert ("class" in peer.note) == peer.oracle
         if peer.features is not None:
-            assert peer.features.shape == SHIFTED.shape
+            assert len(peer.features) == len(SHIFTED)
             assert peer.features.dtype == np.float32
             assert np.isfinite(peer.features).all()
     np.testing.assert_array_equal(peers["untouched"].features, SHIFTED.astype(np.float32))
@@ -114,26 +114,39 @@ def test_without_training_cells_leace_is_a_note():
     assert peers["ComBat"].features is not None
 
 
+def spoiled_features():
+    features = np.maximum(SHIFTED, 0).astype(np.float32)
+    features[:, 3] = 0.1  # 0.1 has no exact binary form: its mean is off by rounding
+    features[:, 4] = 0
+    features[(LABELS["batch"] == "Batch2").to_numpy(), 5] = 0  # dead in one batch
+    features[:, 6] = (LABELS["batch"] == "Batch3").to_numpy()  # nothing but the batch
+    return features
+
+
 @pytest.mark.parametrize("installed", [True, False])
 def test_features_that_never_vary_stay_and_nothing_is_nan(monkeypatch, installed):
     if installed:
         pytest.importorskip("harmonypy")
     else:
         monkeypatch.setitem(sys.modules, "harmonypy", None)
-    features = np.maximum(SHIFTED, 0).astype(np.float32)
-    features[:, 3] = 0.1  # 0.1 has no exact binary form: its mean is off by rounding
-    features[:, 4] = 0
-    features[(LABELS["batch"] == "Batch2").to_numpy(), 5] = 0  # dead in one batch
-    features[:, 6] = (LABELS["batch"] == "Batch3").to_numpy()  # nothing but the batch
-    peers = baselines.peer_features(features, LABELS, features, LABELS)
-    for name, peer in peers.items():
+    features = spoiled_features()
+    for name, peer in baselines.peer_features(features, LABELS, features, LABELS).items():
         if name == "Harmony" and not installed:
             continue
         assert np.isfinite(peer.features).all(), name
-        np.testing.assert_array_equal(peer.features[:, 3:5], features[:, 3:5], err_msg=name)
         assert np.abs(peer.features).max() < 50, name
-    for name in ("per-batch standardisation", "ComBat", "ComBat with class", "LEACE"):
-        assert np.ptp(peers[name].features[:, 6]) < 1e-5, name
+    found = {
+        "standardised": baselines.standardise_batches(features, LABELS),
+        "ComBat": baselines.combat(features, LABELS),
+        "ComBat with class": baselines.combat(features, LABELS, with_class=True),
+    }
+    for name, values in found.items():
+        assert np.ptp(values[:, 6]) < 1e-5, name
+    if installed:
+        found["Harmony"] = baselines.harmony(features, LABELS)
+    for name, values in found.items():
+        np.testing.assert_array_equal(values[:, 3:5], features[:, 3:5], err_msg=name)
+        assert np.isfinite(values).all() and np.abs(values).max() < 50, name
 
 
 def test_collapsed_features_do_not_stop_the_table():
@@ -144,7 +157,61 @@ def test_collapsed_features_do_not_stop_the_table():
         if name.startswith("ComBat"):
             assert peer.features is None and "0 features vary" in peer.note
         else:
-            np.testing.assert_array_equal(peer.features, features.astype(np.float32))
+            assert np.ptp(peer.features) == 0, name
+
+
+# --- components, and the null control ---------------------------------------------------------
+
+
+def silent_units(labels, seed=0, units=40):
+    """Return features like those of a ReLU layer: mixtures of 8 traits, 0 in 60 to 99.9 %."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(len(labels), 8)) @ rng.normal(size=(8, units))
+    silent = 1 - np.geomspace(0.4, 0.001, units)
+    cuts = [np.quantile(unit, share) for unit, share in zip(values.T, silent, strict=True)]
+    return np.maximum(values - cuts, 0).astype(np.float32)
+
+
+def test_components_are_white_and_of_active_units_only():
+    features = silent_units(LABELS)
+    features[5, 0] = 1e3  # with the zeros of the others, this unit is active in one cell
+    features[6:, 0] = features[:5, 0] = 0
+    components = baselines.active_components(features)
+    found = components(features)
+    assert found.shape[1] < 40
+    np.testing.assert_allclose(np.cov(found.T, bias=True), np.eye(found.shape[1]), atol=1e-3)
+    assert np.abs(found).max() < 20
+    # Cells on their own are mapped as they are among others.
+    np.testing.assert_array_equal(components(features[:3]), found[:3])
+
+
+def test_where_no_unit_is_active_all_that_vary_are_taken():
+    features = np.zeros((200, 3))
+    features[:5, 0] = features[3:9, 1] = 1
+    assert baselines.active_components(features)(features).shape == (200, 2)
+
+
+def test_no_peer_writes_a_batch_into_cells_that_have_none():
+    """Two halves of the same cells: the zeros of silent units must not tell them apart."""
+    pytest.importorskip("harmonypy")
+    labels = lung_labels(30)
+    features = silent_units(labels)
+    table = baselines.null_control(features, labels, features, labels)
+    assert tuple(table.index) == ALL
+    assert (table["chance"] == 0.5).all() and table["null_95"].between(0.5, 0.6).all()
+    assert not table["writes_batch"].any(), table
+
+
+def test_the_null_control_finds_who_writes_a_batch_in(monkeypatch):
+    # Without components: a unit's zeros go to another value in each half.
+    labels = lung_labels(20)
+    features = silent_units(labels)
+    monkeypatch.setattr(baselines, "active_components", lambda fitted: np.asarray)
+    monkeypatch.setattr(baselines, "_with_noise", lambda components, seed: components)
+    table = baselines.null_control(features, labels)
+    assert table.loc["ComBat", "null_control"] > 0.8 and table.loc["ComBat", "writes_batch"]
+    assert not table.loc["untouched", "writes_batch"]
+    assert "LEACE" not in table.index  # there were no training cells
 
 
 # --- standardisation -------------------------------------------------------------------------
@@ -259,12 +326,14 @@ def test_leace_within_class_keeps_class_means_and_removes_batches_of_new_cells()
     _, test = make_features(LABELS, cell_seed=2, spread=0, columns=40)
     peers = baselines.peer_features(test, LABELS, train, LABELS)
     within, plain = peers["LEACE within class"].features, peers["LEACE"].features
-    # What is left of 40 cells' sampling error, against shifts of size 2.
-    assert batch_gap(within, LABELS) < 0.2 * batch_gap(test, LABELS)
+    test = baselines.active_components(train)(test)
+    # What is left is the sampling error of 40 cells; components have a spread of 1.
+    assert batch_gap(within, LABELS) < PER_GROUP**-0.5 < 0.5 * batch_gap(test, LABELS)
     assert class_damage(within, LABELS, test) < 0.1
     assert class_damage(plain, LABELS, test) > 0.3
     erased = baselines._leace(train, (train, *_categories(LABELS)), within_class=True)
-    assert batch_gap(erased, LABELS) < 0.1 * batch_gap(train, LABELS)
+    components = baselines.active_components(train)(train)
+    assert batch_gap(erased, LABELS) < 0.25 * batch_gap(components, LABELS)
 
 
 def _categories(labels):

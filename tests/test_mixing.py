@@ -175,7 +175,7 @@ def test_images_are_taken_as_pixels():
         (noise() * np.nan, LABELS, "not finite"),
         (noise(), LABELS.drop(columns="batch"), "`batch` is needed"),
         (noise(20), one_class(20, 1), "two batches"),
-        (noise(8), one_class(4, 2), "Group X in B0 has 4 cells"),
+        (noise(8), one_class(4, 2), "X in B0: 4 cells; at least 5"),
     ],
 )
 def test_errors_say_what_was_found(features, labels, message):

@@ -11,7 +11,7 @@ import pytest
 from skimage.color import rgb2lab
 
 from cytomad_lib import networks, plots
-from cytomad_lib.models.dissection import block_table
+from cytomad_lib.analysis.dissection import block_table
 from cytomad_lib.plots import style
 
 PALETTES = (style.BATCH_COLOURS, style.CLASS_COLOURS, style.METHOD_COLOURS)

@@ -216,3 +216,64 @@ def test_unknown_probe_and_single_class_are_errors():
         probes.class_accuracy(noise()[:40], make_labels({"A": (1, 2)}))
     with pytest.raises(probes.ProbeError, match="one batch only"):
         probes.unseen_batch_class_accuracy(noise()[:40], make_labels({"A": (1,), "B": (2,)}))
+
+
+# --- designs of which not all can be asked ----------------------------------------------------
+
+
+def of_groups(counts):
+    """Return labels of so many cells of each (class, batch), and features that tell the class."""
+    rows = [key for key, n in counts.items() for _ in range(n)]
+    labels = pd.DataFrame(rows, columns=["class_name", "batch"]).astype("category")
+    classes = pd.get_dummies(labels["class_name"]).to_numpy(float)
+    return 5 * classes + np.random.default_rng(0).normal(size=classes.shape), labels
+
+
+def test_classes_of_one_batch_and_small_groups_are_left_out_and_named():
+    counts = {("A", "B1"): 20, ("A", "B2"): 20, ("A", "B3"): 3, ("C", "B1"): 20, ("D", "B2"): 20}
+    features, labels = of_groups(counts)
+    why = {(measure, what): why for measure, what, why in probes.left_out(labels)}
+    assert why[BATCH_MEASURE, "C"] == "seen in one batch only, B1"
+    for measure in probes.MEASURES:
+        assert why[measure, "A in B3"] == "3 cells; at least 5 are needed"
+    assert "seen in one batch only" in why[UNSEEN, "D in B2"]
+    assert "A alone can be scored" in why[UNSEEN, "classes other than A"]
+    within, classes, unseen = probes.score_results(features, labels, n_permutations=2)
+    assert list(within.by_group.index) == ["A"] and within.n_cells == 40
+    assert within.chance == 0.5
+    assert classes.n_cells == 80 and classes.chance == pytest.approx(1 / 3)
+    assert unseen.n_cells == 40 and unseen.chance == 0.5  # A and one other are known elsewhere
+
+
+def test_a_batch_without_which_one_class_is_left_is_not_scored():
+    features, labels = of_groups({("A", "B1"): 20, ("C", "B1"): 20, ("A", "B2"): 20})
+    found = probes.unseen_batch_class_accuracy(features, labels, n_permutations=2)
+    assert found.n_cells == 20 and np.isnan(found.by_group["B1"])  # A alone is in B2
+    assert (UNSEEN, "B1", "the other batches hold one class only") in probes.left_out(labels)
+    probes.check_unseen(labels, "B2")
+    with pytest.raises(probes.ProbeError, match="No cell of B1 can be predicted"):
+        probes.check_unseen(labels, "B1")
+
+
+def test_measures_that_cannot_be_asked_say_why_and_the_others_are_scored():
+    features, labels = of_groups({("A", "B1"): 20, ("C", "B1"): 20})
+    (found,) = probes.score_results(features, labels, n_permutations=0)
+    assert found.measure == CLASS_MEASURE and found.accuracy > 0.9
+    rows = {measure: why for measure, what, why in probes.left_out(labels) if what == "all"}
+    assert set(rows) == {BATCH_MEASURE, UNSEEN}
+    assert "two batches" in rows[BATCH_MEASURE] and "['B1']" in rows[UNSEEN]
+    features, labels = of_groups({("A", "B1"): 20})
+    assert probes.score_results(features, labels) == []
+    table = probes.score_table({"none": features}, labels)
+    assert table.empty and {"method", "measure", "accuracy", "null_95"} <= set(table)
+    with pytest.raises(probes.ProbeError, match="not finite"):
+        probes.score_results(features * np.nan, labels)
+
+
+def test_where_each_batch_holds_one_class_there_is_no_null():
+    counts = {("A", "B1"): 20, ("A", "B2"): 20, ("C", "B3"): 20, ("C", "B4"): 20}
+    features, labels = of_groups(counts)
+    found = probes.unseen_batch_class_accuracy(features, labels, n_permutations=3)
+    assert found.accuracy > 0.9 and np.isnan(found.null_95)
+    assert any(what == "the null" for _, what, _ in probes.left_out(labels))
+    assert probes.class_accuracy(features, labels, n_permutations=3).null_95 < 0.9

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 
 import keras
 import numpy as np
@@ -209,7 +210,7 @@ def test_one_batch_is_enough_to_pretrain_and_too_few_to_remove_batches(tmp_path)
     run = Run.create(tmp_path / "run", replace(TINY, pretraining_epochs=1), one, "lung")
     pretrain(run, one, valid)
     assert run.stages() == ["pretraining"]
-    for stage in (run.fit_classifiers, run.remove_batches):
+    for stage in (partial(fit_classifiers, run), partial(remove_batches, run)):
         with pytest.raises(DatasetError, match="only Batch1.*at least two batches"):
             stage(one, valid)
 
@@ -245,13 +246,13 @@ def test_seeds_that_something_refuses_later(tmp_path, seed):
 
 def test_two_trainings_never_share_a_folder(whole, tmp_path):
     run = pretrained_copy(whole, tmp_path / "run")
-    stages = run.pretrain, run.fit_classifiers, run.remove_batches
+    steps = [partial(step, run) for step in (pretrain, fit_classifiers, remove_batches)]
     refused = []
 
     def other():
-        for stage in stages:
+        for step in steps:
             try:
-                stage(CELLS, VALID)
+                step(CELLS, VALID)
             except RunError as error:
                 refused.append(str(error))
 
@@ -287,7 +288,7 @@ def test_nothing_is_built_on_an_unfinished_pretraining(tmp_path):
     pd.DataFrame({"epoch": [1, 2], "val_loss": [2.0, 1.0]}).to_csv(
         tmp_path / "pretraining" / "history.csv", index=False
     )
-    for stage in (run.fit_classifiers, run.remove_batches):
+    for stage in (partial(fit_classifiers, run), partial(remove_batches, run)):
         with pytest.raises(RunError, match="2 finished epochs. Expected all 3"):
             stage(CELLS, VALID)
 

@@ -8,6 +8,7 @@ each of these leaves them; `probes.score_table` and `mixing.mixing_table` then s
 - `harmony`: soft clusters that are nudged until each holds all batches (package `harmonypy`).
 - `combat`: standardisation whose per-batch means and spreads borrow strength from all features.
 - `fit_leace`: the least change after which no linear classifier can tell the batches apart.
+- `null_control`: does a correction write a batch in where there is none?
 
 What does each one see? That decides whether a comparison is fair.
 
@@ -23,12 +24,16 @@ Class and batch are confounded here: each lung cell line was seen in 3 of the 7 
 differ also because they hold other classes, and a correction that makes them alike without knowing
 the class takes away differences between classes. That is why each comes in two versions.
 
+Why components? A unit with a ReLU is exactly 0 in most cells. A correction that moves and scales
+each batch gives these zeros a different value in each batch, and a probe reads the batch from that
+value, even where there was no batch effect: two random halves of the same cells were told apart at
+0.98. So the peers correct `active_components`: whitened principal components of the active units,
+without those of least variance, with noise added. Then no value stands for "silent".
+`null_control` tests every peer on such halves.
+
 One oddity: a correction that makes the batches' means equal over all test cells sends a probe's
 training and test folds to opposite sides of that mean, so batch accuracy can fall *below* chance.
 Read that as "nothing linear left", not as better than a chance result.
-
-A feature that never varies (a ReLU that is dead in every cell) stays as it is in every peer; one
-that is dead in some batches only is moved but never divided by its zero spread there.
 
 Example
 -------
@@ -44,14 +49,28 @@ True
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from cytomad_lib.analysis.probes import PROBES, ProbeError, _checked, _need_two
+from cytomad_lib.analysis.probes import (
+    PROBES,
+    ProbeError,
+    _checked,
+    _need_two,
+    within_class_batch_accuracy,
+)
 from cytomad_lib.conditional.erasure import fit_leace, spread_of, within_class_concept
 
-HARMONY_COMPONENTS = 50
+ACTIVE = 0.05  # share of cells in which a unit has another value than its most frequent one
+EXPLAINED = 0.99  # share of the variance of the active units that the components keep
+MAX_COMPONENTS = 50
+# In units of a component's spread. What a correction estimates from some hundred cells is uncertain
+# by a tenth of the spread; noise has to be a few times as large to hide it.
+NOISE = 0.4
+CONTROL_SPLITS = 3
+CONTROL_PROBES = ("whitened",)  # the fastest that finds what is written in, and finds most of it
 
 
 @dataclass(frozen=True)
@@ -61,8 +80,9 @@ class Peer:
     Attributes
     ----------
     name : str
-    features : float32 array, (cells, features), or None
-        None when the correction could not be made; `note` says why and what to do.
+    features : float32 array, (cells, components), or None
+        "untouched" has the features as they were given. None when the correction could not be
+        made; `note` says why and what to do.
     oracle : bool
         Whether the class of the test cells was used.
     note : str
@@ -107,32 +127,106 @@ def peer_features(test_features, test_labels, train_features=None, train_labels=
     sees_batch = "sees the batch of all test cells"
     sees_class = "sees the batch and the class of all test cells"
     sees_none = "fitted on the training cells, sees no label of a test cell"
+
+    def corrected(correct, **settings):
+        components = _with_noise(active_components(test)(test), seed)
+        return correct(components, test_labels, **settings)
+
+    by_class = {"within_class": True}
     peers = [
         ("untouched", False, "no correction", lambda: test),
-        (
-            "per-batch standardisation",
-            False,
-            sees_batch,
-            lambda: standardise_batches(test, test_labels),
-        ),
+        ("per-batch standardisation", False, sees_batch, partial(corrected, standardise_batches)),
         (
             "per-batch standardisation within class",
             True,
             sees_class,
-            lambda: standardise_batches(test, test_labels, within_class=True),
+            partial(corrected, standardise_batches, **by_class),
         ),
-        ("Harmony", False, sees_batch, lambda: harmony(test, test_labels, seed)),
-        ("ComBat", False, sees_batch, lambda: combat(test, test_labels)),
-        (
-            "ComBat with class",
-            True,
-            sees_class,
-            lambda: combat(test, test_labels, with_class=True),
-        ),
-        ("LEACE", False, sees_none, lambda: _leace(test, train, within_class=False)),
-        ("LEACE within class", False, sees_none, lambda: _leace(test, train, within_class=True)),
+        ("Harmony", False, sees_batch, partial(corrected, harmony, seed=seed)),
+        ("ComBat", False, sees_batch, partial(corrected, combat)),
+        ("ComBat with class", True, sees_class, partial(corrected, combat, with_class=True)),
+        ("LEACE", False, sees_none, partial(_leace, test, train, within_class=False)),
+        ("LEACE within class", False, sees_none, partial(_leace, test, train, **by_class)),
     ]
     return {name: _make(name, oracle, note, correct) for name, oracle, note, correct in peers}
+
+
+def null_control(test_features, test_labels, train_features=None, train_labels=None, seed=0):
+    """Run every peer on a batch that means nothing, and let a probe look for it.
+
+    The cells of each group (batch and class) are split in two halves at random, and the halves are
+    taken for batches. Whatever a probe then finds was written in by the correction.
+
+    Parameters
+    ----------
+    test_features, test_labels, train_features, train_labels, seed
+        As for `peer_features`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per peer, by name; `null_control`, the accuracy of the strongest of the probes in
+        telling the halves apart within class, mean over `CONTROL_SPLITS` splits; `chance`, 0.5;
+        `null_95`, what shuffled halves reach; `writes_batch`, whether the accuracy is above it. A
+        peer that cannot be had is missing from the table.
+
+    Raises
+    ------
+    ProbeError
+        As `peer_features`, or if no class has enough cells for two halves.
+    """
+    found = {}
+    for split in range(CONTROL_SPLITS):
+        rng = np.random.default_rng([seed, split])
+        halves = _halves(test_labels, rng)
+        train_halves = None if train_labels is None else _halves(train_labels, rng)
+        peers = peer_features(test_features, halves, train_features, train_halves, seed + split)
+        for name, peer in peers.items():
+            if peer.features is not None:
+                # The null hardly depends on the features: once is enough.
+                shuffles = 20 if not found else 0
+                settings = halves, seed, shuffles, CONTROL_PROBES
+                result = within_class_batch_accuracy(peer.features, *settings)
+                found.setdefault(name, []).append(result)
+    null_95 = found["untouched"][0].null_95
+    accuracy = {name: np.mean([r.accuracy for r in own]) for name, own in found.items()}
+    table = pd.DataFrame({"null_control": accuracy, "chance": 0.5, "null_95": null_95})
+    return table.assign(writes_batch=table["null_control"] > null_95).rename_axis("peer")
+
+
+def active_components(features):
+    """Fit whitened principal components of the units that are active.
+
+    A unit is active if it has another value than its most frequent one (for a ReLU: 0) in at least
+    `ACTIVE` of the cells. If no unit is, all that vary are taken. The units are standardised. The
+    first principal components are kept that together explain `EXPLAINED` of the variance,
+    `MAX_COMPONENTS` at most.
+
+    Parameters
+    ----------
+    features : array, (cells, features)
+
+    Returns
+    -------
+    function
+        Takes features (cells, features) of any cells; returns float32 (cells, components), each of
+        mean 0 and standard deviation 1 over the cells that it was fitted on. One component that is
+        0 everywhere, if no unit varies.
+    """
+    features = np.asarray(features, dtype=float)
+    most = [np.unique(unit, return_counts=True)[1].max() for unit in features.T]
+    share = 1 - np.array(most) / len(features)
+    units = np.flatnonzero(share >= ACTIVE)
+    units = units if len(units) else np.flatnonzero(share > 0)
+    if not len(units):
+        return lambda other: np.zeros((len(other), 1), np.float32)
+    mean, spread = features[:, units].mean(axis=0), features[:, units].std(axis=0)
+    scaled = (features[:, units] - mean) / spread
+    _, singular, axes = np.linalg.svd(scaled, full_matrices=False)
+    explained = np.cumsum(singular**2) / np.sum(singular**2)
+    kept = min(int(np.searchsorted(explained, EXPLAINED)) + 1, MAX_COMPONENTS, len(singular))
+    turn = axes[:kept].T / spread[:, None] / singular[:kept] * np.sqrt(len(features))
+    return lambda other: ((np.asarray(other, float)[:, units] - mean) @ turn).astype(np.float32)
 
 
 def standardise_batches(features, labels, within_class=False):
@@ -177,24 +271,21 @@ def standardise_batches(features, labels, within_class=False):
     return _as_features(found, features)
 
 
-def harmony(features, labels, seed=0, n_components=HARMONY_COMPONENTS):
-    """Correct by Harmony, on principal components of the standardised features.
+def harmony(features, labels, seed=0):
+    """Correct by Harmony.
 
     Cells are put into soft clusters that are rewarded for holding all batches; each cluster is then
     shifted batch by batch, and this is repeated. Shifts that are large beside the differences
-    between cells are hardly removed: the clusters then hold one batch each from the start. The
-    corrected components are turned back into features, so what lies outside the `n_components`
-    components is lost.
+    between cells are hardly removed: the clusters then hold one batch each from the start.
 
     Parameters
     ----------
     features : array, (cells, features)
+        All count the same after division by their standard deviation; see `active_components`.
     labels : pandas.DataFrame
         Columns `batch` (used) and `class_name` (not used).
     seed : int
         The same seed gives the same result.
-    n_components : int
-        Principal components, at most.
 
     Returns
     -------
@@ -219,20 +310,14 @@ def harmony(features, labels, seed=0, n_components=HARMONY_COMPONENTS):
             "(there are wheels for Linux and macOS, none for Windows)."
         ) from None
     features = features.astype(float)
-    mean = features.mean(axis=0)
-    spread = spread_of(features)
-    scaled = (features - mean) / np.where(spread > 0, spread, 1)
-    _, singular, axes = np.linalg.svd(scaled, full_matrices=False)
-    # Components without variance would be noise from rounding.
-    kept = min(n_components, int((singular > 1e-6 * singular[0]).sum()))
-    if kept == 0:
+    mean, spread = features.mean(axis=0), spread_of(features)
+    varies = spread > 0
+    if not varies.any():
         return features.astype(np.float32)
-    axes = axes[:kept]
-    table = pd.DataFrame({"batch": np.asarray(batch.codes)})
     found = harmonypy.run_harmony(
-        # Components × cells: the other way round is ambiguous where both are equally many.
-        (scaled @ axes.T).T,
-        table,
+        # Features × cells: the other way round is ambiguous where both are equally many.
+        ((features - mean)[:, varies] / spread[varies]).T,
+        pd.DataFrame({"batch": np.asarray(batch.codes)}),
         "batch",
         # One cluster per 30 cells is the package's own rule; it would give none for a few cells.
         nclust=int(np.clip(round(len(features) / 30), 2, 100)),
@@ -240,7 +325,8 @@ def harmony(features, labels, seed=0, n_components=HARMONY_COMPONENTS):
         verbose=False,
         ncores=1,
     )
-    return _as_features(np.asarray(found.Z_corr) @ axes * spread + mean, features)
+    features[:, varies] = np.asarray(found.Z_corr) * spread[varies] + mean[varies]
+    return features.astype(np.float32)
 
 
 def combat(features, labels, with_class=False, tolerance=1e-4, max_steps=200):
@@ -353,7 +439,24 @@ def _leace(test, train, within_class):
         concept = within_class_concept(batch.codes, class_name.codes)
     else:
         concept = np.eye(len(batch.categories))[batch.codes]
-    return fit_leace(features, concept)(test)
+    # One map for all cells cannot write a batch in: it needs no noise.
+    components = active_components(features)
+    return fit_leace(components(features), concept)(components(test))
+
+
+def _with_noise(components, seed):
+    """Blur components; one in which nothing varies stays so."""
+    noise = np.random.default_rng(seed).normal(size=components.shape)
+    return components + NOISE * noise * (np.ptp(components, axis=0) > 0)
+
+
+def _halves(labels, rng):
+    """Return the labels with two random halves of each group for batches."""
+    second = np.zeros(len(labels), dtype=bool)
+    for cells in labels.groupby(["batch", "class_name"], observed=True).indices.values():
+        # Of an odd number, either half may be the larger.
+        second[rng.permutation(cells)[: (len(cells) + rng.integers(2)) // 2]] = True
+    return labels.assign(batch=pd.Categorical(np.where(second, "second half", "first half")))
 
 
 def _as_features(found, features):

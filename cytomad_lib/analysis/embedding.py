@@ -13,6 +13,8 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
+from cytomad_lib.analysis.probes import ProbeError
+
 
 def umap_coordinates(features, seed=0, n_neighbors=15):
     """Place each cell in the plane, similar cells near each other.
@@ -33,7 +35,7 @@ def umap_coordinates(features, seed=0, n_neighbors=15):
 
     Raises
     ------
-    ValueError
+    ProbeError
         With fewer than 5 cells.
     """
     from umap import UMAP  # imported here: it takes seconds to load
@@ -41,7 +43,7 @@ def umap_coordinates(features, seed=0, n_neighbors=15):
     features = np.asarray(features, dtype=np.float32)
     n = len(features)
     if n < 5:
-        raise ValueError(f"Found {n} cells; a map needs at least 5.")
+        raise ProbeError(f"Found {n} cells; a map needs at least 5.")
     features = StandardScaler().fit_transform(features.reshape(n, -1))
     features = PCA(min(50, n, features.shape[1]), random_state=seed).fit_transform(features)
     # One job and a start from principal components: reproducible, and no warning about either.

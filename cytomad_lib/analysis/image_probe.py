@@ -46,7 +46,8 @@ NORM_MOMENTUM = 0.9  # 0.99 would need 500 steps before the running statistics a
 def image_batch_accuracy(images, labels, seed=0, n_folds=5, epochs=None, progress=False):
     """Tell the batches of one class apart from images; averaged over the classes.
 
-    Classes that were seen in one batch only are left out.
+    Groups with fewer cells than folds and classes with one batch only are left out, see
+    `probes.left_out`.
 
     Parameters
     ----------
@@ -77,11 +78,11 @@ def image_batch_accuracy(images, labels, seed=0, n_folds=5, epochs=None, progres
     Raises
     ------
     ProbeError
-        If lengths differ, values are not finite or not images, no class has two batches, or a
-        group has fewer cells than folds.
+        If lengths differ, values are not finite or not images, or no class has two batches with
+        enough cells.
     """
     images, batch, class_name = _checked_images(images, labels)
-    tasks = probes._batch_tasks(batch, class_name, n_folds, seed)
+    tasks, _ = probes._batch_tasks(batch, class_name, n_folds, seed)
     probabilities = _cross_validate(images, batch, class_name, tasks, seed, epochs, progress)
     found = [_among_own(probabilities, batch, task) for task in tasks]
     scores, accuracies = _scores(tasks, found, seed)

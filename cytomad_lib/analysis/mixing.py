@@ -39,7 +39,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances
 from sklearn.preprocessing import StandardScaler
 
-from cytomad_lib.analysis.probes import PROBES, ProbeError, _checked
+from cytomad_lib.analysis.probes import PROBES, _batch_tasks, _checked
 
 MAX_COMPONENTS = 50
 MIN_CELLS = 5
@@ -82,17 +82,17 @@ def mixing_scores(
     Returns
     -------
     pandas.DataFrame
-        One row per class seen in at least two batches, then "mean"; columns `kbet`, `ilisi`,
+        One row per class with at least two batches of 5 cells or more (other cells are left out of
+        the scores), then "mean"; columns `kbet`, `ilisi`,
         `bras`. Classes count the same, however many cells they have.
 
     Raises
     ------
     ProbeError
-        If lengths differ, values are not finite, no class has two batches, or a group has fewer
-        than 5 cells.
+        If lengths differ, values are not finite, or no class has two batches of 5 cells or more.
     """
     features, batch, class_name = _checked(features, labels, PROBES)
-    classes = _classes(batch, class_name)
+    classes = {task.name: task.cells for task in _batch_tasks(batch, class_name, MIN_CELLS)[0]}
     points = _reduced(features, n_components, seed)
     rows = {}
     for name, cells in classes.items():
@@ -260,30 +260,6 @@ def bras(points, codes, metric="cosine"):
 
 
 # --- helpers ---------------------------------------------------------------------------------
-
-
-def _classes(batch, class_name):
-    """Return {class: its cells} for the classes seen in at least two batches."""
-    found = {}
-    for name in class_name.categories:
-        cells = np.flatnonzero(class_name == name)
-        counts = pd.Series(batch[cells]).value_counts()
-        counts = counts[counts > 0]
-        if len(counts) < 2:
-            continue
-        if counts.min() < MIN_CELLS:
-            raise ProbeError(
-                f"Group {name} in {counts.idxmin()} has {counts.min()} cells; mixing needs at "
-                f"least {MIN_CELLS} per group. Load more cells per group or drop that group."
-            )
-        found[name] = cells
-    if not found:
-        raise ProbeError(
-            f"No class was seen in two batches (classes {list(class_name.categories)}, batches "
-            f"{list(batch.categories)}), so there is nothing to mix within a class. "
-            "Give cells of a class from at least two batches."
-        )
-    return found
 
 
 def _reduced(features, n_components, seed):

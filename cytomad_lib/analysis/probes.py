@@ -10,7 +10,8 @@ cells:
 - `unseen_batch_class_accuracy`: tell the classes apart in a batch that the probe never saw. High
   is good, and this is what removal is for.
 
-`score_results` runs all three, `score_table` does so for several methods.
+`score_results` runs all three, `score_table` does so for several methods. `left_out` names the
+cells that a measure cannot count, and why: a class that has one batch has none to tell apart.
 
 Why is there no plain "batch accuracy"? Because class and batch are confounded: in the lung data
 each cell line was seen in 3 of the 7 batches. Features that say everything about the class and
@@ -44,6 +45,7 @@ Example
 """
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -67,6 +69,10 @@ MAX_COMPONENTS = 100
 WHITENED_COMPONENTS = 20  # more would drown in noise what 100 training cells can say
 SILENT = 1e-3  # of the largest spread: components below are rounding
 NEIGHBOURS = 10
+FOLDS = 5
+COLUMNS = ["method", "measure", "accuracy", "chance", "null_mean", "null_95", "bits", "probe"]
+COLUMNS += [*PROBES, "n_cells", "seed"]
+MEASURES = ("batch within class", "class", "class, unseen batch")
 
 
 class ProbeError(CytomadError):
@@ -122,11 +128,12 @@ class ProbeResult:
 
 
 def within_class_batch_accuracy(
-    features, labels, seed=0, n_permutations=20, probes=PROBES, n_folds=5
+    features, labels, seed=0, n_permutations=20, probes=PROBES, n_folds=FOLDS
 ):
     """Tell the batches of one class apart; averaged over the classes.
 
-    Classes that were seen in one batch only are left out.
+    Groups (batch and class) with fewer cells than folds are left out, and so are classes with one
+    batch only; `left_out` names them.
 
     Parameters
     ----------
@@ -155,18 +162,17 @@ def within_class_batch_accuracy(
     Raises
     ------
     ProbeError
-        If lengths differ, values are not finite, no class has two batches, or a group has fewer
-        cells than folds.
+        If lengths differ, values are not finite, or no class has two batches with enough cells.
     """
     features, batch, class_name = _checked(features, labels, probes)
-    tasks = _batch_tasks(batch, class_name, n_folds, seed)
+    tasks, _ = _batch_tasks(batch, class_name, n_folds, seed)
     result = _score("batch within class", features, tasks, probes, n_permutations, seed, bits=True)
     # Found class by class; shown in the order of the batches.
     order = [name for name in batch.categories if name in result.confusion.index]
     return replace(result, confusion=result.confusion.loc[order, order])
 
 
-def class_accuracy(features, labels, seed=0, n_permutations=20, probes=PROBES, n_folds=5):
+def class_accuracy(features, labels, seed=0, n_permutations=20, probes=PROBES, n_folds=FOLDS):
     """Tell the classes apart, every batch being in the training and the test folds.
 
     A probe may use the batch to narrow down the class (a batch holds only some of the classes), so
@@ -180,12 +186,8 @@ def class_accuracy(features, labels, seed=0, n_permutations=20, probes=PROBES, n
     ProbeResult
     """
     features, batch, class_name = _checked(features, labels, probes)
-    _need_two("classes", class_name)
-    groups = [f"{c} in {b}" for c, b in zip(class_name, batch, strict=True)]
-    folds = _folds(pd.Categorical(groups).codes, n_folds, seed, groups)
-    names = tuple(class_name.categories)
-    task = _Task("all", np.arange(len(batch)), class_name.codes, names, folds)
-    return _score("class", features, [task], probes, n_permutations, seed)
+    tasks, _ = _class_tasks(batch, class_name, n_folds, seed)
+    return _score("class", features, tasks, probes, n_permutations, seed)
 
 
 def unseen_batch_class_accuracy(
@@ -195,7 +197,8 @@ def unseen_batch_class_accuracy(
 
     The left-out cells of all turns are pooled and each class counts the same; `by_group` gives the
     fraction of cells that were right in each left-out batch. A cell whose class is in no other
-    batch cannot be predicted and is left out of the score (`n_cells` counts those that are in).
+    batch cannot be predicted and is left out of the score (`n_cells` counts those that are in). So
+    are a batch without which one class is left, and groups of fewer than `FOLDS` cells.
 
     Parameters and errors are those of `within_class_batch_accuracy`; at least two batches and two
     classes. With `only`, the name of a batch, that batch alone is left out and scored: for a
@@ -204,29 +207,55 @@ def unseen_batch_class_accuracy(
     Returns
     -------
     ProbeResult
-        Chance is 1 / (classes that the probe knows).
+        Chance is 1 / (classes that the probe knows). The null is NaN where every batch holds one
+        class: then there are no labels to shuffle inside a batch.
     """
     features, batch, class_name = _checked(features, labels, probes)
-    _need_two("classes", class_name)
-    _need_two("batches", batch)
     if only is not None and only not in batch.categories:
         raise ProbeError(f"There are no cells of {only!r}; choose from {list(batch.categories)}.")
-    task = _Task(
-        "all",
-        np.arange(len(batch)),
-        class_name.codes,
-        tuple(class_name.categories),
-        batch.codes,
-        tuple(batch.categories),
-        None if only is None else batch.categories.get_loc(only),
-    )
-    if not _known(task)[task.folds, task.codes].any():
-        where = "an unseen batch" if only is None else only
-        raise ProbeError(
-            f"Every class of {where} was seen in one batch only, so none can be predicted there. "
-            "Give cells of a class from at least two batches."
-        )
-    return _score("class, unseen batch", features, [task], probes, n_permutations, seed)
+    tasks, _ = _unseen_tasks(batch, class_name, only=only)
+    return _score("class, unseen batch", features, tasks, probes, n_permutations, seed)
+
+
+def left_out(labels, n_folds=FOLDS):
+    """Name the cells that a measure cannot count, and say why.
+
+    Parameters
+    ----------
+    labels : pandas.DataFrame
+        One row per cell, columns `batch` and `class_name`.
+    n_folds : int
+
+    Returns
+    -------
+    list of (str, str, str)
+        The measure, what is left out of it ("all" if it cannot be asked at all), and why.
+
+    Raises
+    ------
+    ProbeError
+        If the labels are not complete.
+    """
+    _, batch, class_name = _checked(np.zeros((len(labels), 1)), labels, PROBES)
+    rows = []
+    for measure, find in zip(MEASURES, (_batch_tasks, _class_tasks, _unseen_tasks), strict=True):
+        try:
+            rows += [(measure, *reason) for reason in find(batch, class_name, n_folds)[1]]
+        except ProbeError as error:
+            rows.append((measure, "all", str(error)))
+    return rows
+
+
+def check_unseen(labels, batch):
+    """Refuse a batch of which no cell could be scored if it were left out.
+
+    Raises
+    ------
+    ProbeError
+        As `unseen_batch_class_accuracy` with `only=batch`, which needs features; this does not.
+    """
+    _, batches, class_name = _checked(np.zeros((len(labels), 1)), labels, PROBES)
+    _unseen_tasks(batches, class_name, only=batch)
 
 
 def score_results(features, labels, seed=0, n_permutations=20, probes=PROBES):
@@ -235,10 +264,21 @@ def score_results(features, labels, seed=0, n_permutations=20, probes=PROBES):
     Returns
     -------
     list of ProbeResult
-        In the order of the module's list.
+        In the order of `MEASURES`, without those that cannot be asked of these cells; see
+        `left_out`.
+
+    Raises
+    ------
+    ProbeError
+        If lengths differ or values are not finite.
     """
+    _checked(features, labels, probes)
     measures = (within_class_batch_accuracy, class_accuracy, unseen_batch_class_accuracy)
-    return [measure(features, labels, seed, n_permutations, probes) for measure in measures]
+    found = []
+    for measure in measures:
+        with suppress(ProbeError):
+            found.append(measure(features, labels, seed, n_permutations, probes))
+    return found
 
 
 def score_side_by_side(methods, labels, seed=0, n_permutations=20, probes=PROBES, n_jobs=2):
@@ -281,7 +321,7 @@ def results_table(results):
         Tidy: one row per method and measure, column `method` first, then `ProbeResult.as_row`.
     """
     rows = [{"method": name} | result.as_row() for name, own in results.items() for result in own]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else COLUMNS)
 
 
 def score_table(methods, labels, seed=0, n_permutations=20, probes=PROBES):
@@ -312,7 +352,8 @@ def score_table(methods, labels, seed=0, n_permutations=20, probes=PROBES):
 class _Task:
     """One cross-validation: the cells, the label of each, and the fold that each is tested in.
 
-    With `only`, that fold alone is tested.
+    With `only`, that fold alone is tested. The name is that of the class whose cells these are, or
+    empty.
     """
 
     name: str
@@ -359,19 +400,16 @@ def _checked(features, labels, probes):
     return features.reshape(len(features), -1), batch, class_name
 
 
-def _need_two(what, values):
+def _need_two(what, values, reasons=()):
     if len(values.categories) < 2:
-        raise ProbeError(f"Found {what} {list(values.categories)}; at least two are needed.")
-
-
-def _folds(codes, n_folds, seed, group_names):
-    """Return the fold in which each cell is tested, stratified by `codes`."""
-    counts = pd.Series(group_names).value_counts()
-    if counts.min() < n_folds:
+        too_few = f" Left out are {_listed(reasons)}." if reasons else ""
         raise ProbeError(
-            f"Group {counts.idxmin()} has {counts.min()} cells; at least {n_folds} are needed, one "
-            "per fold. Load more cells per group or ask for fewer folds."
+            f"Found {what} {list(values.categories)}; at least two are needed.{too_few}"
         )
+
+
+def _folds(codes, n_folds, seed):
+    """Return the fold in which each cell is tested, stratified by `codes`."""
     splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     folds = np.empty(len(codes), dtype=int)
     for fold, (_, test) in enumerate(splitter.split(codes, codes)):
@@ -379,34 +417,103 @@ def _folds(codes, n_folds, seed, group_names):
     return folds
 
 
-def _batch_tasks(batch, class_name, n_folds, seed):
-    """Return one task per class that was seen in two batches or more: tell these apart."""
+# Each of these returns the tasks, and what they leave out as (what, why).
+
+
+def _large_groups(batch, class_name, least):
+    """Return the cells of groups that are large enough, their group names, and the others."""
+    groups = np.array([f"{c} in {b}" for c, b in zip(class_name, batch, strict=True)])
+    counts = pd.Series(groups).value_counts(sort=False)
+    few = counts[counts < least]
+    reasons = [
+        (name, f"{count} cell{'s' * (count != 1)}; at least {least} are needed")
+        for name, count in few.items()
+    ]
+    return np.flatnonzero(~np.isin(groups, few.index)), groups, reasons
+
+
+def _batch_tasks(batch, class_name, n_folds=FOLDS, seed=0):
+    """Find a task per class that was seen in two batches or more: tell these apart."""
+    large, _, reasons = _large_groups(batch, class_name, n_folds)
     tasks = []
     for name in class_name.categories:
-        cells = np.flatnonzero(class_name == name)
+        cells = large[class_name[large] == name]
         batches = batch[cells].remove_unused_categories()
         if len(batches.categories) >= 2:
-            folds = _folds(batches.codes, n_folds, seed, [f"{name} in {b}" for b in batches])
+            folds = _folds(batches.codes, n_folds, seed)
             tasks.append(_Task(name, cells, batches.codes, tuple(batches.categories), folds))
+        elif len(cells):
+            reasons.append((name, f"seen in one batch only, {batches.categories[0]}"))
     if not tasks:
         raise ProbeError(
-            f"No class was seen in two batches (classes {list(class_name.categories)}, batches "
-            f"{list(batch.categories)}), so batches cannot be told apart within a class. "
-            "Give cells of a class from at least two batches."
+            "No class was seen in two batches with enough cells, so batches cannot be told apart "
+            f"within a class: {_listed(reasons)}. Give cells of a class from at least two batches."
         )
-    return tasks
+    return tasks, reasons
+
+
+def _class_tasks(batch, class_name, n_folds=FOLDS, seed=0):
+    """Find the one task of telling the classes apart."""
+    cells, groups, reasons = _large_groups(batch, class_name, n_folds)
+    classes = class_name[cells].remove_unused_categories()
+    _need_two("classes", classes, reasons)
+    folds = _folds(pd.Categorical(groups[cells]).codes, n_folds, seed)
+    return [_Task("", cells, classes.codes, tuple(classes.categories), folds)], reasons
+
+
+def _unseen_tasks(batch, class_name, n_folds=FOLDS, only=None):
+    """Find the one task of telling the classes apart in a batch that is left out."""
+    cells, _, reasons = _large_groups(batch, class_name, n_folds)
+    classes, batches = (values[cells].remove_unused_categories() for values in (class_name, batch))
+    _need_two("classes", classes, reasons)
+    _need_two("batches", batches, reasons)
+    if only is not None and only not in batches.categories:
+        raise ProbeError(f"No cell of {only} can be predicted: {_listed(reasons)}.")
+    place = None if only is None else batches.categories.get_loc(only)
+    names = tuple(classes.categories), tuple(batches.categories)
+    task = _Task("", cells, classes.codes, names[0], batches.codes, names[1], place)
+    counts = pd.crosstab(np.asarray(batches), np.asarray(classes))
+    for fold in task.tested_folds():
+        left = names[1][fold]
+        here, elsewhere = counts.loc[left] > 0, counts.drop(left).sum() > 0
+        reasons += [
+            (f"{name} in {left}", "seen in one batch only, so no probe knows it elsewhere")
+            for name in counts.columns[here & ~elsewhere]
+        ]
+        if elsewhere.sum() < 2:
+            reasons.append((left, "the other batches hold one class only"))
+    if ((counts > 0).sum(axis=1) == 1).all():
+        reasons.append(("the null", "every batch holds one class, so no labels can be shuffled"))
+    counted = np.unique(task.codes[_known(task)[task.folds, task.codes]])
+    if not len(counted):
+        where = "an unseen batch" if only is None else only
+        raise ProbeError(
+            f"No cell of {where} can be predicted: {_listed(reasons)}. Give cells of two classes "
+            "or more from at least two batches each."
+        )
+    if len(counted) == 1:
+        name = names[0][counted[0]]
+        why = f"{name} alone can be scored: the answer {name} is always right, so read the null"
+        reasons.append((f"classes other than {name}", why))
+    return [task], reasons
+
+
+def _listed(reasons, most=3):
+    """Return reasons as text: the first few, and how many more there are."""
+    told = "; ".join(f"{what}: {why}" for what, why in reasons[:most])
+    return told + (f"; and {len(reasons) - most} more" if len(reasons) > most else "")
 
 
 def _known(task):
     """Return (folds, labels): whether the label is among the training cells of that fold.
 
-    In a fold that is not tested, no label is.
+    In a fold that is not tested, no label is, nor where the training cells have one label only.
     """
     counts = np.zeros((task.folds.max() + 1, len(task.names)), dtype=int)
     np.add.at(counts, (task.folds, task.codes), 1)
     known = counts.sum(axis=0) - counts > 0
     tested = np.isin(np.arange(len(known)), task.tested_folds())
-    return known & tested[:, None]
+    return known & (tested & (known.sum(axis=1) > 1))[:, None]
 
 
 def _with_shuffles(codes, folds, n_permutations, rng):
@@ -511,7 +618,7 @@ def _cross_validate(features, task, probes, n_permutations, rng, seed):
     """Return {probe: probabilities (sets, cells, labels)}; each cell from its own test fold."""
     shape = (1 + n_permutations, len(task.cells), len(task.names))
     found = {probe: np.zeros(shape, dtype=np.float32) for probe in probes}
-    for fold in task.tested_folds():
+    for fold in np.flatnonzero(_known(task).any(axis=1)):
         test = task.folds == fold
         train = _balanced(np.flatnonzero(~test), task.codes, rng)
         codes = _with_shuffles(task.codes[train], task.folds[train], n_permutations, rng)
@@ -533,13 +640,14 @@ def _mean_recall(values, codes, n_labels):
 
 def _score(measure, features, tasks, probes, n_permutations, seed, bits=False):
     rng = np.random.default_rng(seed)
-    outcomes = []
+    outcomes, shuffled = [], False
     accuracies = {probe: [] for probe in probes}
     chances = []
     # The matrices are small: more threads than one cost more than they save.
     with threadpool_limits(1):
         for task in tasks:
             codes = _with_shuffles(task.codes, task.folds, n_permutations, rng)
+            shuffled |= bool((codes != codes[0]).any())
             found = _cross_validate(features, task, probes, n_permutations, rng, seed)
             known = _known(task)
             # Shuffles keep the label counts of each fold, hence the number of cells that count.
@@ -553,13 +661,14 @@ def _score(measure, features, tasks, probes, n_permutations, seed, bits=False):
             outcomes.append((task, {p: q[0] for p, q in found.items()}, counts[0]))
     scores = {probe: np.mean(values, axis=0) for probe, values in accuracies.items()}
     strongest = max(probes, key=lambda probe: scores[probe][0])
-    null = np.max(list(scores.values()), axis=0)[1:]
+    # Where each fold holds one label, shuffling changes nothing, and there is no null.
+    null = np.max(list(scores.values()), axis=0)[1:] if shuffled else []
     outcomes = [(task, found[strongest], counts) for task, found, counts in outcomes]
     return ProbeResult(
         measure=measure,
         accuracy=float(scores[strongest][0]),
         chance=float(np.mean(chances)),
-        null_mean=float(null.mean()) if len(null) else np.nan,
+        null_mean=float(np.mean(null)) if len(null) else np.nan,
         null_95=float(np.quantile(null, 0.95)) if len(null) else np.nan,
         bits=_bits(outcomes) if bits else None,
         probe=strongest,
@@ -572,7 +681,7 @@ def _score(measure, features, tasks, probes, n_permutations, seed, bits=False):
 
 
 def _by_group(outcomes):
-    """Accuracy per task, or where there is one task: per left-out batch or per label."""
+    """Accuracy per class; of cells of all classes: per left-out batch or per label."""
     accuracy = {}
     for task, found, counts in outcomes:
         right = found.argmax(axis=1) == task.codes
@@ -581,7 +690,7 @@ def _by_group(outcomes):
         )
         parts = {name: right[counts & (groups == k)] for k, name in enumerate(names)}
         means = {name: part.mean() if len(part) else np.nan for name, part in parts.items()}
-        accuracy |= means if len(outcomes) == 1 else {task.name: np.mean(list(means.values()))}
+        accuracy |= {task.name: np.mean(list(means.values()))} if task.name else means
     return pd.Series(accuracy, name="accuracy")
 
 
