@@ -186,7 +186,7 @@ def main():
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
-        from cytomad_lib import __main__ as command_line
+        from cytomad_lib import cli as command_line
 
         command_line.app.command()(work)
         sys.argv[1] = "work"

@@ -18,7 +18,7 @@ from benchmarks.bench.measuring import bench, measure
 from benchmarks.bench.operations import count_operations, step_operations
 from benchmarks.bench.processes import in_new_process
 from benchmarks.bench.table import BenchResult, Measurement
-from cytomad_lib.__main__ import main
+from cytomad_lib.cli import main
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.networks import build_discriminator, build_generator

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from training_cells import TINY, environment_of_a_program, untraced_steps
 
-from cytomad_lib import __main__ as command_line
+from cytomad_lib import cli as command_line
 from cytomad_lib import config
 from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.data.matfiles import write_mat

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of Linux and ma
 COMMAND = """
 import os, sys, time
 from joblib import Parallel, delayed
-from cytomad_lib import __main__ as command_line
+from cytomad_lib import cli as command_line
 from cytomad_lib.data.files import written_beside
 from cytomad_lib.stopping import in_worker
 

@@ -1,0 +1,382 @@
+"""The command line: `cytomad COMMAND`, or `python -m cytomad_lib COMMAND`.
+
+It parses, calls `cytomad_lib.workflow` and prints; `--help` lists the commands.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.stopping import Stopped, stop_workers, stopped_by_signals
+
+app = typer.Typer(
+    help="CytoMAD teaching kit: brightfield to quantitative phase, without batch effects.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _path(text):
+    """Refuse an empty path, which would mean the folder in which the command is given."""
+    if not text:
+        raise typer.BadParameter("It is empty. Expected a path; a dot is the folder you are in.")
+    return Path(text)
+
+
+def _split(name):
+    if name not in (None, "Train", "Valid", "Test"):
+        raise typer.BadParameter(f"{name!r} is none. Expected Train, Valid or Test.")
+    return name
+
+
+Data = Annotated[
+    Path,
+    typer.Argument(
+        help="A dataset's folder, or the one above it; lung or drug: the simulated ones.",
+        parser=_path,
+        metavar="DATA",
+    ),
+]
+LARGEST_SEED = 2**32 - 1  # that numpy, Keras and scikit-learn all take
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=LARGEST_SEED)]
+Out = Annotated[Path, typer.Option(help="Folder for the results.", parser=_path, metavar="PATH")]
+Split = Annotated[str, typer.Option(help="Train, Valid or Test.", callback=_split)]
+RunFolder = Annotated[Path, typer.Argument(help="Folder of a training run.")]
+Preset = Annotated[str, typer.Option(help="published, demo, study or workshop.")]
+Recipe = Annotated[
+    str,
+    typer.Option(
+        help="Of batch removal: published, conditional, both, or none (pretraining alone, for "
+        "which one batch and one class will do)."
+    ),
+]
+Cells = Annotated[int | None, typer.Option(help="Training cells per group; all by default.", min=1)]
+ImageProbe = Annotated[
+    bool, typer.Option(help="Probe the images, too, by a CNN and by pixels: half a minute each.")
+]
+
+
+@app.command()
+def demo(
+    out: Out,
+    data: Annotated[
+        Path | None, typer.Option(help="Another dataset.", parser=_path, metavar="PATH")
+    ] = None,
+    dataset: Annotated[
+        str, typer.Option(help="Which of the simulated ones: lung or drug.")
+    ] = "lung",
+    seed: Seed = 0,
+):
+    """Train, predict and evaluate on a demonstration dataset (minutes on two CPU cores)."""
+    from cytomad_lib import workflow
+
+    data = data and _data(data, out)
+    _show(workflow.demo(out, data, seed=seed, verbose=_verbosity(), dataset=dataset), out)
+
+
+@app.command()
+def simulate(
+    out: Out,
+    layout: Annotated[str, typer.Option(help="lung or drug.")] = "lung",
+    demo: Annotated[bool, typer.Option(help="Exactly the committed demonstration set.")] = False,
+    image_size: Annotated[int, typer.Option(help="Pixels along each side.")] = 64,
+    train: Annotated[int, typer.Option(help="Training cells per group.", min=0)] = 60,
+    valid: Annotated[int, typer.Option(help="Validation cells per group.", min=0)] = 10,
+    test: Annotated[int, typer.Option(help="Test cells per group.", min=0)] = 30,
+    batch_strength: Annotated[float, typer.Option(help="0: no batch effect; 1: usual.")] = 1.0,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier simulation.")] = False,
+    seed: Seed = 0,
+):
+    """Simulate a dataset, with its batch-free truth, in the published layout."""
+    from cytomad_lib.simulation.write import simulate_dataset
+    from cytomad_lib.workflow import find_demo
+
+    settings = (
+        find_demo(layout)
+        if demo
+        else {
+            "layout": layout,
+            "image_size": image_size,
+            "cells_per_group": {"Train": train, "Valid": valid, "Test": test},
+            "batch_strength": batch_strength,
+            "seed": seed,
+        }
+    )
+    root = simulate_dataset(out, **settings, overwrite=overwrite)
+    print(f"Simulated dataset: {root}")
+
+
+@app.command()
+def check(data: Data):
+    """Say whether a folder is a valid dataset, what is in it, and what is wrong."""
+    from cytomad_lib.data.check import check_dataset
+
+    report = check_dataset(_data(data), progress=_verbosity() == 1)
+    print(report)
+    if not report.ok:
+        raise CytomadError(f"{report.root} has {len(report.problems)} problem(s), listed above.")
+
+
+@app.command()
+def download(
+    name: Annotated[str, typer.Argument(help="lung or drug.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder in which the dataset's folder is made.", parser=_path, metavar="PATH"
+        ),
+    ],
+    split: Annotated[
+        str | None,
+        typer.Option(help="Train, Valid or Test; all by default.", callback=_split),
+    ] = None,
+    groups: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this group, such as Batch1/H69 or B1/Docetaxel/D3; repeatable."),
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="A mirror of the files.")] = None,
+    workers: Annotated[int, typer.Option(help="Files at the same time.", min=1, max=16)] = 4,
+):
+    """Fetch the published data, each file verified; goes on where it stopped when called again."""
+    from cytomad_lib.data.download import download_dataset
+
+    progress = _verbosity() == 1
+    root = download_dataset(name, out, split, groups or None, base_url, workers, progress, print)
+    print(f"Published dataset: {root}")
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Out,
+    preset: Preset = "demo",
+    cells: Cells = None,
+    recipe: Recipe = "both",
+    seed: Seed = 0,
+    from_disk: Annotated[
+        bool, typer.Option("--from-disk", help="For cells that do not fit into memory (v7.3).")
+    ] = False,
+    devices: Annotated[
+        int,
+        typer.Option(
+            help="GPUs that share each minibatch (published recipe, TensorFlow); without a GPU, "
+            "parts of the CPU.",
+            min=1,
+        ),
+    ] = 1,
+    updates: Annotated[
+        str,
+        typer.Option(
+            help="Of generator and discriminator: alternating, as published, or simultaneous, "
+            "which is faster."
+        ),
+    ] = "alternating",
+    precision: Annotated[
+        str,
+        typer.Option(help="float32, or for GPUs mixed_float16 or mixed_bfloat16."),
+    ] = "float32",
+):
+    """Train on a dataset; an interrupted training goes on when called again."""
+    from dataclasses import replace
+
+    from cytomad_lib import workflow
+    from cytomad_lib.config import find_preset
+
+    chosen = replace(find_preset(preset), updates=updates, precision=precision)
+    settings = chosen, seed, cells, _verbosity(), _recipes(recipe)
+    run = workflow.train(_data(data, out), out, *settings, from_disk=from_disk, devices=devices)
+    print(f"\nTrained: {', '.join(run.stages())}. The run is in {run.folder}")
+
+
+@app.command()
+def predict(
+    model: Annotated[
+        Path, typer.Argument(help="Folder of a training run, or an .h5 of the published programs.")
+    ],
+    data: Data,
+    out: Out,
+    split: Split = "Test",
+    stage: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a run: pretraining, published or conditional; by default the last of these "
+            "that it has."
+        ),
+    ] = None,
+    mode: Annotated[
+        str,
+        typer.Option(help="running: each cell by itself. published, batch: one group at a time."),
+    ] = "running",
+):
+    """Predict phase images and bottleneck features of a split, and write them."""
+    from cytomad_lib import workflow
+    from cytomad_lib.runs import Run
+
+    options = split, out, _verbosity() == 1, mode
+    data = _data(data, out)
+    if model.is_file():
+        prediction, by = workflow.predict_by_file(model, data, *options), model.name
+    else:
+        run = Run.open(model)
+        by = stage or run.last_stage()
+        prediction = workflow.predict_split(run, data, split, by, *options[1:])
+    print(f"Predicted {len(prediction)} cells into {out}, by {by}")
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data: Data,
+    out: Out,
+    split: Split = "Test",
+    image_probe: ImageProbe = True,
+    seed: Seed = 0,
+):
+    """Score a run on a split, by probes that the generator never met."""
+    from cytomad_lib import evaluation
+    from cytomad_lib.runs import Run
+
+    data = _data(data, out)
+    _show(evaluation.evaluate(Run.open(run), data, split, out, seed, True, image_probe), out)
+
+
+@app.command()
+def compare(
+    data: Data,
+    out: Out,
+    seeds: Annotated[str, typer.Option(help="Whole numbers, with commas between.")] = "0,1,2",
+    preset: Preset = "study",
+    cells: Cells = None,
+    recipe: Recipe = "both",
+    image_probe: ImageProbe = True,
+):
+    """Train and evaluate from several seeds; goes on where it stopped when called again."""
+    from cytomad_lib import comparison
+    from cytomad_lib.config import find_preset
+
+    settings = find_preset(preset), _seeds(seeds), _recipes(recipe), cells, _verbosity()
+    found = comparison.compare(_data(data, out), out, *settings, image_probe)
+    print(f"\n{found.summary()}\n\nTable: {out / comparison.TABLE}\nReport: {found.page}")
+
+
+@app.command()
+def leave_batch_out(
+    data: Data,
+    out: Out,
+    batch: Annotated[str, typer.Option(help="The batch left out, such as Batch3.")],
+    preset: Preset = "study",
+    cells: Cells = None,
+    recipe: Recipe = "both",
+    seed: Seed = 0,
+):
+    """Train without one batch, then tell the classes apart in it."""
+    from cytomad_lib import comparison
+    from cytomad_lib.config import find_preset
+    from cytomad_lib.evaluation import as_text
+
+    settings = find_preset(preset), _recipes(recipe), seed, cells, _verbosity()
+    table = comparison.leave_batch_out(_data(data, out), out, batch, *settings)
+    shown = table[["method", "accuracy", "chance", "null_95", "n_cells", "n_not_counted"]]
+    print(f"\nClass accuracy in {batch}, which neither generator nor probe ever saw")
+    print(as_text(shown.set_index("method")))
+    print(f"\nTable: {out / comparison.LEFT_OUT}")
+
+
+@app.command()
+def bench(
+    out: Out = Path("results/bench"),
+    preset: Annotated[str, typer.Option(help="published, demo or both.")] = "both",
+    quick: Annotated[bool, typer.Option(help="A first look: less work, fewer times.")] = False,
+    gpu: Annotated[bool, typer.Option(help="Measure our side on the GPU.")] = False,
+    rounds: Annotated[
+        str,
+        typer.Option(help="A whole round of removal at: published (hours), demo, both or none."),
+    ] = "demo",
+):
+    """Measure how fast all this is here, beside the same work done the published way."""
+    benches = _benchmarks()
+
+    presets = benches.find_presets(preset)
+    of_rounds = () if rounds == "none" else [p.name for p in benches.find_presets(rounds)]
+    result = benches.bench(presets, quick, gpu, of_rounds, verbose=1)
+    paths = result.write(out)
+    print(f"\n{result.summary()}\n\nTables: {', '.join(map(str, paths))}")
+
+
+def main():
+    """Run the command line; a user's error ends it with a message and exit code 1."""
+    try:
+        with stopped_by_signals():
+            app()
+    except (CytomadError, OSError) as error:
+        sys.exit(f"Error: {error}")
+    except MemoryError as error:
+        sys.exit(
+            f"Error: There is too little memory ({error or 'none left'}). Expected room for the "
+            "images and the networks; take fewer or smaller ones, or train with --from-disk."
+        )
+    except Stopped as end:
+        print(f"\n{end}", file=sys.stderr)
+        raise
+    finally:
+        stop_workers()
+
+
+def _show(evaluation, out):
+    print(f"\n{evaluation.summary()}\n\nFigures:")
+    for path in evaluation.figures:
+        print(f"  {path}")
+    print(f"Tables: {out / 'scores.csv'}, {out / 'image_scores.csv'} and beside them")
+    print(f"Report: {out / 'report.html'}")
+
+
+def _data(folder, out=None):
+    """Return where the dataset is, for results in `out`; the library answers `lung` and `drug`."""
+    from cytomad_lib.workflow import find_data
+
+    return find_data(folder, out)
+
+
+def _benchmarks():
+    """Import the benchmarks, which are in the repository beside the library."""
+    import importlib
+
+    root = Path(__file__).parents[1]
+    if not (root / "benchmarks" / "bench").is_dir():
+        raise CytomadError(
+            "The benchmarks are part of the repository, not of the installed package. Expected a "
+            "folder benchmarks/ beside the library; run the command in a clone of the repository."
+        )
+    sys.path.insert(0, str(root))
+    return importlib.import_module("benchmarks.bench.measuring")
+
+
+def _recipes(name):
+    """Return the recipes meant by `--recipe`; the library answers unknown names."""
+    from cytomad_lib.runs import RECIPES
+
+    return {"both": RECIPES, "none": ()}.get(name, (name,))
+
+
+def _seeds(text):
+    """Return the numbers of `--seeds`."""
+    from cytomad_lib.runs import check_seed
+
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise CytomadError(
+            f"The seeds are {text!r}. Expected whole numbers with commas between, such as 0,1,2."
+        )
+    seeds = tuple(int(part) for part in parts)
+    for seed in seeds:
+        check_seed(seed)
+    return seeds
+
+
+def _verbosity():
+    """Progress bars on a terminal; a line per epoch in a log file."""
+    return 1 if sys.stdout.isatty() else 2
