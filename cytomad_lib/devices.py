@@ -28,9 +28,7 @@ import json
 import os
 from contextlib import nullcontext
 
-import keras
-from keras import ops
-
+from cytomad_lib.backend import keras
 from cytomad_lib.data.errors import CytomadError
 
 CLUSTER = "TF_CONFIG"
@@ -78,7 +76,9 @@ class Devices:
 
         @tf.function
         def count():
-            return self.strategy.reduce("SUM", self.strategy.run(lambda: ops.ones(())), axis=None)
+            return self.strategy.reduce(
+                "SUM", self.strategy.run(lambda: keras.ops.ones(())), axis=None
+            )
 
         float(count())
 
@@ -234,7 +234,7 @@ def _draw_by_replica(generator):
         context = tf.distribute.get_replica_context()
         if context is None:
             return seed
-        number = ops.cast(context.replica_id_in_sync_group, seed.dtype)
-        return seed + ops.stack([number * 7919, ops.zeros_like(number)])
+        number = keras.ops.cast(context.replica_id_in_sync_group, seed.dtype)
+        return seed + keras.ops.stack([number * 7919, keras.ops.zeros_like(number)])
 
     generator.next = next_of_replica

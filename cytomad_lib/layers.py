@@ -9,8 +9,9 @@ Example
 >>> normalised = layer(np.random.rand(10, 8, 8, 64), training=True)
 """
 
-import keras
-from keras import layers
+from cytomad_lib.backend import keras
+
+layers = keras.layers
 
 
 @keras.saving.register_keras_serializable("cytomad_lib")

@@ -91,7 +91,7 @@ class Run:
         self.seed = settings["seed"]
         self.batches = tuple(settings["batches"])
         self.classes = tuple(settings["classes"])
-        self.channels = settings.get("channels", 1)
+        self.channels = settings["channels"]
         self.devices = devices
 
     @classmethod

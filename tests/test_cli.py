@@ -301,7 +301,7 @@ def test_too_little_memory_is_said(data, capsys, monkeypatch):
     def full(*args, **kwargs):
         raise MemoryError("Unable to allocate 16 TiB")
 
-    monkeypatch.setattr("cytomad_lib.data.cells.check_dataset", full)
+    monkeypatch.setattr("cytomad_lib.data.check.check_dataset", full)
     assert run("check", data) == 1
     said = capsys.readouterr().err
     assert "too little memory (Unable to allocate 16 TiB)" in said and "fewer or smaller" in said

@@ -49,7 +49,7 @@ def all_axes(figure):
 def watched(tmp_path_factory):
     """A pretraining that was watched outside of a notebook, and its losses."""
     live, folder = LiveView(FEW), tmp_path_factory.mktemp("run")
-    history = Run.create(folder, TINY, CELLS, "lung").pretrain(CELLS, VALID, callbacks=[live])
+    history = pretrain(Run.create(folder, TINY, CELLS, "lung"), CELLS, VALID, callbacks=[live])
     return live, history
 
 

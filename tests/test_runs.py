@@ -15,7 +15,7 @@ import pytest
 from training_cells import TINY, make_cells, untraced_steps, write_dataset
 
 from cytomad_lib import runs
-from cytomad_lib.config import Conditional
+from cytomad_lib.conditional import recipe as conditional_recipe
 from cytomad_lib.data.cells import CellFiles
 from cytomad_lib.data.errors import CytomadError, DatasetError, MatFileError
 from cytomad_lib.data.files import StoredArray
@@ -71,7 +71,7 @@ def interrupted(tmp_path_factory):
             raise PowerCut
 
     with untraced_steps(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "_save_weights", save_or_stop)
+        patch.setattr(stages, "save_weights", save_or_stop)
         for _ in range(3):
             with pytest.raises(PowerCut):
                 train_all(folder)
@@ -169,7 +169,7 @@ def scripted_stage(folder, epochs):
 
 def test_the_best_epochs_weights_are_what_is_kept(tmp_path):
     x = np.ones((4, 1), "float32")
-    data = runs.Minibatches.of_arrays(x, x, 4)  # the best kernel is 1
+    data = minibatches.Minibatches.of_arrays(x, x, 4)  # the best kernel is 1
     mine = [tmp_path / f"{name}.weights.h5" for name in ("mine", "net_best", "other_000001")]
     for path in mine:
         path.write_text("the user's own")
@@ -184,7 +184,7 @@ def test_the_best_epochs_weights_are_what_is_kept(tmp_path):
 
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_epochs_before(tmp_path):
     x = np.ones((4, 1), "float32")
-    data = runs.Minibatches.of_arrays(x, x, 4)
+    data = minibatches.Minibatches.of_arrays(x, x, 4)
     stage = scripted_stage(tmp_path, 4)
     with pytest.raises(RunError, match="not a number in epoch 3"):
         stage.fit(data, data, callbacks=[Scripted([5.0, 1.5, np.nan, 4.0])])
@@ -347,7 +347,8 @@ def test_the_conditional_recipe_survives_interruptions(whole, conditional, tmp_p
         save(model, path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "_save_weights", save_or_stop)
+        patch.setattr(stages, "save_weights", save_or_stop)
+        patch.setattr(conditional_recipe, "save_weights", save_or_stop)
         for images_done, features_done in ((1, 0), (2, 1), (2, 2)):
             with pytest.raises(PowerCut):
                 remove_batches(run, CELLS, VALID, recipe="conditional")
@@ -444,15 +445,6 @@ def test_too_few_cells_for_a_conditional_step(whole, tmp_path):
     assert not (run.folder / "conditional").exists()
 
 
-def test_a_run_of_before_the_conditional_recipe_opens(tmp_path):
-    Run.create(tmp_path, TINY, CELLS, "lung")
-    path = tmp_path / "run.json"
-    settings = json.loads(path.read_text())
-    del settings["preset"]["conditional"]
-    path.write_text(json.dumps(settings))
-    assert Run.open(tmp_path).preset == replace(TINY, conditional=Conditional())
-
-
 def test_a_run_of_before_a_field_goes_on_with_its_default(tmp_path):
     Run.create(tmp_path, TINY, CELLS, "lung")
     path = tmp_path / "run.json"
@@ -470,18 +462,6 @@ def test_a_run_of_before_a_field_goes_on_with_its_default(tmp_path):
 def two_channels(cells):
     several = np.concatenate([cells.brightfield, cells.qpi], axis=-1)
     return replace(cells, brightfield=several)
-
-
-def test_a_run_of_before_there_were_channels_opens_and_goes_on(tmp_path):
-    Run.create(tmp_path, TINY, CELLS, "mine")
-    path = tmp_path / "run.json"
-    settings = json.loads(path.read_text())
-    assert settings.pop("channels") == 1 and "images" not in settings
-    path.write_text(json.dumps(settings))
-    assert Run.open(tmp_path).channels == 1
-    assert Run.create(tmp_path, TINY, CELLS, "mine").new_generator().input_shape[-1] == 1
-    with pytest.raises(RunError, match="channels = 1, now it would be 2"):
-        Run.create(tmp_path, TINY, two_channels(CELLS), "mine")
 
 
 def test_the_networks_have_as_many_channels_as_the_cells(tmp_path):
@@ -678,7 +658,7 @@ def test_training_from_disk_survives_interruptions(files, tmp_path, monkeypatch)
             raise PowerCut
         save(model, path)
 
-    monkeypatch.setattr(runs, "_save_weights", save_or_stop)
+    monkeypatch.setattr(stages, "save_weights", save_or_stop)
     with pytest.raises(PowerCut):
         train(tmp_path / "cut")
     cut = train(tmp_path / "cut")

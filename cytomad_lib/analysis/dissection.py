@@ -19,11 +19,13 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from keras import Model, layers, ops
 
 from cytomad_lib.analysis.bottleneck import slices
+from cytomad_lib.backend import keras
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.training.steps import without_gradients
+
+layers, ops = keras.layers, keras.ops
 
 STATISTICS = ("running", "minibatch")
 
@@ -63,7 +65,7 @@ def block_table(network):
     """
     rows = []
     for layer in network.layers:
-        if isinstance(layer, Model):
+        if isinstance(layer, keras.Model):
             raise DissectionError(
                 f"{network.name} holds the network {layer.name!r}. Expected one of plain layers; "
                 f"give `get_layer({layer.name!r})`."
