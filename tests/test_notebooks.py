@@ -259,7 +259,7 @@ def test_binder_gets_the_tested_versions():
     assert tensorflow == {"tensorflow-cpu": ours["tensorflow"]}
     assert binders and binders.items() <= ours.items()
     tests_only = {"hdf5storage", "hypothesis", "ruff", "nbclient", "nbval", "playwright"}
-    tests_only |= {"pytest", "pytest-xdist"}
+    tests_only |= {"pytest", "pytest-xdist", "import-linter"}
     assert set(ours) - set(binders) - tests_only == {"tensorflow", "jupyterlab"}
 
 

@@ -12,6 +12,7 @@ from skimage.color import rgb2lab
 
 from cytomad_lib import networks, plots
 from cytomad_lib.analysis.dissection import block_table
+from cytomad_lib.data.errors import WriteError
 from cytomad_lib.plots import style
 
 PALETTES = (style.BATCH_COLOURS, style.CLASS_COLOURS, style.METHOD_COLOURS)
@@ -142,7 +143,7 @@ def test_failed_saving_keeps_the_old_file(tmp_path):
 
     path = tmp_path / "loss.png"
     path.write_text("old")
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WriteError, match="disk full"):
         style.save_figure(Broken(), path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
