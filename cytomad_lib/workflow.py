@@ -196,7 +196,7 @@ def train(
         announce(verbose, f"Batch removal, {METHOD_NAMES[recipe]}")
         run.remove_batches(cells, valid, verbose, recipe)
     if devices.writes:
-        save_loss_figures(run)
+        save_loss_figures(run, run.folder / "figures")
     return run
 
 

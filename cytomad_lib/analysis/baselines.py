@@ -24,12 +24,12 @@ Class and batch are confounded here: each lung cell line was seen in 3 of the 7 
 differ also because they hold other classes, and a correction that makes them alike without knowing
 the class takes away differences between classes. That is why each comes in two versions.
 
-Why components? A unit with a ReLU is exactly 0 in most cells. A correction that moves and scales each
-batch puts these zeros at a value of its own for each batch, and a probe reads the batch from that
-value, also where there was no batch effect: two random halves of the same cells were told apart at
-0.98. So the peers correct `active_components`: whitened principal components of the units that are
-active, of which those of least variance are left out, with a little noise. No value of theirs stands
-for "silent" any more. `null_control` tests every peer on two such halves.
+Why components? A unit with a ReLU is exactly 0 in most cells. A correction that moves and scales
+each batch puts these zeros at a value of its own for each batch, and a probe reads the batch from
+that value, also where there was no batch effect: two random halves of the same cells were told
+apart at 0.98. So the peers correct `active_components`: whitened principal components of the units
+that are active, without those of least variance, and with noise. No value of theirs stands for
+"silent" any more. `null_control` tests every peer on two such halves.
 
 One oddity: a correction that makes the batches' means equal over all test cells sends a probe's
 training and test folds to opposite sides of that mean, so batch accuracy can fall *below* chance.
@@ -81,7 +81,8 @@ class Peer:
     ----------
     name : str
     features : float32 array, (cells, components), or None
-        "untouched" has the features as they were given. None when the correction could not be made; `note` says why and what to do.
+        "untouched" has the features as they were given. None when the correction could not be
+        made; `note` says why and what to do.
     oracle : bool
         Whether the class of the test cells was used.
     note : str
@@ -197,7 +198,7 @@ def active_components(features):
     """Fit whitened principal components of the units that are active.
 
     A unit is active if it has another value than its most frequent one (for a ReLU: 0) in at least
-    `ACTIVE` of the cells. If no unit is, all that vary are taken. The units are standardised, and of
+    `ACTIVE` of the cells. If no unit is, all that vary are taken. The units are standardised. Of
     their principal components the first are kept that together explain `EXPLAINED` of the variance,
     `MAX_COMPONENTS` at most.
 
@@ -421,7 +422,6 @@ def _checked_train(features, labels, n_features):
     if features is None or labels is None:
         raise ProbeError("Give both `train_features` and `train_labels`, or neither.")
     features, batch, class_name = _checked(features, labels, PROBES)
-    _need_two("batches", batch)
     if features.shape[1] != n_features:
         raise ProbeError(
             f"The training cells have {features.shape[1]} features, the test cells {n_features}; "
@@ -434,6 +434,7 @@ def _leace(test, train, within_class):
     if train is None:
         raise ProbeError("LEACE is fitted on training cells: give `train_features` and labels.")
     features, batch, class_name = train
+    _need_two("batches of training cells", batch)
     if within_class:
         concept = within_class_concept(batch.codes, class_name.codes)
     else:

@@ -23,7 +23,6 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 from cytomad_lib.analysis.image_quality import as_stack
-from cytomad_lib.simulation.optics import WAVELENGTH_UM
 from cytomad_lib.views.plots import (
     BATCH_COLOURS,
     PHASE_MAP,
@@ -35,7 +34,6 @@ from cytomad_lib.views.plots import (
 )
 
 SCALE_BAR_UM = 10
-PATH_NM_PER_RADIAN = 1000 * WAVELENGTH_UM / (2 * np.pi)
 
 
 def group_counts(labels, class_term="class"):
@@ -224,7 +222,7 @@ def points_by_batch(values, batch, ylabel, reference=None, reference_label="", t
     return figure
 
 
-def phase_profile(phase, pixel_size_um, title=""):
+def phase_profile(phase, pixel_size_um, title="", wavelength_um=None):
     """Show a phase image, and beside it the phase along its middle row.
 
     Parameters
@@ -234,12 +232,14 @@ def phase_profile(phase, pixel_size_um, title=""):
     pixel_size_um : float
         Micrometres per pixel.
     title : str
+    wavelength_um : float, optional
+        Of the light, such as `cells.wavelength_um`.
 
     Returns
     -------
     Figure
-        The right axis of the profile gives the same values as optical path difference in nm:
-        path = phase * wavelength / (2 pi), at the wavelength of the simulated data, 1.06 um.
+        Where the wavelength is given, the right axis of the profile shows the same values as
+        optical path difference in nm: path = phase * wavelength / (2 pi).
     """
     image = as_stack(np.asarray(phase)[None])[0]
     height, width = image.shape
@@ -256,9 +256,11 @@ def phase_profile(phase, pixel_size_um, title=""):
     right.plot(along, image[height // 2], color="#0072B2", linewidth=2)
     right.axhline(0, color="0.7", linewidth=0.8)
     right.set(xlabel="place along the dotted line (µm)", ylabel="phase (rad)")
-    right.secondary_yaxis("right", functions=(_path_nm_of_phase, _phase_of_path_nm)).set_ylabel(
-        "optical path difference (nm)"
-    )
+    if wavelength_um is not None:
+        nm_per_rad = 1000 * wavelength_um / (2 * np.pi)
+        there_and_back = lambda rad: rad * nm_per_rad, lambda nm: nm / nm_per_rad
+        axis = right.secondary_yaxis("right", functions=there_and_back)
+        axis.set_ylabel("optical path difference (nm)")
     right.spines["top"].set_visible(False)
     if title:
         figure.suptitle(title, fontsize=11)
@@ -314,11 +316,3 @@ def _colours_of(batch, values):
             )
     colours = category_colours(batch.cat.categories, BATCH_COLOURS)
     return {name: colour for name, colour in colours.items() if (batch == name).any()}
-
-
-def _path_nm_of_phase(phase):
-    return np.asarray(phase) * PATH_NM_PER_RADIAN
-
-
-def _phase_of_path_nm(path_nm):
-    return np.asarray(path_nm) / PATH_NM_PER_RADIAN
