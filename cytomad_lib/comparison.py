@@ -25,9 +25,11 @@ from cytomad_lib.data.files import write_table
 from cytomad_lib.data.layouts import find_layout, is_simulated
 from cytomad_lib.evaluation import (
     FEATURE_MEASURES,
+    FIRST_MEASURES,
     IMAGE_MEASURE,
     IMAGE_SCORES,
     METHOD_NAMES,
+    NOT_SCORED,
     PEER,
     PEERS,
     SCORES,
@@ -35,6 +37,7 @@ from cytomad_lib.evaluation import (
     as_text,
     evaluate,
     load_with_truth_if_there,
+    peer_remarks,
     reference_images,
 )
 from cytomad_lib.pages import run_facts, write_comparison_page
@@ -47,7 +50,6 @@ from cytomad_lib.workflow import train
 TABLE, PAGE, LEFT_OUT = "compare.csv", "compare.html", "left_out.csv"
 TIME = "training time (min)"
 MEAN = "mean ± s.d."
-FIRST_MEASURES = (FEATURE_MEASURES[0], IMAGE_MEASURE, *FEATURE_MEASURES[1:])
 
 
 @dataclass(eq=False)
@@ -59,13 +61,13 @@ class Comparison:
     table : DataFrame
         Tidy: `seed`, `method`, `kind` (stage, reference or peer), `measure`, `value`, `chance`,
         `null_95`.
-    missing : list of str
-        A sentence for each peer that could not be had.
+    remarks : list of str
+        A sentence for each peer that could not be had, or that writes a batch in (first seed).
     page : Path
     """
 
     table: pd.DataFrame
-    missing: list
+    remarks: list
     page: Path
 
     def methods_table(self):
@@ -95,7 +97,7 @@ class Comparison:
         ]
         if len(self.peers_table()):
             parts += ["", "Peers: corrections of the pretrained features"]
-            parts += [as_text(self.peers_table()), *self.missing]
+            parts += [as_text(self.peers_table()), *self.remarks]
         return "\n".join(parts)
 
 
@@ -158,8 +160,8 @@ def compare(
         runs[seed] = run
     table = pd.concat(tables, ignore_index=True)
     write_table(table, out / TABLE, index=False)
-    missing = _missing_peers(out / f"seed_{seeds[0]}")
-    comparison = Comparison(table, missing, out / PAGE)
+    remarks = peer_remarks(pd.read_csv(out / f"seed_{seeds[0]}" / PEERS))
+    comparison = Comparison(table, remarks, out / PAGE)
     _write_page(comparison, data, out, runs)
     return comparison
 
@@ -201,7 +203,8 @@ def leave_batch_out(
     Raises
     ------
     CytomadError
-        If the dataset has no Test cells of this batch, or a recipe is unknown.
+        If the dataset has no Test cells of this batch, none of them can be predicted from the
+        other batches, or a recipe is unknown. Nothing is trained then.
     """
     check_recipes(recipes)
     test = CellFiles(data, "Test")  # opens no file of another split
@@ -211,6 +214,7 @@ def leave_batch_out(
             f"There is no batch {batch!r} in the Test split of {test.root}. "
             f"Expected one of {', '.join(there)}."
         )
+    probes.check_unseen(test.labels, batch)
     others = [name for name in there if name != batch]
     announce(verbose, f"Training without {batch}")
     if batch == test.layout.batches[0] and "published" in recipes:
@@ -246,10 +250,13 @@ def _is_evaluated(run, folder, image_probe):
         return False
     scores = pd.read_csv(folder / SCORES)
     images = pd.read_csv(folder / IMAGE_SCORES, index_col="method")
-    if image_probe:
-        scores = scores[scores["measure"] == IMAGE_MEASURE]
     names = {METHOD_NAMES[stage] for stage in run.stages()}
-    return names <= set(scores["method"]) and names <= set(images.index)
+    wanted = {IMAGE_MEASURE} if image_probe else set(FEATURE_MEASURES)
+    if (folder / NOT_SCORED).exists():
+        table = pd.read_csv(folder / NOT_SCORED)
+        wanted -= set(table.loc[table["left_out"] == "all", "measure"])
+    probed = scores.loc[scores["measure"].isin(wanted), "method"]
+    return names <= set(images.index) and (not wanted or names <= set(probed))
 
 
 def _seed_table(run, folder):
@@ -273,11 +280,6 @@ def _seed_table(run, folder):
     return table[["seed", "method", "kind", "measure", "value", "chance", "null_95"]]
 
 
-def _missing_peers(folder):
-    peers = pd.read_csv(folder / PEERS)
-    return [f"{row.peer} is missing: {row.note}" for row in peers.itertuples() if not row.available]
-
-
 # --- all seeds -------------------------------------------------------------------------------
 
 
@@ -297,10 +299,10 @@ def _write_page(comparison, data, out, runs):
     facts = {"Dataset": f"{dataset}, Test split", "Seeds": ", ".join(map(str, runs))} | facts
     rows = comparison.table.rename(columns={"value": "accuracy"})
     probed = rows[rows["measure"].isin(FIRST_MEASURES)]
-    figures = {
-        "cells": first.folder / "figures" / "cells.png",
-        "scores": _drawn(out, "scores.png", plots.score_bars(probed[probed["kind"] != PEER])),
-    }
+    figures = {"cells": first.folder / "figures" / "cells.png"}
+    if len(probed):
+        main = probed[probed["kind"] != PEER]
+        figures["scores"] = _drawn(out, "scores.png", plots.score_bars(main))
     if len(comparison.peers_table()):
         features = probed[probed["measure"].isin(FEATURE_MEASURES)]
         figures["peers"] = _drawn(
@@ -317,7 +319,7 @@ def _write_page(comparison, data, out, runs):
         facts,
         comparison.methods_table(),
         comparison.peers_table(),
-        "\n\n".join(comparison.missing),
+        "\n\n".join(comparison.remarks),
         figures,
     )
 

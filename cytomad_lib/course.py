@@ -269,7 +269,8 @@ def same_cells_on_every_day(class_name, n=8):
         name: np.concatenate([getattr(day, name) for day in days])[..., None].astype(np.float32)
         for name in ("brightfield", "qpi", "truth")
     }
-    return CellImages(labels=labels, pixel_size_um=FIELD_OF_VIEW_UM / size, **images)
+    optics = {"pixel_size_um": FIELD_OF_VIEW_UM / size, "wavelength_um": LUNG.wavelength_um}
+    return CellImages(labels=labels, **optics, **images)
 
 
 def fresh_folder(name):

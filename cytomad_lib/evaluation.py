@@ -13,7 +13,10 @@ It writes
 * `image_scores.csv`: means over the cells, one row per method;
 * `cell_measures.csv`: errors of area, dry mass and mean phase;
 * `mixing.csv`: how well batches are mixed inside the classes;
-* `peers.csv`: what each peer sees, or why it is missing;
+* `peers.csv`: what each peer sees, or why it is missing, and whether it writes a batch in where
+  there is none (`baselines.null_control`);
+* `not_scored.csv`: what could not be scored of this design (a class with one batch, a group of few
+  cells), and why;
 * `dose_order.csv`, `dose_distance.csv`: for a dataset with doses, which nothing was shown in
   training, how well the features order them, and how far from untreated cells each one is;
 * `figures/` and `report.html`.
@@ -25,6 +28,7 @@ Example
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +39,8 @@ from cytomad_lib import plots
 from cytomad_lib.analysis import baselines, biophysics, dose_response, image_quality, mixing, probes
 from cytomad_lib.analysis.embedding import umap_coordinates
 from cytomad_lib.analysis.image_probe import image_batch_accuracy
-from cytomad_lib.data.cells import CellFiles, load_cells
+from cytomad_lib.data.cells import CellFiles
+from cytomad_lib.data.description import DESCRIPTION
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import write_table
 from cytomad_lib.data.layouts import find_layout, is_simulated
@@ -53,10 +58,11 @@ METHOD_NAMES = {
 MEASURED, TRUTH = "measured QPI (pixels)", "truth (pixels)"
 SCORES, IMAGE_SCORES, CELL_MEASURES = "scores.csv", "image_scores.csv", "cell_measures.csv"
 MIXING, PEERS, REPORT = "mixing.csv", "peers.csv", "report.html"
+NOT_SCORED = "not_scored.csv"
 DOSE_ORDER, DOSE_DISTANCE = "dose_order.csv", "dose_distance.csv"
-PHASE_MEASURES = ("area_um2", "dry_mass_pg", "mean_phase_rad")  # of a cell, see `image_quality`
-FEATURE_MEASURES = ("batch within class", "class", "class, unseen batch")
+FEATURE_MEASURES = probes.MEASURES
 IMAGE_MEASURE = "batch within class, images"
+FIRST_MEASURES = (FEATURE_MEASURES[0], IMAGE_MEASURE, *FEATURE_MEASURES[1:])  # order of tables
 PEER = "peer"  # in the column `kind`, beside "stage" and "reference"
 
 
@@ -84,17 +90,22 @@ class Evaluation:
     mixing : DataFrame
         See `mixing.mixing_table`.
     peers : DataFrame
-        Columns `peer`, `available` and `note`.
+        Columns `peer`, `available`, `null_control` (accuracy of a probe in telling random halves
+        apart, chance 0.5), `null_control_95` (what shuffled halves reach) and `note`.
+    not_scored : DataFrame
+        Columns `measure`, `left_out` and `why`.
     dose_order, dose_distance : DataFrame
         See `dose_response.dose_order` and `dose_distances`, with a column `method`; empty for a
         dataset without doses.
-    own_verdict : Series or None
+    classifier_scores : Series or None
         Share of cells that the published recipe's own classifiers call "first batch".
     first_batch : float
         Share of cells that are of the first batch.
     predictions : dict of Prediction
         Of each stage.
     figures : list of Path
+    dry_mass : str
+        Wavelength and refraction increment that dry mass was computed with; empty if it was not.
     """
 
     split: str
@@ -107,12 +118,14 @@ class Evaluation:
     cell_measures: pd.DataFrame
     mixing: pd.DataFrame
     peers: pd.DataFrame
+    not_scored: pd.DataFrame
     dose_order: pd.DataFrame
     dose_distance: pd.DataFrame
-    own_verdict: pd.Series | None
+    classifier_scores: pd.Series | None
     first_batch: float
     predictions: dict
     figures: list
+    dry_mass: str = ""
 
     @property
     def main_scores(self):
@@ -120,14 +133,14 @@ class Evaluation:
         return self.scores[self.scores["kind"] != PEER]
 
     def peer_table(self):
-        """Return the peers' accuracies: peers in rows, the pretrained features first."""
+        """Return the peers' accuracies and null control: peers in rows, pretrained first."""
         names = self.scores.loc[self.scores["kind"] == PEER, "method"]
         rows = self.scores[self.scores["method"].isin([METHOD_NAMES["pretraining"], *names])]
         rows = rows[rows["measure"].isin(FEATURE_MEASURES)]
         table = rows.pivot(index="method", columns="measure", values="accuracy")
-        return table.loc[rows["method"].unique(), rows["measure"].unique()].rename_axis(
-            index="peer", columns=None
-        )
+        table = table.loc[rows["method"].unique(), rows["measure"].unique()]
+        control = self.peers.set_index("peer")[["null_control", "null_control_95"]]
+        return table.join(control).rename_axis(index="peer", columns=None)
 
     def dose_table(self):
         """Return Spearman's rho between dose and position: methods in rows, drugs in columns."""
@@ -139,16 +152,24 @@ class Evaluation:
         table["null 95 %"] = rows.groupby("method")["null_95_groups"].max()
         return table
 
-    def missing_peers(self):
-        """Return a sentence for each peer that could not be had."""
-        missing = self.peers[~self.peers["available"]]
-        return [f"{row.peer} is missing: {row.note}" for row in missing.itertuples()]
+    def peer_remarks(self):
+        """Return a sentence for each peer that could not be had, or that writes a batch in."""
+        return peer_remarks(self.peers)
+
+    def not_scored_lines(self):
+        """Return a line for each reason why something was not scored."""
+        lines = []
+        for why, rows in self.not_scored.groupby("why", sort=False):
+            measures, names = rows["measure"].unique(), rows["left_out"].unique()
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            lines.append(f"{'; '.join(measures)} – {', '.join(names[:4])}{more}: {why}")
+        return lines
 
     def verdict(self):
         """Return what the published recipe's own classifiers say, and what to make of it."""
-        if self.own_verdict is None:
+        if self.classifier_scores is None:
             return ""
-        least, most = 100 * self.own_verdict.min(), 100 * self.own_verdict.max()
+        least, most = 100 * self.classifier_scores.min(), 100 * self.classifier_scores.max()
         return (
             f"The published recipe's own batch classifiers call {least:.1f} to {most:.1f} % of "
             f"these cells 'first batch' ({100 * self.first_batch:.1f} % are).\n"
@@ -157,11 +178,13 @@ class Evaluation:
 
     def summary(self):
         """Return the scores as text: measures in rows, methods in columns, chance beside them."""
-        table = as_text(report.format_scores(self.main_scores))
         parts = [
             f"Accuracy of independent probes on {self.n_cells} cells of the {self.split} split "
             f"(strongest of {', '.join(probes.PROBES)}; probe seed {self.seed})\n"
-            "Batch should be at chance, class high.\n" + table,
+            "Batch should be at chance, class high.\n"
+            + as_text(report.format_scores(self.main_scores))
+            if len(self.main_scores)
+            else f"No probe can be asked about the {self.n_cells} cells of the {self.split} split.",
             "Images (mean over cells)\n" + as_text(self.images),
             self.verdict(),
         ]
@@ -175,7 +198,9 @@ class Evaluation:
                 "Peers: corrections of the pretrained features "
                 "(oracle: one that sees the class)\n" + as_text(self.peer_table())
             )
-            parts.append("\n".join(self.missing_peers()))
+            parts.append("\n".join(self.peer_remarks()))
+        if len(self.not_scored):
+            parts.append("Not scored\n" + "\n".join(self.not_scored_lines()))
         return "\n\n".join(part for part in parts if part)
 
 
@@ -204,64 +229,46 @@ def evaluate(run, data, split, out, seed=0, progress=False, image_probe=True, pe
     Returns
     -------
     Evaluation
+        Of a design of which not all can be scored (one batch, one class, few cells), what can be;
+        its `not_scored` says what is left out.
+
+    Raises
+    ------
+    CytomadError
+        If the run has no trained stage, the dataset is of another kind than that of the run, or
+        the split is unknown or has no measured target.
     """
     check_same_layout(run, data)
-    layout, root = find_layout(data)
-    stages = run.stages()
-    if not stages:
+    if not run.stages():
         raise CytomadError(f"{run.folder} has no trained stage. Train it first.")
+    layout, root = find_layout(data)
     cells = load_with_truth_if_there(data, split, run.preset.image_size)
+    if cells.qpi is None:
+        raise CytomadError(
+            f"The {split} split of {root} has no measured {layout.target.name}, with which "
+            "evaluate compares the predictions. Add its files, or use predict, which needs none."
+        )
     predictions = {}
-    for stage in stages:
+    for stage in run.stages():
         announce(progress, f"Predicting the {split} split with the generator: {stage}")
         predictions[stage] = predict(run.generator(stage), cells, progress)
     features = {METHOD_NAMES[stage]: made.features for stage, made in predictions.items()}
     images = {METHOD_NAMES[stage]: made.images for stage, made in predictions.items()}
-    references = reference_images(cells)
-    found_peers, peer_notes = {}, _peer_notes([])
+    left_out = probes.left_out(cells.labels)
+    corrected, notes = {}, _peer_notes([])
     if peers:
-        announce(progress, "Correcting the pretrained features by the peers")
-        found_peers, peer_notes = _peers(run, data, predictions["pretraining"], seed, progress)
-
-    probed = features | references
-    announce(progress, "Probing in the background: " + ", ".join(probed))
-    probing = probes.score_side_by_side(probed, cells.labels, seed)
-    kinds = dict.fromkeys(features, "stage") | dict.fromkeys(references, "reference")
-    asked = {}
-    if image_probe:
-        asked = _ask_cnn(images | references, cells.labels, seed, progress)
-    quality = _image_table(images | references, cells, layout.target.unit)
-    is_phase = layout.target.unit == "rad"  # only then there is a dry mass
-    measures = cell_measure_errors(
-        images | references, cells, PHASE_MEASURES if is_phase else PHASE_MEASURES[:1]
-    )
-    mixed = mixing.mixing_table(features | found_peers, cells.labels, shuffled=True, seed=seed)
-    announce(progress, "Placing the features on a map")
-    maps = {name: umap_coordinates(values, seed) for name, values in features.items()}
-    results = dict(tqdm(probing, "probing", len(probed), disable=not progress, unit="method"))
-    announce(progress and found_peers, "Probing the peers: " + ", ".join(found_peers))
-    pretrained = results[METHOD_NAMES["pretraining"]]
-    by_pixels = {name: results[name][0] for name in references}
-    image_results = _or_pixels(asked, images, by_pixels, pretrained[0], cells.labels, seed)
-    results |= _score_peers(found_peers, pretrained, cells.labels, seed)
-    scores = _score_table(results, image_results, kinds)
-    # Which class is the untreated one is known of the drug dataset only.
-    dosed = {} if layout.described else features | references
-    order, distance = _dose_tables(dosed, cells.labels, seed)
+        pretrained = predictions["pretraining"]
+        corrected, notes = _peers(run, data, pretrained, seed, progress, left_out)
+    asked = seed, progress, image_probe, left_out
+    results, scores = _probed(features, images, corrected, cells, *asked)
+    tables = _tables(layout, cells, features, images, corrected, seed, left_out)
 
     announce(progress, "Drawing figures")
     out = Path(out)
-    figures = save_loss_figures(run)
-    inputs = {
-        layout.contrasts[kind].name: cells.brightfield[..., number]
-        for number, kind in enumerate(layout.inputs)
-    }
-    target = layout.target
-    quantity = f"{target.name} ({target.unit})" if target.unit else target.name
-    pictures = inputs, images, references, quantity
-    figures += _draw(out / "figures", cells, *pictures, maps, results, scores)
-    figures += _draw_encoding(out / "figures", cells, features) if is_phase else []
-    figures += _draw_doses(out / "figures", distance)
+    figures = save_loss_figures(run, out / "figures")
+    figures += _draw(out / "figures", layout, cells, images, results, scores)
+    figures += _draw_features(out / "figures", layout, cells, features, seed, left_out)
+    figures += _draw_doses(out / "figures", tables["dose_distance"])
     evaluation = Evaluation(
         split=split,
         seed=seed,
@@ -269,23 +276,20 @@ def evaluate(run, data, split, out, seed=0, progress=False, image_probe=True, pe
         simulated=is_simulated(root),
         n_cells=len(cells),
         scores=scores,
-        images=quality,
-        cell_measures=measures,
-        mixing=mixed,
-        peers=peer_notes,
-        dose_order=order,
-        dose_distance=distance,
-        own_verdict=classifier_scores(run, cells) if "published" in stages else None,
+        peers=notes,
+        not_scored=pd.DataFrame(left_out, columns=["measure", "left_out", "why"]),
+        classifier_scores=classifier_scores(run, cells) if "published" in predictions else None,
         first_batch=float(np.mean(cells.batch_codes == 0)),
         predictions=predictions,
         figures=figures,
+        **tables,
     )
     _write(evaluation, run, out)
     return evaluation
 
 
-def save_loss_figures(run):
-    """Plot the losses of each trained stage into the run's `figures/`; return the paths."""
+def save_loss_figures(run, folder):
+    """Plot the losses of each trained stage of a run into a folder; return the paths."""
     titles = {stage: METHOD_NAMES[stage] for stage in run.stages()}
     if "conditional" in titles:  # it is trained in two parts
         name = titles.pop("conditional")
@@ -298,12 +302,11 @@ def save_loss_figures(run):
             best_by=None if stage in (*LAST, IMAGES) else "val_loss",
             title=f"Losses, {title}",
         )
-        path = run.folder / "figures" / f"losses_{stage.replace('/', '_')}.png"
-        paths.append(plots.save_figure(figure, path))
+        paths.append(plots.save_figure(figure, folder / f"losses_{stage.replace('/', '_')}.png"))
     return paths
 
 
-def cell_measure_errors(images, cells, measures=PHASE_MEASURES):
+def cell_measure_errors(images, cells, measures=None):
     """Compare what a biologist would measure on images, with the measured phase and the truth.
 
     Parameters
@@ -311,8 +314,9 @@ def cell_measure_errors(images, cells, measures=PHASE_MEASURES):
     images : dict
         Method to phase images of the cells, rad.
     cells : CellImages
-    measures : sequence of str
-        Those that make sense; of images of no phase only the area does.
+    measures : sequence of str, optional
+        Those that make sense; of images of no phase only the area does. By default all that
+        `image_quality.per_cell_errors` gives: dry mass only if `cells` has a wavelength.
 
     Returns
     -------
@@ -326,8 +330,15 @@ def cell_measure_errors(images, cells, measures=PHASE_MEASURES):
         for kind, reference in _references(cells).items():
             if stack is reference:
                 continue
-            table = image_quality.per_cell_errors(stack, reference, cells.pixel_size_um)
-            for measure in measures:
+            table = image_quality.per_cell_errors(
+                stack,
+                reference,
+                cells.pixel_size_um,
+                wavelength_um=cells.wavelength_um,
+                refraction_increment=cells.refraction_increment,
+            )
+            there = [name.removesuffix("_error") for name in table if name.endswith("_error")]
+            for measure in there if measures is None else measures:
                 found, true, error = (
                     table[f"{measure}_{part}"] for part in ("predicted", "reference", "error")
                 )
@@ -381,6 +392,31 @@ def check_same_layout(run, data):
             )
 
 
+def peer_remarks(peers):
+    """Return a sentence for each peer that is missing, or that writes a batch in.
+
+    Parameters
+    ----------
+    peers : DataFrame
+        As `Evaluation.peers`.
+
+    Returns
+    -------
+    list of str
+    """
+    remarks = []
+    for row in peers.itertuples():
+        if not row.available:
+            remarks.append(f"{row.peer} is missing: {row.note}")
+        elif row.null_control > row.null_control_95:
+            remarks.append(
+                f"{row.peer} writes a batch in where there is none: random halves of the same "
+                f"cells are told apart at {row.null_control:.2f} after it (chance 0.50, 95 % of "
+                f"shuffles below {row.null_control_95:.2f}). Do not rely on its batch score."
+            )
+    return remarks
+
+
 def as_text(table):
     """Return a table as text for the terminal: three decimals, a dash where nothing is."""
     table = table.rename_axis(index=None, columns=None)
@@ -393,35 +429,75 @@ def announce(verbose, text):
         print(f"\n{text}", flush=True)
 
 
+# --- what can be asked -----------------------------------------------------------------------
+
+
+def _if_possible(left_out, measure, ask, otherwise):
+    """Return what `ask` gives; where these cells do not allow it, note why in `left_out`."""
+    try:
+        return ask()
+    except CytomadError as error:
+        left_out.append((measure, "all", str(error)))
+        return otherwise
+
+
+def _phase_measures(layout, left_out):
+    """Return what of a cell can be compared; dry mass needs a phase and its wavelength."""
+    if layout.target.unit != "rad":
+        return ["area_um2"]
+    if layout.wavelength_um is None:
+        why = f"the wavelength is not known: add `wavelength_um = …` to the top of {DESCRIPTION}"
+        left_out.append(("dry mass", "all", why))
+        return ["area_um2", "mean_phase_rad"]
+    return ["area_um2", "dry_mass_pg", "mean_phase_rad"]
+
+
+def _optics(layout):
+    return (
+        f"wavelength {layout.wavelength_um:g} µm, refraction increment "
+        f"{layout.refraction_increment_um3_per_pg:g} µm³/pg"
+    )
+
+
 # --- peers -----------------------------------------------------------------------------------
 
 
-def _peers(run, data, prediction, seed, progress):
+def _peers(run, data, prediction, seed, progress, left_out):
     """Return {name: features of the cells} of the peers, and the table of notes."""
+    announce(progress, "Correcting the pretrained features by the peers")
     generator = run.generator("pretraining")
     train = _training_cells(run, data)
     known = None if train is None else predict(generator, train, progress)
-    found = baselines.peer_features(
-        prediction.features,
-        prediction.labels,
-        *((None, None) if known is None else (known.features, known.labels)),
-        seed=seed,
-    )
-    del found["untouched"]  # that is the pretrained stage itself
+    given = prediction.features, prediction.labels
+    given += (None, None) if known is None else (known.features, known.labels)
+    correct = partial(baselines.peer_features, *given, seed=seed)
+    found = _if_possible(left_out, "peers", correct, {})
+    found.pop("untouched", None)  # that is the pretrained stage itself
+    announce(progress and found, "Testing the peers on halves that mean nothing")
+    test = partial(baselines.null_control, *given, seed=seed)
+    control = _if_possible(left_out, "null control of the peers", test, None) if found else None
     features = {
         _peer_name(peer): peer.features for peer in found.values() if peer.features is not None
     }
-    return features, _peer_notes(found.values())
+    return features, _peer_notes(found.values(), control)
 
 
 def _peer_name(peer):
     return f"{peer.name} (oracle)" if peer.oracle else peer.name
 
 
-def _peer_notes(peers):
-    rows = [(_peer_name(peer), peer.features is not None, peer.note) for peer in peers]
-    table = pd.DataFrame(rows, columns=["peer", "available", "note"])
-    return table.astype({"available": bool})
+def _peer_notes(peers, control=None):
+    rows = []
+    for peer in peers:
+        row = {"peer": _peer_name(peer), "available": peer.features is not None}
+        if control is not None and peer.name in control.index:
+            row["null_control"], row["null_control_95"] = control.loc[
+                peer.name, ["null_control", "null_95"]
+            ]
+        rows.append(row | {"note": peer.note})
+    columns = ["peer", "available", "null_control", "null_control_95", "note"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.astype({"available": bool, "null_control": float, "null_control_95": float})
 
 
 def _training_cells(run, data):
@@ -447,6 +523,35 @@ def _training_cells(run, data):
 
 
 # --- scores ----------------------------------------------------------------------------------
+
+
+def _probed(features, images, peers, cells, seed, progress, image_probe, left_out):
+    """Probe features, images, references and peers.
+
+    Returns
+    -------
+    dict
+        Method to its list of `ProbeResult`.
+    DataFrame
+        All of them, see `Evaluation.scores`.
+    """
+    references, labels = reference_images(cells), cells.labels
+    probed = features | references
+    announce(progress, "Probing in the background: " + ", ".join(probed))
+    probing = probes.score_side_by_side(probed, labels, seed)
+    asked = {}
+    if image_probe:
+        ask = partial(_ask_cnn, images | references, labels, seed, progress)
+        asked = _if_possible(left_out, IMAGE_MEASURE, ask, {})
+    results = dict(tqdm(probing, "probing", len(probed), disable=not progress, unit="method"))
+    announce(progress and peers, "Probing the peers: " + ", ".join(peers))
+    pretrained = results[METHOD_NAMES["pretraining"]]
+    by_pixels = {name: results[name][0] for name in references if asked}
+    null = pretrained[0] if asked else None  # of the batch within class, which images are asked for
+    image_results = _or_pixels(asked, images, by_pixels, null, labels, seed)
+    results |= _score_peers(peers, pretrained, labels, seed)
+    kinds = dict.fromkeys(features, "stage") | dict.fromkeys(references, "reference")
+    return results, _score_table(results, image_results, kinds)
 
 
 def _ask_cnn(images, labels, seed, progress):
@@ -499,7 +604,10 @@ def _score_peers(peers, pretrained, labels, seed):
 def _score_table(results, image_results, kinds):
     """Put features' and images' results into one table: the images' below the features' batch."""
     merged = {
-        name: [own[0], *filter(None, [image_results.get(name)]), *own[1:]]
+        name: sorted(
+            [*own, *filter(None, [image_results.get(name)])],
+            key=lambda result: FIRST_MEASURES.index(result.measure),
+        )
         for name, own in results.items()
     }
     table = probes.results_table(merged)
@@ -508,6 +616,28 @@ def _score_table(results, image_results, kinds):
         # Beside the other probes.
         table.insert(table.columns.get_loc("mlp") + 1, "cnn", table.pop("cnn"))
     return table
+
+
+def _tables(layout, cells, features, images, peers, seed, left_out):
+    """Return the tables of an `Evaluation` that need no probe, by the names of its fields."""
+    references = reference_images(cells)
+    measures = _phase_measures(layout, left_out)
+    mix = partial(mixing.mixing_table, features | peers, cells.labels, shuffled=True, seed=seed)
+    # Which class is the untreated one is known of the drug dataset only.
+    dosed = {} if layout.described else features | references
+    order_doses = partial(_dose_tables, dosed, cells.labels, seed)
+    empty = pd.DataFrame()
+    order, distance = _if_possible(left_out, "doses", order_doses, (empty, empty))
+    return {
+        "images": _image_table(images | references, cells, layout.target.unit),
+        "cell_measures": cell_measure_errors(images | references, cells, measures),
+        "mixing": _if_possible(
+            left_out, "mixing", mix, pd.DataFrame(columns=["method", *mixing.SCORES])
+        ),
+        "dose_order": order,
+        "dose_distance": distance,
+        "dry_mass": _optics(layout) if "dry_mass_pg" in measures else "",
+    }
 
 
 def _dose_tables(methods, labels, seed):
@@ -553,6 +683,7 @@ def _write(evaluation, run, out):
     write_table(evaluation.cell_measures, out / CELL_MEASURES, index=False)
     write_table(evaluation.mixing, out / MIXING, index=False)
     write_table(evaluation.peers, out / PEERS, index=False)
+    write_table(evaluation.not_scored, out / NOT_SCORED, index=False)
     if len(evaluation.dose_order):
         write_table(evaluation.dose_order, out / DOSE_ORDER, index=False)
         write_table(evaluation.dose_distance, out / DOSE_DISTANCE, index=False)
@@ -563,61 +694,88 @@ def _write(evaluation, run, out):
 # --- figures ---------------------------------------------------------------------------------
 
 
-def _draw(folder, cells, inputs, images, references, quantity, maps, results, scores):
-    """Draw and save the figures of an evaluation; return their paths."""
-    shown = _one_cell_of_each_class(cells.labels)
-    some = cells.labels.iloc[shown]
-    # Under the names that pictures go by: they are not probed here, so no "(pixels)".
-    pictured = {name.removesuffix(" (pixels)"): stack for name, stack in references.items()}
-    columns = inputs | images | pictured
-    figures = {
-        "cells.png": plots.image_grid(
-            {name: stack[shown] for name, stack in columns.items()},
-            cells.pixel_size_um,
-            cell_labels=[
-                f"{name}, {batch}"
-                for name, batch in zip(some["class_name"], some["batch"], strict=True)
-            ],
-            brightfield=tuple(inputs),
-            error_of=(list(images)[-1], list(pictured)[-1]),
-            quantity=quantity,
-        ),
-        "scores.png": plots.score_bars(scores[scores["kind"] != PEER]),
-    }
-    if (scores["kind"] == PEER).any():
-        features_only = scores["measure"].isin(FEATURE_MEASURES)
+def _draw(folder, layout, cells, images, results, scores):
+    """Draw and save the cells and the scores; return the paths."""
+    figures = {"cells.png": _picture_cells(layout, cells, images)}
+    main = scores[scores["kind"] != PEER]
+    if len(main):
+        figures["scores.png"] = plots.score_bars(main)
+    features_only = scores[scores["measure"].isin(FEATURE_MEASURES)]
+    if (features_only["kind"] == PEER).any():
         figures["peers.png"] = plots.score_rows(
-            scores[features_only & (scores["kind"] != "reference")],
+            features_only[features_only["kind"] != "reference"],
             faded=[name for name in scores["method"].unique() if name.endswith("(oracle)")],
         )
-    for name, coordinates in maps.items():
-        slug = name.replace(" ", "_")
-        figures[f"umap_{slug}.png"] = plots.embedding(
-            coordinates, cells.labels, title=f"Bottleneck features, {name}"
-        )
-        figures[f"confusion_{slug}.png"] = plots.confusion_matrices(
-            {f"{result.measure}\n({name})": result.confusion for result in results[name]}
-        )
+    for name in images:
+        if results[name]:
+            figures[f"confusion_{name.replace(' ', '_')}.png"] = plots.confusion_matrices(
+                {f"{result.measure}\n({name})": result.confusion for result in results[name]}
+            )
     return [plots.save_figure(figure, folder / name) for name, figure in figures.items()]
 
 
-def _draw_encoding(folder, cells, features):
-    """Draw which property of the cell each feature follows; return the paths."""
-    # From the truth where it is known: the measured phase carries the batch's scale, and a feature
-    # that knows nothing but the batch would seem to know the dry mass.
-    phase = cells.qpi if cells.truth is None else cells.truth
-    measures = biophysics.measure_cells(phase, cells.pixel_size_um)
-    paths = []
+def _picture_cells(layout, cells, images):
+    """Draw a cell of each class under every method, beside what was measured."""
+    shown = _one_cell_of_each_class(cells.labels)
+    some = cells.labels.iloc[shown]
+    inputs = {
+        layout.contrasts[kind].name: cells.brightfield[..., number]
+        for number, kind in enumerate(layout.inputs)
+    }
+    # Under the names that pictures go by: they are not probed here, so no "(pixels)".
+    pictured = {
+        name.removesuffix(" (pixels)"): stack for name, stack in reference_images(cells).items()
+    }
+    target = layout.target
+    return plots.image_grid(
+        {name: stack[shown] for name, stack in (inputs | images | pictured).items()},
+        cells.pixel_size_um,
+        cell_labels=[
+            f"{name}, {batch}"
+            for name, batch in zip(some["class_name"], some["batch"], strict=True)
+        ],
+        brightfield=tuple(inputs),
+        error_of=(list(images)[-1], list(pictured)[-1]),
+        quantity=f"{target.name} ({target.unit})" if target.unit else target.name,
+    )
+
+
+def _draw_features(folder, layout, cells, features, seed, left_out):
+    """Draw a map of the features, and what of the cell each one follows; return the paths."""
+    drawn = {}
     for name, values in features.items():
-        # ReLU features that are zero for every cell follow nothing; they would fill half the map.
-        alive = np.flatnonzero(np.ptp(values, axis=0) > 0)
-        figure = plots.correlation_map(
-            biophysics.correlate_features(values[:, alive], measures).set_axis(alive, axis=0),
-            title=f"What the features encode, {name}\n"
-            f"({len(alive)} of {values.shape[1]} features; the others never vary)",
+        place = partial(umap_coordinates, values, seed)
+        coordinates = _if_possible(left_out, "map", place, None)
+        if coordinates is not None:
+            title = f"Bottleneck features, {name}"
+            drawn["umap", name] = plots.embedding(coordinates, cells.labels, title=title)
+    if layout.target.unit == "rad":
+        # From the truth where it is known: the measured phase carries the batch's scale, and a
+        # feature that knows nothing but the batch would seem to know the dry mass.
+        measures = biophysics.measure_cells(
+            cells.qpi if cells.truth is None else cells.truth,
+            cells.pixel_size_um,
+            wavelength_um=cells.wavelength_um,
+            refraction_increment=cells.refraction_increment,
         )
-        paths.append(plots.save_figure(figure, folder / f"encoding_{name.replace(' ', '_')}.png"))
-    return paths
+        for name, values in features.items():
+            encode = partial(_encoding, name, values, measures)
+            figure = _if_possible(left_out, "encoding", encode, None)
+            drawn |= {} if figure is None else {("encoding", name): figure}
+    return [
+        plots.save_figure(figure, folder / f"{kind}_{name.replace(' ', '_')}.png")
+        for (kind, name), figure in drawn.items()
+    ]
+
+
+def _encoding(name, values, measures):
+    # ReLU features that are zero for every cell follow nothing; they would fill half the map.
+    alive = np.flatnonzero(np.ptp(values, axis=0) > 0)
+    return plots.correlation_map(
+        biophysics.correlate_features(values[:, alive], measures).set_axis(alive, axis=0),
+        title=f"What the features encode, {name}\n"
+        f"({len(alive)} of {values.shape[1]} features; the others never vary)",
+    )
 
 
 def _draw_doses(folder, distance):
@@ -646,8 +804,10 @@ def _one_cell_of_each_class(labels):
 
 def load_with_truth_if_there(data, split, image_size):
     """Load a split, with the batch-free truth if the dataset has it."""
-    layout, root = find_layout(data)
-    with_truth = "QPI_TRUE" in layout.contrasts and any(
+    files = CellFiles(data, split, image_size=image_size)
+    layout, root = files.layout, files.root
+    if "QPI_TRUE" in layout.contrasts and any(
         (root / group.file(split, "QPI_TRUE")).exists() for group in layout.groups
-    )
-    return load_cells(data, split, image_size=image_size, with_truth=with_truth)
+    ):
+        files = CellFiles(data, split, image_size=image_size, with_truth=True)
+    return files.read(np.arange(len(files)))

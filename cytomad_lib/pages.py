@@ -38,9 +38,14 @@ Against the measured phase, keeping the batch effect raises the scores; against 
 truth it lowers them. Structure r compares the fine structure inside the cell only: texture that \
 was invented cannot hide there."""
 PEER_NOTE = """\
-All peers but LEACE need the batch of all cells at once; a network needs the one cell only. \
+Peers correct whitened components of the active features. All but LEACE need the batch of all \
+cells at once; a network needs the one cell only. \
 Oracles see the class, too, and are no competitors. Batch accuracy below chance is an artefact of \
 making means equal over training and test folds together; read it as "nothing linear left"."""
+CONTROL_NOTE = """\
+Null control: the cells of each group are split in two halves at random, and the halves are taken \
+for batches. A probe should not tell them apart (chance 0.5; 95 % of shuffles below \
+null_control_95). Where it does, the correction itself writes a batch in."""
 MIXING_NOTE = """\
 0: batches apart, 1: mixed. The last row, with the batches shuffled, shows how much so few cells \
 can reach. Features that say nothing are perfectly mixed: read this beside the class accuracy."""
@@ -65,7 +70,7 @@ def write_evaluation_page(path, evaluation, run, stages):
     scores = Section(
         "Is the batch gone, and is the class still there?",
         READING,
-        report.format_scores(evaluation.main_scores),
+        report.format_scores(evaluation.main_scores) if len(evaluation.main_scores) else None,
         _figures(evaluation, "scores"),
         "Accuracy of the strongest probe",
         evaluation.verdict(),
@@ -77,10 +82,11 @@ def write_evaluation_page(path, evaluation, run, stages):
         table_caption="Image quality, mean over cells",
         note=IMAGE_NOTE,
     )
+    mass = f" Dry mass: {evaluation.dry_mass}." if evaluation.dry_mass else ""
     cells = Section(
         "Would a biologist measure the same?",
-        "Area, dry mass and mean phase of each cell, measured on its image inside its own outline. "
-        "The mean error is that of the method minus the reference.",
+        "What is measured on each cell's image, inside its own outline. The mean error is that of "
+        f"the method minus the reference.{mass}",
         evaluation.cell_measures,
         table_caption="Errors of what is measured on a cell",
     )
@@ -94,7 +100,8 @@ def write_evaluation_page(path, evaluation, run, stages):
     more = Section("A closer look", figures=_figures(evaluation, "umap", "confusion", "encoding"))
     losses = Section("How the training went", figures=_figures(evaluation, "losses"))
     special = [*_dose_section(evaluation), *_peer_section(evaluation)]
-    sections = [scores, images, *special, cells, mixing, more, losses]
+    sections = [scores, images, *_not_scored_section(evaluation), *special]
+    sections += [cells, mixing, more, losses]
     return report.write_report(
         path,
         "CytoMAD: evaluation of a run",
@@ -119,7 +126,7 @@ def write_comparison_page(path, subtitle, facts, table, peers, notes, figures):
     notes : str
         What is missing, and why.
     figures : dict
-        `cells`: the image grid of the first seed; `scores` and, if there are any, `peers`.
+        `cells`: the image grid of the first seed; if there are any, `scores` and `peers`.
 
     Returns
     -------
@@ -130,7 +137,7 @@ def write_comparison_page(path, subtitle, facts, table, peers, notes, figures):
             "Is the batch gone, and is the class still there?",
             READING,
             table,
-            [(figures["scores"], CAPTIONS["scores"])],
+            [(figures["scores"], CAPTIONS["scores"])] if "scores" in figures else [],
             "Mean ± standard deviation over the seeds",
             IMAGE_NOTE + "\n\nTraining times are those of each stage alone; both recipes begin "
             "with the pretrained generator.",
@@ -177,6 +184,7 @@ def split_facts(evaluation):
         "Dataset": _origin(evaluation),
         "Evaluated on": f"{evaluation.n_cells} cells of the {evaluation.split} split",
         "Seed of the probes": evaluation.seed,
+        **({"Dry mass": evaluation.dry_mass} if evaluation.dry_mass else {}),
     }
 
 
@@ -218,6 +226,13 @@ def _dose_section(evaluation):
     ]
 
 
+def _not_scored_section(evaluation):
+    if not len(evaluation.not_scored):
+        return []
+    text = "What these cells do not allow to ask. Chance and null are those of the cells scored."
+    return [Section("What was not scored, and why", text, evaluation.not_scored)]
+
+
 def _peer_section(evaluation):
     if not len(evaluation.peers):
         return []
@@ -228,6 +243,6 @@ def _peer_section(evaluation):
             evaluation.peer_table(),
             _figures(evaluation, "peers"),
             "Accuracy of the strongest probe on the corrected features",
-            "\n\n".join([PEER_NOTE, *evaluation.missing_peers()]),
+            "\n\n".join([PEER_NOTE, CONTROL_NOTE, *evaluation.peer_remarks()]),
         )
     ]

@@ -243,7 +243,7 @@ def _train_stages(run, cells, valid, verbose, recipes, conversion):
         announce(verbose, f"Batch removal, {METHOD_NAMES[recipe]}")
         remove_batches(run, cells, valid, verbose, recipe)
     if run.devices.writes:
-        save_loss_figures(run)
+        save_loss_figures(run, run.folder / "figures")
 
 
 def predict_split(run, data, split, stage, out, progress=False, mode="running"):

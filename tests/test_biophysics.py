@@ -40,7 +40,7 @@ def sphere(pixel):
 
 
 def measured(phase, pixel, mask=None):
-    return biophysics.measure_cells(phase, pixel, mask).iloc[0]
+    return biophysics.measure_cells(phase, pixel, mask, WAVELENGTH_UM).iloc[0]
 
 
 @pytest.mark.parametrize("pixel", PIXELS)
@@ -95,6 +95,20 @@ def test_mass_and_concentration_of_a_sphere(pixel):
     assert row["dry_mass_concentration_pg_per_um3"] == pytest.approx(
         CONTRAST / DRY_MASS_ALPHA, rel=0.03
     )
+
+
+def test_dry_mass_is_in_proportion_to_wavelength_and_increment_or_left_out():
+    phase = sphere(FINE)
+    red = biophysics.measure_cells(phase, FINE, wavelength_um=0.633).iloc[0]
+    assert red["dry_mass_pg"] == pytest.approx(0.633 / 1.06 * measured(phase, FINE)["dry_mass_pg"])
+    low = biophysics.measure_cells(phase, FINE, None, 0.633, 0.18).iloc[0]
+    names = [name for name in biophysics.MEASURES if name.startswith("dry_mass")]
+    np.testing.assert_allclose(low[names] / red[names], 0.19 / 0.18)
+    without = biophysics.measure_cells(phase, FINE)
+    assert list(without) == [name for name in biophysics.MEASURES if name not in names]
+    for length in (0, -1, np.nan, "0.633"):
+        with pytest.raises(biophysics.MeasurementError, match="wavelength is"):
+            biophysics.measure_cells(phase, FINE, wavelength_um=length)
 
 
 @pytest.mark.parametrize("pixel", PIXELS)
@@ -213,11 +227,12 @@ def test_cell_without_mask_is_a_row_of_nan():
     phase = np.concatenate([sphere(COARSE), 0 * sphere(COARSE), sphere(COARSE)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        table = biophysics.measure_cells(phase, COARSE)
+        table = biophysics.measure_cells(phase, COARSE, wavelength_um=WAVELENGTH_UM)
     assert list(table.columns) == list(biophysics.MEASURES)
     assert table.isna().all(axis=1).tolist() == [False, True, False]
     pd.testing.assert_series_equal(table.loc[0], table.loc[2], check_names=False)
-    assert biophysics.measure_cells(phase[1:2], COARSE).shape == (1, len(biophysics.MEASURES))
+    alone = biophysics.measure_cells(phase[1:2], COARSE, wavelength_um=WAVELENGTH_UM)
+    assert alone.shape == (1, len(biophysics.MEASURES))
 
 
 @pytest.mark.parametrize("size", ((1, 1), (1, 9), (2, 2)))

@@ -113,6 +113,23 @@ def test_the_batch_left_out_is_never_opened_in_training(data, tmp_path):
     assert stored["accuracy"].between(0, 1).all() and stored["null_95"].notna().all()
 
 
+def test_what_cannot_be_asked_is_not_waited_for(made, tmp_path):
+    out, _ = made
+    run, folder = Run.open(out / "seed_4"), tmp_path / "copy"
+    shutil.copytree(out / "seed_4", folder, ignore=shutil.ignore_patterns("*.h5"))
+    row = {"measure": "batch within class, images", "left_out": "all", "why": "one batch"}
+    pd.DataFrame([row]).to_csv(folder / "not_scored.csv", index=False)
+    assert comparison._is_evaluated(run, folder, image_probe=True)
+
+
+def test_a_batch_that_cannot_be_predicted_is_refused_before_training(tmp_path):
+    groups = ("Batch1/H69", "Batch3/H69", "Batch3/H520")
+    data = write_dataset(tmp_path / "data", 6, groups)
+    with pytest.raises(CytomadError, match="No cell of Batch3 can be predicted"):
+        leave_batch_out(data, tmp_path / "out", "Batch3", ONE_EPOCH)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unknown_batch_is_answered_with_those_there(data, tmp_path):
     with pytest.raises(CytomadError, match="no batch 'Batch2'.*Batch1, Batch3, Batch6"):
         leave_batch_out(data, tmp_path / "out", "Batch2", ONE_EPOCH)

@@ -33,6 +33,7 @@ batches = ["Tue", "Mon"]
 classes = ["HeLa", "A549"]
 class_term = "cell line"
 field_of_view_um = 32.0
+wavelength_um = 0.633
 splits = {Train = "train", Valid = "val", Test = "held out"}
 
 [[input]]
@@ -402,6 +403,19 @@ MISTAKES["splits as list"] = (
 )
 
 
+def test_the_light_is_read_and_else_not_known(tmp_path):
+    path = tmp_path / "dataset.toml"
+    path.write_text(DOSED)
+    said = read_description(path)
+    assert (said.wavelength_um, said.refraction_increment_um3_per_pg) == (None, 0.19)
+    path.write_text("refraction_increment_um3_per_pg = 0.18\n" + TEXT)
+    said = read_description(path)
+    assert (said.wavelength_um, said.refraction_increment_um3_per_pg) == (0.633, 0.18)
+    path.write_text("wavelength_um = -1\n" + DOSED)
+    with pytest.raises(DatasetError, match="wavelength_um is -1.*above zero"):
+        read_description(path)
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_named(name, tmp_path):
     old, new, words = MISTAKES[name]
@@ -496,7 +510,8 @@ def test_two_channels_are_predicted_and_evaluated(run, mine, tmp_path):
         found.predictions["conditional"].features, prediction.features, atol=1e-5
     )
     assert "MAE, measured (rad)" in found.images and len(found.cell_measures) == 9
-    assert (tmp_path / "scores" / "report.html").exists()
+    page = (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
+    assert "wavelength 0.633 µm" in page and not len(found.not_scored)
 
 
 def test_a_run_refuses_what_is_not_its_data(run, own, tmp_path):

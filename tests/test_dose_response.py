@@ -226,7 +226,7 @@ def simulated():
 
 def test_simulated_doses_are_in_order(simulated):
     truth, labels = simulated
-    measures = measure_cells(truth, 45 / 32, mask=truth > 0.15)
+    measures = measure_cells(truth, 45 / 32, mask=truth > 0.15, wavelength_um=1.06)
     distances = treated(dose_distances(measures, labels, **FEW))
     by_level = distances.groupby(["class_name", "level"]).distance.mean().unstack()
     # The mean over two batches of 16 cells leaves room for one swap of neighbours.

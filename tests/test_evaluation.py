@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,8 @@ from training_cells import GROUPS, ONE_EPOCH, write_dataset
 from cytomad_lib import evaluation, pages
 from cytomad_lib.analysis import image_probe
 from cytomad_lib.data.cells import load_cells
+from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.data.matfiles import write_mat
 from cytomad_lib.evaluation import MEASURED, TRUTH, evaluate
 from cytomad_lib.simulation.write import simulate_dataset
@@ -48,6 +51,7 @@ def test_all_that_was_promised_is_written(found):
         "cell_measures.csv",
         "mixing.csv",
         "peers.csv",
+        "not_scored.csv",
         "figures",
         "report.html",
     }
@@ -104,6 +108,19 @@ def test_peers_are_named_marked_and_apart(found):
     }
 
 
+def test_the_null_control_stands_beside_the_peers(found):
+    out, made = found
+    peers = pd.read_csv(out / "peers.csv")
+    assert peers["null_control"].between(0.1, 1).all() and (peers["null_control_95"] > 0.5).all()
+    assert list(made.peer_table()["null_control"].dropna()) == list(peers["null_control"])
+    table = pd.DataFrame(
+        [("ComBat", True, 0.98, 0.55, "n"), ("LEACE", True, 0.5, 0.55, "n")],
+        columns=["peer", "available", "null_control", "null_control_95", "note"],
+    )
+    (remark,) = evaluation.peer_remarks(table)
+    assert remark.startswith("ComBat writes a batch in") and "0.98" in remark
+
+
 def test_a_missing_peer_is_said_in_summary_and_report(run, data, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "_training_cells", lambda run, data: None)
     made = evaluate(run, data, "Test", tmp_path, image_probe=False)
@@ -139,6 +156,8 @@ def test_the_report_is_complete_in_itself(found):
         "own batch classifiers call",
         "batches shuffled",
         "dry_mass_pg",
+        "wavelength 1.06 µm, refraction increment 0.19 µm³/pg",
+        "Null control",
     ):
         assert words in page, words
     assert "not kept" not in page  # the training times
@@ -147,6 +166,76 @@ def test_the_report_is_complete_in_itself(found):
 def test_a_report_of_other_data_does_not_say_simulated(found):
     _, made = found
     assert pages._origin(replace(made, simulated=False)) == "7LungCancerDataset"
+
+
+def test_nothing_is_written_into_the_run(run, data, tmp_path):
+    def state():
+        return {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+
+    before = state()
+    made = evaluate(run, data, "Test", tmp_path / "out", image_probe=False, peers=False)
+    assert state() == before
+    assert (tmp_path / "out" / "figures" / "losses_pretraining.png") in made.figures
+
+
+DESIGNS = {
+    "one day": (("Batch3/H69", "Batch3/H520"), {"class"}),
+    "one class": (("Batch1/H69", "Batch3/H69"), {"batch within class"}),
+    "one group": (("Batch3/H69",), set()),
+}
+
+
+@pytest.mark.parametrize(("groups", "scored"), DESIGNS.values(), ids=DESIGNS)
+def test_of_any_design_what_can_be_is_scored(run, tmp_path, monkeypatch, groups, scored):
+    monkeypatch.setattr(image_probe, "MIN_EPOCHS", 1)
+    monkeypatch.setattr(image_probe, "MIN_STEPS", 2)
+    simulate_dataset(tmp_path / "data", "lung", 16, {"Test": 6}, groups=groups, progress=False)
+    out = tmp_path / "out"
+    made = evaluate(run, tmp_path / "data", "Test", out)
+    measures = set(pd.read_csv(out / "scores.csv")["measure"])
+    assert measures - {"batch within class, images"} == scored
+    left_out = pd.read_csv(out / "not_scored.csv")
+    unasked = set(left_out.loc[left_out["left_out"] == "all", "measure"])
+    assert set(evaluation.FEATURE_MEASURES) - unasked == scored
+    assert made.not_scored_lines()[0] in made.summary()
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "What was not scored, and why" in page
+    # What needs no other batch and class is there.
+    assert len(pd.read_csv(out / "image_scores.csv")) == 4
+    assert ("peers" in unasked) == ("batch within class" not in scored)
+
+
+def test_an_unknown_split_and_a_missing_target_are_said_before_any_work(
+    run, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(evaluation, "predict", lambda *args: pytest.fail("predicted"))
+    with pytest.raises(CytomadError, match="'Tset'.*Train, Valid, Test"):
+        evaluate(run, data, "Tset", tmp_path)
+    without = SimpleNamespace(qpi=None)
+    monkeypatch.setattr(evaluation, "load_with_truth_if_there", lambda *args: without)
+    with pytest.raises(CytomadError, match="Test split of .* has no measured phase.*predict"):
+        evaluate(run, data, "Test", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_wavelength_dry_mass_is_left_out_with_a_note(data):
+    cells = load_cells(data, "Test", with_truth=True)
+    assert cells.wavelength_um == 1.06
+    left_out = []
+    measures = evaluation._phase_measures(replace(LUNG, wavelength_um=None), left_out)
+    ((what, _, why),) = left_out
+    assert what == "dry mass" and "wavelength_um" in why and "dataset.toml" in why
+    blind = replace(cells, wavelength_um=None)
+    table = evaluation.cell_measure_errors({"m": cells.truth * 1.1}, blind, measures)
+    assert set(table["measure"]) == {"area_um2", "mean_phase_rad"}
+    red = replace(cells, wavelength_um=0.53).select([0, 1])  # half of 1.06
+    masses = [
+        evaluation.cell_measure_errors({"m": c.qpi * 1.1}, c)
+        .set_index(["reference", "measure"])
+        .loc[("measured", "dry_mass_pg"), "reference_mean"]
+        for c in (red, cells.select([0, 1]))
+    ]
+    assert masses[0] == pytest.approx(masses[1] / 2)
 
 
 def test_measures_of_cells_against_known_errors(data):

@@ -88,13 +88,14 @@ def test_mask_follows_a_scaled_phase():
 def test_dry_mass_of_a_sphere_is_contrast_times_volume():
     expected = 0.03 * 4 / 3 * np.pi * 7**3 / DRY_MASS_ALPHA
     phase = sphere()[None]
-    found = quality.dry_mass_pg(phase, phase > 0, PIXEL)[0]
+    found = quality.dry_mass_pg(phase, phase > 0, PIXEL, WAVELENGTH_UM)[0]
     assert found == pytest.approx(expected, rel=0.01)
 
 
 def test_per_cell_errors_of_a_scaled_phase():
     reference = sphere()[None]
-    row = quality.per_cell_errors(1.1 * reference, reference, PIXEL).iloc[0]
+    pair = 1.1 * reference, reference
+    row = quality.per_cell_errors(*pair, PIXEL, wavelength_um=WAVELENGTH_UM).iloc[0]
     assert row["area_um2_error"] == pytest.approx(0, abs=1)
     assert row["dry_mass_pg_error"] == pytest.approx(0.1 * row["dry_mass_pg_reference"], rel=0.02)
     assert row["mean_phase_rad_predicted"] == pytest.approx(
@@ -103,6 +104,7 @@ def test_per_cell_errors_of_a_scaled_phase():
     empty = quality.per_cell_errors(np.zeros_like(reference), reference, PIXEL).iloc[0]
     assert empty["area_um2_predicted"] == 0
     assert np.isnan(empty["mean_phase_rad_predicted"])
+    assert not any("mass" in name for name in empty.index)  # of light of no known wavelength
 
 
 def test_invented_texture_fools_r_but_not_structure_r():

@@ -257,14 +257,16 @@ def test_values_and_batches_have_to_be_as_many():
 def test_the_profile_is_the_middle_row_and_a_full_turn_is_a_wavelength():
     phase = np.zeros((8, 8, 1))
     phase[4] = 2 * np.pi
-    figure = drawn(figures.phase_profile(phase, 0.5, "a bar"))
+    figure = drawn(figures.phase_profile(phase, 0.5, "a bar", wavelength_um=0.633))
     profile = next(axes for axes in figure.axes if axes.get_xlabel().startswith("place"))
     line = profile.lines[0]
     assert np.allclose(line.get_ydata(), 2 * np.pi)
     assert np.allclose(line.get_xdata(), 0.25 + 0.5 * np.arange(8))
     (right,) = profile.child_axes
     turn = profile.get_ylim()[1] / (2 * np.pi)
-    assert np.isclose(right.get_ylim()[1], turn * 1060)  # nm
+    assert np.isclose(right.get_ylim()[1], turn * 633)  # nm
+    without = drawn(figures.phase_profile(phase, 0.5))
+    assert not any(axes.child_axes for axes in without.axes)
 
 
 def test_steps_have_units_and_maps_of_their_own_and_one_field():

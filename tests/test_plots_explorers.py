@@ -3,6 +3,7 @@
 import base64
 import io
 import sys
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -91,6 +92,12 @@ def test_an_error_is_shown_and_not_swallowed(cells, monkeypatch):
 
 
 # --- browse cells ------------------------------------------------------------------------------
+
+
+def test_dry_mass_is_told_where_the_wavelength_is_known(cells):
+    assert "dry mass" not in explorers.browse_cells(cells).text.value
+    known = explorers.browse_cells(replace(cells, wavelength_um=1.06)).text.value
+    assert "µm², dry mass" in known
 
 
 def test_browsing_shows_another_cell(cells):
@@ -236,7 +243,7 @@ def test_the_conditional_generator_can(cells):
 
 @pytest.fixture(scope="module")
 def measures(cells):
-    return biophysics.measure_cells(cells.truth, cells.pixel_size_um)
+    return biophysics.measure_cells(cells.truth, cells.pixel_size_um, wavelength_um=1.06)
 
 
 def test_a_feature_finds_its_measure(cells, measures):

@@ -68,7 +68,7 @@ def test_the_summary_shows_the_methods_side_by_side(evaluation):
     assert "Test split" in text
     # A quarter of these cells are of the first batch; the classifiers say what they say.
     assert evaluation.first_batch == 1 / 4
-    most = f"{100 * evaluation.own_verdict.max():.1f} % of these cells"
+    most = f"{100 * evaluation.classifier_scores.max():.1f} % of these cells"
     assert most in text and "(25.0 % are)" in text
 
 

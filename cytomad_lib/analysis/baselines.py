@@ -422,7 +422,6 @@ def _checked_train(features, labels, n_features):
     if features is None or labels is None:
         raise ProbeError("Give both `train_features` and `train_labels`, or neither.")
     features, batch, class_name = _checked(features, labels, PROBES)
-    _need_two("batches", batch)
     if features.shape[1] != n_features:
         raise ProbeError(
             f"The training cells have {features.shape[1]} features, the test cells {n_features}; "
@@ -435,6 +434,7 @@ def _leace(test, train, within_class):
     if train is None:
         raise ProbeError("LEACE is fitted on training cells: give `train_features` and labels.")
     features, batch, class_name = train
+    _need_two("batches of training cells", batch)
     if within_class:
         concept = within_class_concept(batch.codes, class_name.codes)
     else:

@@ -14,7 +14,7 @@ Example
 >>> import numpy as np
 >>> y, x = np.mgrid[-32:32, -32:32] * 0.35                     # micrometres
 >>> phase = np.sqrt(np.clip(8**2 - x**2 - y**2, 0, None))[None] / 4
->>> cells = measure_cells(phase, pixel_size_um=0.35, mask=phase > 0)
+>>> cells = measure_cells(phase, pixel_size_um=0.35, mask=phase > 0, wavelength_um=1.06)
 >>> cells[["area_um2", "volume_um3", "dry_mass_pg"]].round(-1).to_numpy().tolist()
 [[200.0, 2160.0, 240.0]]
 """
@@ -32,6 +32,7 @@ from cytomad_lib.analysis.image_quality import (
     foreground_mask,
 )
 from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.data.layouts import REFRACTION_INCREMENT
 
 TEXTURE_SIGMA_UM = 1.0  # the window of the local standard deviation; granules are about this big
 RIM_UM = 1.0  # left out of texture and gradient, where the steep outline would dominate
@@ -63,7 +64,13 @@ class MeasurementError(CytomadError):
     """Cells, features or measures that cannot be used; the message says why and what to do."""
 
 
-def measure_cells(phase, pixel_size_um, mask=None):
+def measure_cells(
+    phase,
+    pixel_size_um,
+    mask=None,
+    wavelength_um=None,
+    refraction_increment=REFRACTION_INCREMENT,
+):
     """Measure the biophysics of each cell.
 
     Parameters
@@ -75,6 +82,9 @@ def measure_cells(phase, pixel_size_um, mask=None):
     mask : bool array, (cells, height, width[, 1]), optional
         Where the cell is; all that is in the mask of an image counts as one cell. By default
         `foreground_mask(phase)`.
+    wavelength_um, refraction_increment : float, optional
+        See `image_quality.dry_mass_pg`. Without a wavelength, the three measures of dry mass are
+        left out.
 
     Returns
     -------
@@ -120,8 +130,8 @@ def measure_cells(phase, pixel_size_um, mask=None):
     ImageShapeError
         If the images are not a stack, or the mask has another shape.
     MeasurementError
-        If the pixel size is not positive, a pixel is not finite, or the mask is not one of
-        True and False.
+        If the pixel size or the wavelength is not positive, a pixel is not finite, or the mask is
+        not one of True and False.
 
     Source
     ------
@@ -129,13 +139,18 @@ def measure_cells(phase, pixel_size_um, mask=None):
     & Stereology 26, 83 (2007).
     """
     phase, pixel_size_um, mask = _checked_cells(phase, pixel_size_um, mask)
+    if wavelength_um is not None:
+        wavelength_um = _checked_length(wavelength_um, "wavelength", "`cells.wavelength_um`")
     rows = [
         _one_cell(image, inside, pixel_size_um) if inside.any() else {}
         for image, inside in zip(phase, mask, strict=True)
     ]
     table = pd.DataFrame(rows, columns=MEASURES, index=range(len(phase)), dtype=float)
     found = mask.any(axis=(1, 2))
-    table["dry_mass_pg"] = np.where(found, dry_mass_pg(phase, mask, pixel_size_um), np.nan)
+    if wavelength_um is None:
+        return table.drop(columns=[name for name in MEASURES if name.startswith("dry_mass")])
+    mass = dry_mass_pg(phase, mask, pixel_size_um, wavelength_um, refraction_increment)
+    table["dry_mass_pg"] = np.where(found, mass, np.nan)
     table["dry_mass_density_pg_per_um2"] = table["dry_mass_pg"] / table["area_um2"]
     table["dry_mass_concentration_pg_per_um3"] = table["dry_mass_pg"] / table["volume_um3"]
     return table
@@ -280,12 +295,7 @@ def _standardised(values, method):
 
 def _checked_cells(phase, pixel_size_um, mask):
     phase = as_stack(phase)
-    size = np.asarray(pixel_size_um)
-    if size.ndim or not np.issubdtype(size.dtype, np.number) or not 0 < size < np.inf:
-        raise MeasurementError(
-            f"The pixel size is {pixel_size_um!r}; expected a positive number of micrometres, for "
-            "instance `cells.pixel_size_um`."
-        )
+    size = _checked_length(pixel_size_um, "pixel size", "`cells.pixel_size_um`")
     broken = np.flatnonzero(~np.isfinite(phase).all(axis=(1, 2)))
     if len(broken):
         raise MeasurementError(
@@ -293,7 +303,7 @@ def _checked_cells(phase, pixel_size_um, mask):
             f"{broken[0]} the first. Leave those cells out."
         )
     if mask is None:
-        return phase, float(size), foreground_mask(phase)
+        return phase, size, foreground_mask(phase)
     mask = np.asarray(mask)
     mask = mask[..., 0] if mask.ndim == 4 and mask.shape[-1] == 1 else mask
     if mask.shape != phase.shape:
@@ -306,7 +316,17 @@ def _checked_cells(phase, pixel_size_um, mask):
             f"The mask holds values from {mask.min()} to {mask.max()}; expected True and False. "
             "Compare it first, for instance `labels == 1` or `phase > 0.3`."
         )
-    return phase, float(size), mask.astype(bool)
+    return phase, size, mask.astype(bool)
+
+
+def _checked_length(length, what, example):
+    size = np.asarray(length)
+    if size.ndim or not np.issubdtype(size.dtype, np.number) or not 0 < size < np.inf:
+        raise MeasurementError(
+            f"The {what} is {length!r}; expected a positive number of micrometres, for instance "
+            f"{example}."
+        )
+    return float(size)
 
 
 def _checked_tables(features, measures, method):

@@ -28,6 +28,7 @@ from skimage.measure import label
 from skimage.metrics import structural_similarity
 
 from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.data.layouts import REFRACTION_INCREMENT
 from cytomad_lib.simulation.optics import dry_mass
 
 DOME_POWERS = 5  # of the thickness of an ellipsoid, from 0: what makes up the dome of a cell
@@ -189,15 +190,37 @@ def ellipsoid_thickness(mask):
     return np.sqrt(np.maximum(1 - squared, 0))
 
 
-def dry_mass_pg(phase, mask, pixel_size_um):
+def dry_mass_pg(
+    phase, mask, pixel_size_um, wavelength_um, refraction_increment=REFRACTION_INCREMENT
+):
     """Return the dry mass of each cell in picograms, of what lies inside its mask.
 
-    See `cytomad_lib.simulation.optics.dry_mass` for the constants and the source.
+    Parameters
+    ----------
+    phase : array, (cells, height, width[, 1])
+        Radians.
+    mask : bool array, (cells, height, width)
+    pixel_size_um, wavelength_um : float
+        Micrometres. The wavelength is that of the microscope's light, `cells.wavelength_um`.
+    refraction_increment : float
+        µm³ per pg: by how much dry matter raises the index of refraction.
+
+    Source
+    ------
+    See `cytomad_lib.simulation.optics.dry_mass`.
     """
-    return dry_mass(as_stack(phase) * mask, pixel_size_um)
+    phase = as_stack(phase) * mask
+    return dry_mass(phase, pixel_size_um, refraction_increment, wavelength_um)
 
 
-def per_cell_errors(predicted, reference, pixel_size_um, threshold=None):
+def per_cell_errors(
+    predicted,
+    reference,
+    pixel_size_um,
+    threshold=None,
+    wavelength_um=None,
+    refraction_increment=REFRACTION_INCREMENT,
+):
     """Compare what a biologist would measure on the predicted and on the reference image.
 
     Each image is measured inside its own mask (`foreground_mask`), as if it were alone.
@@ -210,11 +233,13 @@ def per_cell_errors(predicted, reference, pixel_size_um, threshold=None):
         Micrometres per pixel.
     threshold : float, optional
         Of `foreground_mask`, radians.
+    wavelength_um, refraction_increment : float
+        As in `dry_mass_pg`; without a wavelength, dry mass is left out.
 
     Returns
     -------
     pandas.DataFrame
-        One row per cell; `area_um2`, `dry_mass_pg` and `mean_phase_rad`, each as
+        One row per cell; `area_um2`, `mean_phase_rad` and `dry_mass_pg`, each as
         `<name>_predicted`, `<name>_reference` and `<name>_error` (predicted minus reference).
     """
     predicted, reference, _ = _same_shape(predicted, reference, None)
@@ -224,11 +249,13 @@ def per_cell_errors(predicted, reference, pixel_size_um, threshold=None):
         pixels = mask.sum(axis=(1, 2))
         total = np.sum(images * mask, axis=(1, 2))
         measured["area_um2", kind] = pixels * pixel_size_um**2
-        measured["dry_mass_pg", kind] = dry_mass_pg(images, mask, pixel_size_um)
         empty = np.full(len(images), np.nan)
         measured["mean_phase_rad", kind] = np.divide(total, pixels, out=empty, where=pixels > 0)
+        if wavelength_um is not None:
+            mass = dry_mass_pg(images, mask, pixel_size_um, wavelength_um, refraction_increment)
+            measured["dry_mass_pg", kind] = mass
     table = pd.DataFrame()
-    for name in ("area_um2", "dry_mass_pg", "mean_phase_rad"):
+    for name in dict.fromkeys(name for name, _ in measured):
         for kind in ("predicted", "reference"):
             table[f"{name}_{kind}"] = measured[name, kind]
         table[f"{name}_error"] = measured[name, "predicted"] - measured[name, "reference"]

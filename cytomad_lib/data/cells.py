@@ -23,6 +23,7 @@ import pandas as pd
 from skimage.transform import resize
 from tqdm import tqdm
 
+from cytomad_lib.data.description import REFRACTION_INCREMENT
 from cytomad_lib.data.errors import DatasetError
 from cytomad_lib.data.folders import (
     compare_folders,
@@ -98,6 +99,10 @@ class CellImages(_Labelled):
         Side of a pixel in micrometres.
     truth : float32 array (cells, height, width, 1), optional
         Phase without batch effect (radians), known for simulated cells only.
+    wavelength_um : float, optional
+        Of the light, micrometres; dry mass needs it.
+    refraction_increment : float
+        Of dry matter, µm³ per pg.
 
     Raises
     ------
@@ -110,6 +115,8 @@ class CellImages(_Labelled):
     labels: pd.DataFrame
     pixel_size_um: float
     truth: np.ndarray | None = None
+    wavelength_um: float | None = None
+    refraction_increment: float = REFRACTION_INCREMENT
 
     def __post_init__(self):
         """Check that images and labels fit each other."""
@@ -167,6 +174,8 @@ class CellImages(_Labelled):
             self.labels.iloc[index_or_mask].reset_index(drop=True),
             self.pixel_size_um,
             None if self.truth is None else self.truth[index_or_mask],
+            self.wavelength_um,
+            self.refraction_increment,
         )
 
     def read(self, indices):
@@ -398,6 +407,8 @@ class CellFiles(_Labelled):
             self.labels.iloc[indices].reset_index(drop=True),
             self.pixel_size_um,
             places["QPI_TRUE"][..., None] if self.with_truth else None,
+            self.layout.wavelength_um,
+            self.layout.refraction_increment_um3_per_pg,
         )
 
     def minibatches(self, batch_size, seed):

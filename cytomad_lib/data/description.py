@@ -12,6 +12,8 @@ files are `.mat`, a stack of cells in each, one folder per batch, class (dose) a
     class_term = "cell line"              # optional: what a class is
     splits = {Valid = "Val"}              # optional: names of the folders Train, Valid and Test
     # doses = ["0 uM", "1 uM", "10 uM"]   # with {dose}: from none to most
+    wavelength_um = 0.633                 # optional: of the light, for dry mass in pg
+    refraction_increment_um3_per_pg = 0.19  # optional: of dry matter, 0.18 to 0.2; else 0.19
 
     [[input]]                             # one or several, in the order of the channels
     file = "{class}_BF.mat"               # {batch}, {class}, {dose}, {split} are filled in
@@ -69,6 +71,7 @@ from cytomad_lib.data.errors import DatasetError
 DESCRIPTION = "dataset.toml"
 SPLITS = ("Train", "Valid", "Test")
 TAKEN = ("lung", "drug")  # the names of the published datasets
+REFRACTION_INCREMENT = 0.19  # µm³ per pg, of protein (0.18 to 0.2)
 
 # What a description may hold. A reader of TOML takes memory with the square of the dots in a line.
 MOST_BYTES = 256_000
@@ -80,6 +83,7 @@ SMALLEST, LARGEST = 1e-12, 1e12  # numbers; float32 has room for such multiples 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _TOP_KEYS = ("name", "folders", "batches", "classes", "field_of_view_um", "input", "target")
 _MORE_TOP_KEYS = ("class_term", "doses", "splits", "truth")
+_MORE_TOP_KEYS += ("wavelength_um", "refraction_increment_um3_per_pg")
 _NO_NAME = set('/\\:*?"<>|{}$')  # not in names of files everywhere; figures read $ as formulas
 _NAME = (
     'a plain name without / \\ : * ? " < > | { } $, without spaces at its ends, and not beginning '
@@ -115,6 +119,8 @@ class Description:
     splits: dict[str, str] = field(hash=False)  # split -> name of its folder
     contrasts: dict[str, Contrast] = field(hash=False)  # role -> what it shows
     files: dict[str, str] = field(hash=False)  # role -> name of the file, with placeholders
+    wavelength_um: float | None = None  # of the light of the phase images, if given
+    refraction_increment_um3_per_pg: float = REFRACTION_INCREMENT
 
     def groups(self):
         """List all (batch, class, dose) that there can be: by batch, then class, then dose."""
@@ -198,6 +204,10 @@ def read_description(path):
         splits=_splits(top),
         contrasts=contrasts,
         files={role: _file(table, folders) for role, table in tables.items()},
+        wavelength_um=top.number("wavelength_um") if "wavelength_um" in top.values else None,
+        refraction_increment_um3_per_pg=top.number(
+            "refraction_increment_um3_per_pg", REFRACTION_INCREMENT
+        ),
     )
     _refuse_same_images(said, tables)
     _refuse_too_many(said, path)

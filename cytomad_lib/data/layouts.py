@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from cytomad_lib.data.description import (
     DESCRIPTION,
+    REFRACTION_INCREMENT,
     SPLITS,
     Contrast,
     Description,
@@ -33,6 +34,8 @@ CONTRASTS = {
     "QPI_TRUE": Contrast("QPI", "phase", "rad"),
 }
 KINDS = tuple(CONTRASTS)
+
+WAVELENGTH_UM = 1.06  # of the published datasets
 
 NOTES_FILE = "simulation.json"  # in the root of every simulated dataset
 
@@ -96,6 +99,8 @@ class Layout:
     image_size: int = 128  # pixels
     field_of_view_um: float = 45.0
     described: Description | None = None  # by its `dataset.toml`; None: published
+    wavelength_um: float | None = None  # of the light, for dry mass; None: not known
+    refraction_increment_um3_per_pg: float = REFRACTION_INCREMENT
 
     @property
     def folders(self):
@@ -182,6 +187,7 @@ def _lung_layout():
         groups=groups,
         published_counts={"Train": 1000, "Valid": 200, "Test": None},
         demo_cells_per_group=500,
+        wavelength_um=WAVELENGTH_UM,
     )
 
 
@@ -210,6 +216,7 @@ def _drug_layout():
         groups=groups,
         published_counts={"Train": 1000, "Valid": 500, "Test": None},
         demo_cells_per_group=400,
+        wavelength_um=WAVELENGTH_UM,
     )
 
 
@@ -336,6 +343,8 @@ def _described_layout(root):
         demo_cells_per_group=0,
         field_of_view_um=said.field_of_view_um,
         described=said,
+        wavelength_um=said.wavelength_um,
+        refraction_increment_um3_per_pg=said.refraction_increment_um3_per_pg,
     )
 
 

@@ -25,7 +25,6 @@ from matplotlib.patches import Patch
 
 from cytomad_lib.analysis.image_quality import as_stack
 from cytomad_lib.plots import style
-from cytomad_lib.simulation.optics import WAVELENGTH_UM
 
 MAPS = {
     "brightfield": style.BRIGHTFIELD_MAP,
@@ -33,7 +32,6 @@ MAPS = {
     "difference": style.ERROR_MAP,
 }
 BRIGHTFIELD_NAMES = ("Brightfield", "brightfield", "BF")
-PATH_NM_PER_RADIAN = 1000 * WAVELENGTH_UM / (2 * np.pi)
 
 
 def image_grid(
@@ -261,7 +259,7 @@ def transferred_cells(measured, transferred, own_batches, pixel_size_um, cell_la
     return figure
 
 
-def phase_profile(phase, pixel_size_um, title=""):
+def phase_profile(phase, pixel_size_um, title="", wavelength_um=None):
     """Show a phase image, and beside it the phase along its middle row.
 
     Parameters
@@ -271,12 +269,14 @@ def phase_profile(phase, pixel_size_um, title=""):
     pixel_size_um : float
         Micrometres per pixel.
     title : str
+    wavelength_um : float, optional
+        Of the light, such as `cells.wavelength_um`.
 
     Returns
     -------
     Figure
-        The right axis of the profile gives the same values as optical path difference in nm:
-        path = phase * wavelength / (2 pi), at the wavelength of the simulated data, 1.06 µm.
+        Where the wavelength is given, the right axis of the profile shows the same values as
+        optical path difference in nm: path = phase * wavelength / (2 pi).
     """
     image = as_stack(np.asarray(phase)[None])[0]
     height, width = image.shape
@@ -290,9 +290,10 @@ def phase_profile(phase, pixel_size_um, title=""):
     right.plot(along, image[height // 2], color=style.METHOD_COLOURS[0], linewidth=2)
     right.axhline(0, color=style.GREY, linewidth=0.8)
     right.set(xlabel="place along the dotted line (µm)", ylabel="phase (rad)")
-    to_path, to_phase = PATH_NM_PER_RADIAN, 1 / PATH_NM_PER_RADIAN
-    path = right.secondary_yaxis("right", functions=(_times(to_path), _times(to_phase)))
-    path.set_ylabel("optical path difference (nm)")
+    if wavelength_um is not None:
+        nm = 1000 * wavelength_um / (2 * np.pi)
+        path = right.secondary_yaxis("right", functions=(_times(nm), _times(1 / nm)))
+        path.set_ylabel("optical path difference (nm)")
     right.spines["top"].set_visible(False)
     return figure
 

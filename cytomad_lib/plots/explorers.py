@@ -69,7 +69,7 @@ class CellBrowser(widgets.CellExplorer):
         cells, row = self.cells, self.row
         images = self._images()
         reference = cells.qpi if cells.truth is None else cells.truth
-        words = [self._name(), _cell_words(reference[row], cells.pixel_size_um)]
+        words = [self._name(), _cell_words(reference[row], cells)]
         for title, prediction in self.predictions.items():
             images[title] = prediction.images[[row]]
             scores = image_scores(prediction.images[[row]], reference[[row]], data_range=3.0)
@@ -264,7 +264,12 @@ class FeatureExplorer(widgets.Explorer):
         self.features, self.cells = np.asarray(features), cells
         self._phase = cells.qpi if cells.truth is None else cells.truth
         if measures is None:
-            measures = biophysics.measure_cells(self._phase, cells.pixel_size_um)
+            measures = biophysics.measure_cells(
+                self._phase,
+                cells.pixel_size_um,
+                wavelength_um=cells.wavelength_um,
+                refraction_increment=cells.refraction_increment,
+            )
         self.measures, self.limits = measures, limits_of(cells)
         self._rows = np.arange(len(cells))
         self.correlations = self._correlate()
@@ -341,11 +346,13 @@ explore_features = FeatureExplorer
 explore_settings = SettingsExplorer
 
 
-def _cell_words(phase, pixel_size_um):
+def _cell_words(phase, cells):
     mask = foreground_mask(phase[None])
-    area = mask.sum() * pixel_size_um**2
-    mass = float(dry_mass_pg(phase[None, ..., 0], mask, pixel_size_um)[0])
-    return f"Area {area:.0f} µm², dry mass {mass:.0f} pg."
+    area = f"Area {mask.sum() * cells.pixel_size_um**2:.0f} µm²"
+    if cells.wavelength_um is None:
+        return f"{area}."
+    optics = cells.pixel_size_um, cells.wavelength_um, cells.refraction_increment
+    return f"{area}, dry mass {dry_mass_pg(phase[None], mask, *optics)[0]:.0f} pg."
 
 
 def _checked_predictions(predictions, cells):

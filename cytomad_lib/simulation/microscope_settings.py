@@ -39,7 +39,12 @@ from cytomad_lib.simulation.morphology import (
     find_line,
     optical_path,
 )
-from cytomad_lib.simulation.optics import bin_pixels, oversampling, phase_of_path
+from cytomad_lib.simulation.optics import (
+    WAVELENGTH_UM,
+    bin_pixels,
+    oversampling,
+    phase_of_path,
+)
 from cytomad_lib.simulation.write import round_to_step
 
 NA_LIMITS = (0.2, 0.7)  # what the computed grid resolves
@@ -210,6 +215,7 @@ class SimulatedMicroscope:
             labels,
             FIELD_OF_VIEW_UM / self.image_size,
             self.truth,
+            WAVELENGTH_UM,
         )
 
     def _streams(self, purpose):

@@ -21,13 +21,14 @@ import os
 import numpy as np
 import scipy.fft
 
-WAVELENGTH_UM = 1.06
+from cytomad_lib.data.layouts import REFRACTION_INCREMENT, WAVELENGTH_UM
+
 MEDIUM_INDEX = 1.337  # culture medium; defocus is measured in it
 FINEST_PITCH_UM = 0.36  # resolves the intensity up to 2 NA / wavelength for NA < 0.7
 # Light that is scattered out of the lens or absorbed, per radian of phase: dense parts of a cell
 # look a little darker even in focus.
 ABSORPTION_PER_RADIAN = 0.02
-DRY_MASS_ALPHA = 0.19  # um^3 per pg, refraction increment of protein (0.18 to 0.2)
+DRY_MASS_ALPHA = REFRACTION_INCREMENT  # um^3 per pg
 
 WORKERS = min(4, os.cpu_count() or 1)
 
