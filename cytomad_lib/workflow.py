@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cytomad_lib.config import DEMO
 from cytomad_lib.data.cells import CellFiles, check_trainable, load_cells
+from cytomad_lib.data.check import value_warnings
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LAYOUTS, find_layout, refuse_inside
 from cytomad_lib.devices import find_devices
@@ -226,6 +227,8 @@ def train(
     run = Run.create(out, preset, cells, layout, seed, devices)
     if devices.writes:
         devices.wait()
+    for text in value_warnings(cells, layout):
+        announce(verbose, f"Note: {text}")
     conversion = f"{' and '.join(layout.images['input'])} to {layout.images['target']}"
     with run.held():
         _train_stages(run, cells, valid, verbose, recipes, conversion)

@@ -305,6 +305,12 @@ def test_the_proposed_scale_is_accepted(own):
     assert 1 <= load_cells(own, "Train").brightfield[..., 1].max() < 10
 
 
+def test_a_training_proposes_the_scale_as_the_check_does(own, tmp_path, capsys):
+    (own / "dataset.toml").write_text(TEXT.replace("scale = 0.001", ""))
+    workflow.train(own, tmp_path / "run", ONE_EPOCH, recipes=(), verbose=2)
+    assert "write scale = 0.001 into the [[input]] of DAPI" in capsys.readouterr().out
+
+
 def test_two_datasets_in_one_folder(own, tmp_path):
     assert find_layout(tmp_path)[1] == own
     (tmp_path / LUNG.root_folder).mkdir()
