@@ -14,7 +14,7 @@ import pandas as pd
 from cytomad_lib.data.errors import RunError
 
 HISTORY = "history.csv"
-SECONDS = "seconds"  # the column of wall time; runs of before did not have it
+SECONDS = "seconds"  # the column of wall time
 
 
 def read_history(folder):

@@ -63,7 +63,7 @@ def copy_networks(run, folder, judges=True):
 
 
 def branch(run, folder, cells, preset=None):
-    """Start another run that goes on from this one's pretraining and classifiers.
+    """Start another run from this one's pretraining and classifiers.
 
     Their losses and networks are copied, so batch removal can be tried with other settings or
     on other cells without training all that again.

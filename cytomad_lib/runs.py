@@ -351,7 +351,7 @@ class Run:
         if done < wanted:
             raise RunError(
                 f"{self.folder / 'pretraining'} has {done} finished epochs. Expected all {wanted} "
-                "before anything is built on them; call `pretrain` first, it goes on from there."
+                "before anything is built on them; call `pretrain` first; it resumes."
             )
 
     def check_cells(self, cells):

@@ -75,7 +75,7 @@ def find_data(data, out=None):
     Raises
     ------
     CytomadError
-        If a demonstration dataset is asked for that is not beside the library, a simulation of the
+        If a demonstration dataset is not beside the library, a simulation of the
         dataset was interrupted, or `out` is inside of it.
     """
     folder = Path(data)

@@ -13,9 +13,9 @@ from cytomad_lib.analysis.inference_leak import (
     GROUPS,
     MIXED,
     RUNNING,
-    deal,
     leak_table,
     random_group_table,
+    shuffle,
 )
 from cytomad_lib.networks import build_generator
 from cytomad_lib.prediction import group_minibatches, predict, predict_together
@@ -55,7 +55,7 @@ def test_the_grouping_hides_the_batch_and_batch_statistics_alone_do_not(generato
         for prediction in (
             predict(generator, cells),
             predict(generator, cells, mode="published"),
-            predict_together(generator, cells, deal(groups)),
+            predict_together(generator, cells, shuffle(groups)),
         )
     )
     assert running > 3
@@ -88,9 +88,9 @@ def test_groups_that_mean_nothing_can_be_read_when_predicted_one_at_a_time(gener
 
 def test_dealing_keeps_sizes_and_cells(cells):
     groups = [np.arange(3), np.arange(3, 10), np.arange(10, 12)]
-    dealt = deal(groups, seed=1)
+    dealt = shuffle(groups, seed=1)
     assert [len(part) for part in dealt] == [3, 7, 2]
     np.testing.assert_array_equal(np.sort(np.concatenate(dealt)), np.arange(12))
     assert any(set(a) != set(b) for a, b in zip(groups, dealt, strict=True))
-    for part, again in zip(dealt, deal(groups, seed=1), strict=True):
+    for part, again in zip(dealt, shuffle(groups, seed=1), strict=True):
         np.testing.assert_array_equal(part, again)

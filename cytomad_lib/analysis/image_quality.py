@@ -88,7 +88,7 @@ def image_scores(predicted, reference, mask=None, data_range=None):
         Score inside the mask only. By default the whole image.
     data_range : float, optional
         Radians, for PSNR and SSIM. By default `phase_range(reference)`. Give it when scores of
-        different references shall be compared.
+        different references are compared.
 
     Returns
     -------

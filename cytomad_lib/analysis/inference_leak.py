@@ -12,7 +12,7 @@ generator in three ways and scores the features of each:
   grouping that hides the batch, and not batch statistics as such, then the batch can be read here
   as it can with running statistics.
 
-`random_group_table` is the control: cells are dealt at random into groups, which then mean
+`random_group_table` is the control: cells are shuffled at random into groups, which then mean
 nothing. Whatever can be read of such a group was written into the features by predicting the group
 on its own.
 
@@ -71,13 +71,13 @@ def leak_table(generator, cells, seed=0, n_permutations=20, minibatch=None):
     predictions = {
         RUNNING: predict(generator, cells),
         GROUPS: predict_together(generator, cells, groups, seed=seed),
-        MIXED: predict_together(generator, cells, deal(groups, seed), seed=seed),
+        MIXED: predict_together(generator, cells, shuffle(groups, seed), seed=seed),
     }
     return _scores(predictions, cells.labels, seed, n_permutations)
 
 
 def random_group_table(generator, cells, seed=0, n_permutations=20, minibatch=None):
-    """Score features by groups into which the cells were dealt at random.
+    """Score features by groups into which the cells were shuffled at random.
 
     The groups are of the same sizes and names as the true ones. With running statistics nothing
     can be read of them; see what can if they are predicted one group at a time.
@@ -90,16 +90,18 @@ def random_group_table(generator, cells, seed=0, n_permutations=20, minibatch=No
         As `leak_table`, without mixed minibatches.
     """
     groups = group_minibatches(cells.labels, minibatch)
-    dealt = deal(groups, seed)
-    names = cells.labels.iloc[np.concatenate(groups)].set_axis(np.concatenate(dealt)).sort_index()
+    shuffled = shuffle(groups, seed)
+    names = (
+        cells.labels.iloc[np.concatenate(groups)].set_axis(np.concatenate(shuffled)).sort_index()
+    )
     predictions = {
         RUNNING: predict(generator, cells),
-        GROUPS: predict_together(generator, cells, dealt, seed=seed),
+        GROUPS: predict_together(generator, cells, shuffled, seed=seed),
     }
     return _scores(predictions, names, seed, n_permutations)
 
 
-def deal(minibatches, seed=0):
+def shuffle(minibatches, seed=0):
     """Deal the cells of all minibatches at random into minibatches of the same sizes.
 
     Parameters

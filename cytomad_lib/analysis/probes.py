@@ -295,7 +295,7 @@ def score_side_by_side(methods, labels, seed=0, n_permutations=20, probes=PROBES
     -------
     generator
         Yields (name, list of `ProbeResult`) in the order of `methods`. Work goes on meanwhile, so
-        something else can be done before the first is asked for.
+        something else can be done before the first is used.
     """
     n_jobs = min(n_jobs, cpu_count(), len(methods))
     found = Parallel(n_jobs=n_jobs, return_as="generator")(

@@ -58,10 +58,10 @@ class MMDAlignment(keras.Model):
         seeds = np.random.default_rng(seed).integers(2**31, size=3).tolist()
         self.recipe = recipe
         # At first the leading directions go through, and nothing else.
-        straight = np.eye(n_seen, n_kept, dtype="float32")
+        linear = np.eye(n_seen, n_kept, dtype="float32")
         self.linear = layers.Dense(n_kept, use_bias=False)
         self.linear.build((None, n_seen))
-        self.linear.set_weights([straight])
+        self.linear.set_weights([linear])
         self.residual_mlp = build_residual_mlp(n_seen, n_kept, seeds[0])
         self.class_head = build_leaky_mlp(
             n_kept, (64, 64), n_classes, 0.1, seeds[1], "softmax", name="class_head"
@@ -224,15 +224,15 @@ def _fold(model, head, mean, reads, axes, spread):
     """
     writes = axes[: len(spread)] / spread[:, None]
     offset = -mean @ reads.T
-    (straight,) = model.linear.get_weights()
+    (linear,) = model.linear.get_weights()
     first, bias, *middle, last, last_bias = model.residual_mlp.get_weights()
-    head.get_layer("linear").set_weights([reads.T @ straight @ writes])
+    head.get_layer("linear").set_weights([reads.T @ linear @ writes])
     head.get_layer("residual_mlp").set_weights(
         [
             reads.T @ first,
             bias + offset @ first,
             *middle,
             last @ writes,
-            (last_bias + offset @ straight) @ writes,
+            (last_bias + offset @ linear) @ writes,
         ]
     )

@@ -5,7 +5,7 @@ The authors publish both demonstration datasets in their GitHub repository. The 
 SHA-1: brightfield and phase of every group, in Train, Valid and Test.
 
 A file gets its name only after its hash was verified. Until then it is ``<name>.part``; an
-interrupted download goes on from there when the same call is made again.
+interrupted download resumes from it when the same call is made again.
 
     >>> from cytomad_lib.data.download import download_dataset, published_files
     >>> len(published_files("lung")), len(published_files("drug"))

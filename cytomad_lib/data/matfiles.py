@@ -148,21 +148,21 @@ def read_mat(path, variable, cells=None, out=None):
 
 
 def _read_v73(info, wanted, out):
-    """Read cells in the child, straight into `out` where its bytes lie in one piece."""
-    straight = out if out.flags.c_contiguous else np.empty(out.shape, np.float32)
+    """Read cells in the child, directly into `out` where it is contiguous."""
+    target = out if out.flags.c_contiguous else np.empty(out.shape, np.float32)
     ask(
         hdf5.stack,
         info.path,
         MatFileError,
         EXPECTED_73,
-        out=straight,
+        out=target,
         n_bytes=math.prod(info.shape) * np.dtype(info.dtype).itemsize,
         variable=info.variable,
         cells=wanted.tolist(),
         shape=info.shape,
     )
-    if straight is not out:
-        out[...] = straight
+    if target is not out:
+        out[...] = target
 
 
 def _find_version(path):

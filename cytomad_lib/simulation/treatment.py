@@ -34,7 +34,7 @@ TREATED_LINE = "H2170"
 SPREAD = 0.25  # of the strength among cells that respond to the same dose, relative s.d.
 STRENGTH_LIMITS = (0.4, 1.6)  # of a single cell, relative to the mean of its dose
 
-MAX_LOBES = 3  # beside what is left of the nucleus
+MAX_LOBES = 3  # beside the rest of the nucleus
 MAX_MICRONUCLEI = 3
 MAX_BLEBS = 5
 

@@ -195,7 +195,7 @@ class StreamedMinibatches(Minibatches):
     are neighbours in their file often come in the same block.
 
     Two blocks are in memory at most. While one is dealt from, a thread reads the next; it ends with
-    its block. What goes wrong in it is raised when the block is asked for.
+    its block. Its errors are raised when the block is used.
 
     Usually made by `Minibatches.of_cells`.
 
@@ -235,7 +235,7 @@ class StreamedMinibatches(Minibatches):
         self._blocks = {k: self._blocks[k] for k in self._blocks if k in (number, number + 1)}
         block = self._blocks[number].wait()
         self._begin(number + 1)
-        return block.deal(self._order[start:end])
+        return block.pick(self._order[start:end])
 
     def _begin(self, number):
         """Begin to read a block, if there is one of this number and it was not begun before."""
@@ -280,7 +280,7 @@ class _Block(threading.Thread):
             raise self._error
         return self
 
-    def deal(self, positions):
+    def pick(self, positions):
         rows = np.searchsorted(self.positions, positions)
         if isinstance(self.targets, dict):
             return self.inputs[rows], {name: some[rows] for name, some in self.targets.items()}
