@@ -254,6 +254,16 @@ def test_values_and_batches_have_to_be_as_many():
 # --- phase ---------------------------------------------------------------------------------------
 
 
+def test_labels_of_two_lines_are_inside_the_figure():
+    images = np.zeros((3, 16, 16, 1))
+    titles = ["Own image", "Bottleneck of the other", "Own bottleneck, no skips"]
+    grid = figures.image_grid({title: images for title in titles}, 0.7, cells_in="columns")
+    figure = drawn(grid)
+    labels = [axes.yaxis.label for axes in figure.axes if "\n" in axes.get_ylabel()]
+    assert len(labels) == 2
+    assert all(label.get_window_extent().x0 >= 0 for label in labels)
+
+
 def test_the_profile_is_the_middle_row_and_a_full_turn_is_a_wavelength():
     phase = np.zeros((8, 8, 1))
     phase[4] = 2 * np.pi

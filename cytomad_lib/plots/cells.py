@@ -157,6 +157,8 @@ def _empty_grid(figure, images, kinds, cells_down, title):
         figure = style.new_figure(
             side * columns + 0.7 * bars + 0.6, side * rows + 0.5 + 0.3 * bool(title)
         )
+        # Square panels leave room in their cells: the usual layout then cuts labels of two lines.
+        figure.set_layout_engine("compressed")
     if title:
         figure.suptitle(title)
     axes = figure.subplots(rows, columns, squeeze=False)
