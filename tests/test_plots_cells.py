@@ -256,12 +256,13 @@ def test_values_and_batches_have_to_be_as_many():
 
 
 def test_labels_of_two_lines_are_inside_the_figure():
-    images = np.zeros((3, 16, 16, 1))
-    titles = ["Own image", "Bottleneck of the other", "Own bottleneck, no skips"]
-    grid = figures.image_grid({title: images for title in titles}, 0.7, cells_in="columns")
+    images, names = np.zeros((3, 64, 64, 1)), ["H69, Batch1"] * 3
+    titles = [f"Bottleneck of cell number {number}" for number in range(5)]
+    rows = {title: images for title in titles}
+    grid = figures.image_grid(rows, 0.7, names, cells_in="columns")
     FigureCanvasAgg(grid).draw()  # which puts the labels in their places
     labels = [axes.yaxis.label for axes in grid.axes if "\n" in axes.get_ylabel()]
-    assert len(labels) == 2
+    assert len(labels) == 5
     assert all(label.get_window_extent().x0 >= 0 for label in labels)
 
 
