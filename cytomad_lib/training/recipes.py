@@ -156,7 +156,7 @@ def remove_batches(run, train, valid, verbose=0, recipe="published", callbacks=(
     Parameters
     ----------
     recipe : {"published", "conditional"}
-        See `training.batch_removal` and `conditional.training`. Both begin with the
+        See `training.batch_removal` and `conditional.recipe`. Both begin with the
         pretrained generator; only the published one needs `fit_classifiers`.
     """
     check_recipes([recipe])
