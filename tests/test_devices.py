@@ -24,6 +24,7 @@ from training_cells import TINY, environment_of_a_program, make_cells
 from cytomad_lib import networks, runs
 from cytomad_lib.backend import replicas
 from cytomad_lib.devices import ONE, Devices, DevicesError, find_devices
+from cytomad_lib.training import recipes
 from cytomad_lib.training.recipes import fit_classifiers, pretrain, remove_batches
 
 TIME_LIMIT = 900  # seconds; machines that miss one another wait for ever
@@ -83,10 +84,10 @@ def test_fewer_cells_than_devices_are_refused():
 
 
 def test_the_conditional_recipe_takes_one_device():
-    runs.check_devices("conditional", ONE)
-    runs.check_devices("published", Several(2))
+    recipes.check_devices("conditional", ONE)
+    recipes.check_devices("published", Several(2))
     with pytest.raises(DevicesError, match="conditional recipe is trained on one device"):
-        runs.check_devices("conditional", Several(2))
+        recipes.check_devices("conditional", Several(2))
 
 
 def test_a_cluster_that_cannot_be_read_is_refused(monkeypatch):

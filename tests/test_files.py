@@ -89,12 +89,12 @@ import keras, numpy as np
 from pathlib import Path
 from cytomad_lib.data.errors import WriteError
 from cytomad_lib.data.matfiles import write_mat
-from cytomad_lib.runs import _save_weights
+from cytomad_lib.training.stages import save_weights
 images = np.random.default_rng(0).normal(size=(64, 64, 64)).astype("float32")
 model = keras.Sequential([keras.Input((200,)), keras.layers.Dense(400)])
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 for write in (
-    lambda: _save_weights(model, Path(sys.argv[1]) / "net_000001.weights.h5"),
+    lambda: save_weights(model, Path(sys.argv[1]) / "net_000001.weights.h5"),
     lambda: write_mat(Path(sys.argv[1]) / "H69_BF.mat", {"BF": images}),
     lambda: write_mat(Path(sys.argv[1]) / "H69_BF.mat", {"BF": images}, version="5"),
 ):

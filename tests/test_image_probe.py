@@ -142,7 +142,7 @@ def test_errors_say_what_was_found_and_expected():
     with pytest.raises(ProbeError, match="1 of 120 cells .* row 3"):
         image_batch_accuracy(broken, LABELS)
     few = LABELS.groupby(["batch", "class_name"], observed=True).head(4).index
-    with pytest.raises(ProbeError, match="has 4 cells; at least 5 are needed"):
+    with pytest.raises(ProbeError, match="H69 in Batch1: 4 cells; at least 5 are needed"):
         image_batch_accuracy(images[few], LABELS.loc[few])
     one = (LABELS["batch"] == "Batch1").to_numpy()
     with pytest.raises(ProbeError, match="No class was seen in two batches"):
