@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from skimage.color import rgb2lab
 
 from cytomad_lib import networks, plots
@@ -149,3 +150,20 @@ def test_failed_saving_keeps_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(ValueError, match="loss.docx"):
         style.save_figure(Broken(), tmp_path / "loss.docx")
+
+
+def test_a_picture_of_several_colour_maps_keeps_its_colours():
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 1)).cumsum(axis=1) / 8
+    figure = plots.image_grid(
+        {"Brightfield": images, "Phase": images, "Difference": images},
+        0.7,
+        brightfield=("Brightfield",),
+        difference=("Difference",),
+    )
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=150)
+    exact, shown = (
+        np.asarray(Image.open(file).convert("RGB"), int)
+        for file in (drawn, io.BytesIO(style.as_png(figure)))
+    )
+    assert np.abs(exact - shown).max() <= 16
