@@ -166,4 +166,4 @@ def test_a_picture_of_several_colour_maps_keeps_its_colours():
         np.asarray(Image.open(file).convert("RGB"), int)
         for file in (drawn, io.BytesIO(style.as_png(figure)))
     )
-    assert np.abs(exact - shown).max() <= 16
+    assert np.abs(exact - shown).max() <= 8
