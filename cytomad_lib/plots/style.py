@@ -84,9 +84,9 @@ def panel_of(ax, width, height):
 def as_png(figure):
     """Return the figure as the bytes of a PNG file of 150 dpi for the screen.
 
-    It has 256 colours, which halves the size of a saved notebook. They are chosen so that each pixel
-    keeps its colour within 2 %. Methods that go by how often a colour occurs spend all on the greys
-    of a figure, and its colour bars show wrong colours.
+    It has 256 colours, which halves the size of a saved notebook. They are chosen so that each
+    pixel keeps its colour within 2 %. Methods that go by how often a colour occurs spend all on the
+    greys of a figure, and its colour bars show wrong colours.
     """
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI, pil_kwargs={"compress_level": 1})
