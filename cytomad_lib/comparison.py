@@ -231,7 +231,8 @@ def leave_batch_out(
     }
     total = int((cells.labels["batch"] == batch).sum())
     rows = []
-    for name, features in (methods | reference_images(cells)).items():
+    references = reference_images(cells, find_layout(data)[0])
+    for name, features in (methods | references).items():
         announce(verbose, f"Probing {batch}: {name}")
         result = probes.unseen_batch_class_accuracy(features, cells.labels, seed, only=batch)
         row = {"method": name, "batch": batch} | result.as_row()

@@ -55,7 +55,7 @@ METHOD_NAMES = {
     "published": "published recipe",
     "conditional": "conditional recipe",
 }
-MEASURED, TRUTH = "measured QPI (pixels)", "truth (pixels)"
+MEASURED, TRUTH = "measured {} (pixels)", "truth (pixels)"  # with the name of the target
 SCORES, IMAGE_SCORES, CELL_MEASURES = "scores.csv", "image_scores.csv", "cell_measures.csv"
 MIXING, PEERS, REPORT = "mixing.csv", "peers.csv", "report.html"
 NOT_SCORED = "not_scored.csv"
@@ -260,7 +260,8 @@ def evaluate(run, data, split, out, seed=0, progress=False, image_probe=True, pe
         pretrained = predictions["pretraining"]
         corrected, notes = _peers(run, data, pretrained, seed, progress, left_out)
     asked = seed, progress, image_probe, left_out
-    results, scores = _probed(features, images, corrected, cells, *asked)
+    references = reference_images(cells, layout)
+    results, scores = _probed(features, images, corrected, references, cells, *asked)
     tables = _tables(layout, cells, features, images, corrected, seed, left_out)
 
     announce(progress, "Drawing figures")
@@ -357,9 +358,10 @@ def cell_measure_errors(images, cells, measures=None):
     return pd.DataFrame(rows)
 
 
-def reference_images(cells):
-    """Return {name: images} of the measured phase and, if known, the batch-free truth."""
-    references = {MEASURED: cells.qpi}
+def reference_images(cells, layout):
+    """Return {name: images} of the measured target and, if known, the batch-free truth."""
+    target = layout.target.name if layout.described else "QPI"
+    references = {MEASURED.format(target): cells.qpi}
     if cells.truth is not None:
         references[TRUTH] = cells.truth
     return references
@@ -525,7 +527,7 @@ def _training_cells(run, data):
 # --- scores ----------------------------------------------------------------------------------
 
 
-def _probed(features, images, peers, cells, seed, progress, image_probe, left_out):
+def _probed(features, images, peers, references, cells, seed, progress, image_probe, left_out):
     """Probe features, images, references and peers.
 
     Returns
@@ -535,7 +537,7 @@ def _probed(features, images, peers, cells, seed, progress, image_probe, left_ou
     DataFrame
         All of them, see `Evaluation.scores`.
     """
-    references, labels = reference_images(cells), cells.labels
+    labels = cells.labels
     probed = features | references
     announce(progress, "Probing in the background: " + ", ".join(probed))
     probing = probes.score_side_by_side(probed, labels, seed)
@@ -620,7 +622,7 @@ def _score_table(results, image_results, kinds):
 
 def _tables(layout, cells, features, images, peers, seed, left_out):
     """Return the tables of an `Evaluation` that need no probe, by the names of its fields."""
-    references = reference_images(cells)
+    references = reference_images(cells, layout)
     measures = _phase_measures(layout, left_out)
     mix = partial(mixing.mixing_table, features | peers, cells.labels, shuffled=True, seed=seed)
     # Which class is the untreated one is known of the drug dataset only.
@@ -723,9 +725,8 @@ def _picture_cells(layout, cells, images):
         for number, kind in enumerate(layout.inputs)
     }
     # Under the names that pictures go by: they are not probed here, so no "(pixels)".
-    pictured = {
-        name.removesuffix(" (pixels)"): stack for name, stack in reference_images(cells).items()
-    }
+    references = reference_images(cells, layout)
+    pictured = {name.removesuffix(" (pixels)"): stack for name, stack in references.items()}
     target = layout.target
     return plots.image_grid(
         {name: stack[shown] for name, stack in (inputs | images | pictured).items()},

@@ -15,7 +15,7 @@ from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.data.matfiles import write_mat
-from cytomad_lib.evaluation import MEASURED, TRUTH, evaluate
+from cytomad_lib.evaluation import TRUTH, evaluate
 from cytomad_lib.simulation.write import simulate_dataset
 from cytomad_lib.workflow import train
 
@@ -62,7 +62,7 @@ def test_images_are_probed_beside_the_features(found):
     out, _ = found
     scores = pd.read_csv(out / "scores.csv")
     rows = scores[scores["measure"] == "batch within class, images"]
-    assert set(rows["method"]) == {"pretrained", "published recipe", MEASURED, TRUTH}
+    assert set(rows["method"]) == {"pretrained", "published recipe", "measured QPI (pixels)", TRUTH}
     by_probe = rows[["logistic", "knn", "mlp", "whitened", "cnn"]]
     assert (by_probe.idxmax(axis=1) == rows["probe"]).all()
     assert (by_probe.max(axis=1) == rows["accuracy"]).all()
