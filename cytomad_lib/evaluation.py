@@ -43,12 +43,14 @@ from cytomad_lib.data.cells import CellFiles
 from cytomad_lib.data.description import DESCRIPTION
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import write_table
+from cytomad_lib.data.folders import listed
 from cytomad_lib.data.layouts import find_layout, is_simulated
 from cytomad_lib.pages import write_evaluation_page
 from cytomad_lib.plots import report
 from cytomad_lib.prediction import predict
 from cytomad_lib.runs import IMAGES, LAST
 from cytomad_lib.training.recipes import classifier_scores
+from cytomad_lib.training.stages import say
 
 METHOD_NAMES = {
     "pretraining": "pretrained",
@@ -161,8 +163,7 @@ class Evaluation:
         lines = []
         for why, rows in self.not_scored.groupby("why", sort=False):
             measures, names = rows["measure"].unique(), rows["left_out"].unique()
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            lines.append(f"{'; '.join(measures)} – {', '.join(names[:4])}{more}: {why}")
+            lines.append(f"{'; '.join(measures)} – {listed(names, most=4)}: {why}")
         return lines
 
     def verdict(self):
@@ -427,8 +428,7 @@ def as_text(table):
 
 def announce(verbose, text):
     """Print a line about what comes next, after an empty one."""
-    if verbose:
-        print(f"\n{text}", flush=True)
+    say(verbose, f"\n{text}")
 
 
 # --- what can be asked -----------------------------------------------------------------------

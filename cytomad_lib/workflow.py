@@ -64,7 +64,7 @@ def find_data(data, out=None):
     Parameters
     ----------
     data : path
-        A folder is taken as it is, also if it is called so.
+        A folder, or one of these two names. If a folder has that name, the folder is used.
     out : path, optional
         Where results will go: not into the dataset.
 

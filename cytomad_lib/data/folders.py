@@ -64,7 +64,8 @@ def _extra_folder_text(layout, found, names):
 def listed(things, most=10):
     """Return the first few of a list as text."""
     things = [str(thing) for thing in things]
-    return ", ".join(things[:most]) + (f" and {len(things) - most} more" * (len(things) > most))
+    more = f" and {len(things) - most} more" if len(things) > most else ""
+    return ", ".join(things[:most]) + more
 
 
 def missing_names(layout, root):
