@@ -28,11 +28,7 @@ from cytomad_lib.evaluation.score import announce, check_same_layout
 from cytomad_lib.legacy import load_legacy_generator
 from cytomad_lib.locks import check_free
 from cytomad_lib.prediction import predict, write_prediction
-from cytomad_lib.runs import (
-    RECIPES,
-    Run,
-    check_seed,
-)
+from cytomad_lib.runs import RECIPES, Run, check_seed
 from cytomad_lib.simulation.write import (
     DEMO_DATASET,
     DEMO_DRUG_DATASET,
@@ -48,22 +44,22 @@ from cytomad_lib.training.recipes import (
     remove_batches,
 )
 
-# Training cells per group: enough for minutes; the others wait for `train`.
+# Training cells per group, so that the demo takes minutes.
 DEMO_CELLS = {"lung": 36, "drug": 20}
 DEMO_DATASETS = {"lung": DEMO_DATASET, "drug": DEMO_DRUG_DATASET}
 
 
 def find_data(data, out=None):
-    """Return where a dataset is, and refuse one that is not wholly there.
+    """Return the folder of a dataset, and refuse one that is incomplete.
 
     The names "lung" and "drug" mean the demonstration datasets.
 
     Parameters
     ----------
     data : path
-        A folder, or one of these two names. If a folder has that name, the folder is used.
+        A folder, or one of these two names. A folder of that name takes precedence.
     out : path, optional
-        Where results will go: not into the dataset.
+        The folder for results, which must not be inside the dataset.
 
     Returns
     -------
@@ -72,24 +68,23 @@ def find_data(data, out=None):
     Raises
     ------
     CytomadError
-        If a demonstration dataset is not beside the library, a simulation of the
-        dataset was interrupted, or `out` is inside of it.
+        If a demonstration dataset is not beside the library, the simulation of the dataset was
+        interrupted, or `out` is inside it.
     """
     folder = Path(data)
     if str(data) in LAYOUTS and not folder.exists():
         folder = _beside_library(str(data))
         if not folder.is_dir():
             raise CytomadError(
-                f"There is no folder {data}, and this copy of the kit came without the "
-                "demonstration datasets. Expected one or the other; "
-                f"`simulate --demo --layout {data} --out Dataset` writes it, then give "
-                f"Dataset/{folder.name} (`demo` does both by itself)."
+                f"There is no folder {data}, and this copy of the kit has no demonstration "
+                f"datasets. Run `simulate --demo --layout {data} --out Dataset`, then give "
+                f"Dataset/{folder.name}. Or run `demo`, which does both."
             )
     for root in (folder, *(folder / layout.root_folder for layout in LAYOUTS.values())):
         if is_unfinished(root):
             raise CytomadError(
-                f"{root} is a simulation that was interrupted: some of its groups are missing. "
-                "Expected all of them; give the same `simulate` command again, which goes on."
+                f"The simulation of {root} was interrupted: some of its groups are missing. "
+                "Run the same `simulate` command again to write them."
             )
     if out is not None:
         refuse_inside(out, find_layout(folder)[1])
@@ -99,7 +94,7 @@ def find_data(data, out=None):
 def demo_dataset(out, name="lung"):
     """Find a demonstration dataset beside the library, or simulate it below `out`.
 
-    A simulation that was interrupted goes on.
+    An interrupted simulation is resumed.
 
     Parameters
     ----------
@@ -156,7 +151,7 @@ def train(
     from_disk=False,
     devices=1,
 ):
-    """Train a generator and remove batches from it, or take up where an earlier call stopped.
+    """Train a generator and remove batches from it, or resume an earlier call.
 
     Parameters
     ----------
@@ -172,17 +167,17 @@ def train(
     verbose : int
         0 is silent, 1 shows progress bars, 2 prints a line per epoch.
     recipes : sequence of {"published", "conditional"}
-        Of batch removal; each begins with the same pretrained generator. None of them is the
-        pretraining alone, for which cells of one batch or one class will do.
+        Of batch removal; each begins with the same pretrained generator. Without any, only the
+        pretraining runs, for which cells of one batch or one class are enough.
     batches : sequence of str, optional
         Train with the cells of these batches only; files of others are not opened.
     from_disk : bool
-        Read the cells while training, instead of loading them before: for datasets larger than
-        memory. They come in another order; see `StreamedMinibatches`. Classifiers of the
-        published recipe then need room on the disk for the generated images.
+        Read the cells during training, instead of loading them before: for datasets larger than
+        memory. Their order differs; see `StreamedMinibatches`. The classifiers of the published
+        recipe then need disk space for the generated images.
     devices : int
-        How many devices of this machine share each minibatch; see `devices`, also for
-        several machines. The published recipe only.
+        Number of devices of this machine that share each minibatch; the published recipe only.
+        For several machines see `devices`.
 
     Returns
     -------
@@ -191,8 +186,8 @@ def train(
     Raises
     ------
     CytomadError
-        If a recipe is unknown, takes more cells in one step than there are, or cannot be shared by
-        the devices, cells cannot be read from disk a few at a time, or another training is in the
+        If a recipe is unknown, needs more cells in one step than there are, or cannot use several
+        devices, if cells cannot be read from disk a few at a time, or if another training uses the
         folder. Nothing is trained then.
     """
     check_recipes(recipes)
@@ -233,7 +228,7 @@ def train(
 
 
 def _train_stages(run, cells, valid, verbose, recipes, conversion):
-    announce(verbose, "Interrupt when you like: the same command goes on after the last epoch.")
+    announce(verbose, "You can interrupt: the same command resumes after the last whole epoch.")
     announce(verbose, f"Pretraining on {len(cells)} cells: {conversion}")
     pretrain(run, cells, valid, verbose)
     if "published" in recipes:
@@ -249,7 +244,7 @@ def _train_stages(run, cells, valid, verbose, recipes, conversion):
 def predict_split(run, data, split, stage, out, progress=False, mode="running"):
     """Predict a split and write images and features; see `prediction.write_prediction`.
 
-    The measured targets are not needed. Where they are there, they are written beside.
+    Measured targets are not needed. Existing ones are written beside the predictions.
 
     Parameters
     ----------
@@ -306,7 +301,7 @@ def _predict_into(out, generator, name, cells, progress, mode):
             f"{generator.input_shape[-1]}. Give a dataset with as many."
         )
     prediction = predict(generator, cells, progress, mode)
-    # The published files for what went in have no place for several channels.
+    # The published files of the inputs have no place for several channels.
     write_prediction(prediction, out, name, cells=cells if cells.channels == 1 else None)
     return prediction
 
@@ -317,8 +312,8 @@ def demo(out, data=None, preset=DEMO, seed=0, verbose=0, dataset="lung"):
     Parameters
     ----------
     out : path
-        Folder for everything: the run, `TestData/`, scores and figures. An interrupted demo goes
-        on where it stopped when called again.
+        Folder for everything: the run, `TestData/`, scores and figures. An interrupted demo
+        resumes when called again.
     data : path, optional
         Another dataset, of which all training cells are used. By default a demonstration
         dataset, of which `DEMO_CELLS` per group are.

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from cytomad_lib.data.layouts import LUNG
-from cytomad_lib.evaluation import baselines
+from cytomad_lib.evaluation import baselines, combat
 from cytomad_lib.evaluation.probes import ProbeError
 
 PER_GROUP = 40
@@ -270,14 +270,14 @@ def test_combat_recovers_data_of_its_own_model():
 def test_combat_shrinks_the_shifts_of_small_batches_toward_each_other():
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(4, 200)) + 1.0  # the true shift of every feature is 1
-    shift, variance = baselines._shrunken(noise, 1e-6, 500)
+    shift, variance = combat._shrunken(noise, 1e-6, 500)
     assert np.mean((shift - 1) ** 2) < 0.3 * np.mean((noise.mean(axis=0) - 1) ** 2)
     assert np.mean((variance - 1) ** 2) < 0.3 * np.mean((noise.var(axis=0, ddof=1) - 1) ** 2)
 
 
 def test_combat_estimates_solve_their_equations():
     noise = np.random.default_rng(1).normal(0.5, 1.5, size=(12, 30))
-    shift, variance = baselines._shrunken(noise, 1e-12, 2000)
+    shift, variance = combat._shrunken(noise, 1e-12, 2000)
     mean, s2 = noise.mean(axis=0), noise.var(axis=0, ddof=1)
     width, centre, m, v = mean.var(ddof=1), mean.mean(), s2.mean(), s2.var(ddof=1)
     # Johnson et al. 2007, the two posterior means that depend on each other.

@@ -1,10 +1,12 @@
 """Shapes and phases whose measures are known by hand."""
 
+import itertools
 import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from scipy.special import ellipe
 
 from cytomad_lib.data.errors import CytomadError
@@ -282,7 +284,7 @@ def test_monotone_features_have_a_rank_correlation_of_one():
 
 
 @pytest.mark.parametrize("method", ("spearman", "pearson"))
-def test_correlations_equal_those_of_pandas_with_missing_values(method):
+def test_correlations_equal_those_of_scipy_with_missing_values(method):
     rng = np.random.default_rng(2)
     cells = measures()
     cells["tied"] = np.floor(cells["area_um2"] / 40)
@@ -290,8 +292,12 @@ def test_correlations_equal_those_of_pandas_with_missing_values(method):
     cells.iloc[20:23] = np.nan
     features = pd.DataFrame(rng.normal(size=(50, 4)), columns=list("abcd"))
     table = biophysics.correlate_features(features, cells, method)
-    expected = pd.concat([features, cells], axis=1).corr(method).loc[list("abcd"), cells.columns]
-    pd.testing.assert_frame_equal(table, expected)
+    correlate = {"spearman": stats.spearmanr, "pearson": stats.pearsonr}[method]
+    for feature, measure in itertools.product("abcd", cells.columns):
+        known = cells[measure].notna()
+        expected = correlate(features[feature][known], cells[measure][known]).statistic
+        assert table.loc[feature, measure] == pytest.approx(expected)
+    assert list(table) == list(cells) and list(table.index) == list("abcd")
 
 
 @pytest.mark.parametrize("method", ("spearman", "pearson"))

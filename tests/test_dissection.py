@@ -78,16 +78,16 @@ def test_each_path_is_exchanged_alone(generator):
 
 
 def test_judge_by_running_statistics_asks_cell_by_cell(discriminator):
-    together = dissection.judge(discriminator, BRIGHTFIELD, PHASE)
-    alone = dissection.judge(discriminator, BRIGHTFIELD[:1], PHASE[:1])
+    together = dissection.patch_outputs(discriminator, BRIGHTFIELD, PHASE)
+    alone = dissection.patch_outputs(discriminator, BRIGHTFIELD[:1], PHASE[:1])
     assert together.shape == (5, 4, 4)
     np.testing.assert_allclose(together[:1], alone, atol=1e-6)
 
 
 def test_judge_by_minibatch_depends_on_the_others_and_changes_nothing(discriminator):
     before = [value.copy() for value in discriminator.get_weights()]
-    together = dissection.judge(discriminator, BRIGHTFIELD, PHASE, "minibatch")
-    fewer = dissection.judge(discriminator, BRIGHTFIELD[:2], PHASE[:2], "minibatch")
+    together = dissection.patch_outputs(discriminator, BRIGHTFIELD, PHASE, "minibatch")
+    fewer = dissection.patch_outputs(discriminator, BRIGHTFIELD[:2], PHASE[:2], "minibatch")
     assert np.abs(together[:2] - fewer).max() > 1e-4
     for old, new in zip(before, discriminator.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -95,12 +95,12 @@ def test_judge_by_minibatch_depends_on_the_others_and_changes_nothing(discrimina
 
 def test_unknown_statistics_are_refused(discriminator):
     with pytest.raises(DissectionError, match="running, minibatch"):
-        dissection.judge(discriminator, BRIGHTFIELD, PHASE, "batch")
+        dissection.patch_outputs(discriminator, BRIGHTFIELD, PHASE, "batch")
 
 
 def test_a_patch_can_see_94_pixels():
     published = networks.build_discriminator(128, 2, seed=0)
-    first, last = dissection.seen_window(published, 8)
+    first, last = dissection.receptive_field(published, 8)
     assert last - first + 1 == 94
     # The even kernels have no middle: the window is not centred on the patch (pixels 64 to 71).
     assert (first + last) / 2 == 67.5 + 12
@@ -111,18 +111,18 @@ def test_what_is_outside_the_window_changes_nothing():
     network = networks.build_discriminator(128, 2, seed=0)
     # Initial weights are so small that the edge of the window would be lost in rounding.
     network.set_weights([4 * w if w.ndim == 4 else w for w in network.get_weights()])
-    first, last = dissection.seen_window(network, 2)
+    first, last = dissection.receptive_field(network, 2)
     assert first < 0 < last < 127
     one = np.zeros((2, 128, 128, 1), "float32")
     one[1, : last + 1] = 5.0  # all rows that can be seen
     unseen = np.zeros((2, 128, 128, 1), "float32")
     unseen[1, last + 1 :] = 5.0
     blank = np.zeros_like(one)
-    inside = dissection.judge(network, blank, one)[:, 2, 8]
-    outside = dissection.judge(network, blank, unseen)[:, 2, 8]
+    inside = dissection.patch_outputs(network, blank, one)[:, 2, 8]
+    outside = dissection.patch_outputs(network, blank, unseen)[:, 2, 8]
     assert inside[0] != inside[1]
     assert outside[0] == pytest.approx(outside[1], abs=1e-9)
-    beyond = dissection.judge(network, blank, unseen)[:, 3, 8]
+    beyond = dissection.patch_outputs(network, blank, unseen)[:, 3, 8]
     assert beyond[0] != beyond[1]  # the next patch sees it
 
 
@@ -133,7 +133,7 @@ def test_sensitivity_finds_the_spot_that_matters(discriminator):
     changed = PHASE[:1].copy()
     changed[:, 8:16, 16:24] += 0.5
     answers = [
-        dissection.judge(discriminator, BRIGHTFIELD[:1], phase)[0, 0, 0].astype("float64")
+        dissection.patch_outputs(discriminator, BRIGHTFIELD[:1], phase)[0, 0, 0].astype("float64")
         for phase in (PHASE[:1], changed)
     ]
     expected = np.abs(np.diff(np.log(answers) - np.log1p(np.negative(answers))))[0]
@@ -159,4 +159,4 @@ def test_sensitivity_needs_pairs_and_spots_that_fit(discriminator):
 
 def test_there_is_no_such_patch(discriminator):
     with pytest.raises(DissectionError, match="0 to 3"):
-        dissection.seen_window(discriminator, 4)
+        dissection.receptive_field(discriminator, 4)

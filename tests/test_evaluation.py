@@ -165,9 +165,15 @@ def test_the_report_is_complete_in_itself(found):
     assert "not kept" not in page  # the training times
 
 
-def test_a_report_of_other_data_does_not_say_simulated(found):
-    _, made = found
-    assert pages._origin(replace(made, simulated=False)) == "7LungCancerDataset"
+def test_a_report_of_other_data_does_not_say_simulated(found, run):
+    out, made = found
+    assert (
+        pages.dataset_text(made.dataset, made.simulated) == "7LungCancerDataset (SIMULATED cells)"
+    )
+    measured = replace(made, simulated=False)
+    page = pages.write_evaluation_page(out / "measured.html", measured, run, {})
+    assert "7LungCancerDataset" in page.read_text() and "SIMULATED" not in page.read_text()
+    page.unlink()
 
 
 def test_nothing_is_written_into_the_run(run, data, tmp_path):

@@ -1,7 +1,6 @@
 """Scores with known answers."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import ndimage
 
@@ -136,14 +135,6 @@ def test_structure_r_ignores_smooth_changes_and_scale():
 def test_structure_r_without_a_cell_is_nan():
     nothing = np.zeros((1, 30, 30))
     assert np.isnan(quality.structure_r(nothing, nothing, pixel_size_um=PIXEL)[0])
-
-
-def test_summary_skips_nan():
-    table = pd.DataFrame({"r": [1.0, 3.0, np.nan], "name": ["a", "b", "c"]})
-    row = quality.summarise(table).loc["r"]
-    assert row["mean"] == 2
-    assert row["sd"] == pytest.approx(np.sqrt(2))
-    assert row["n"] == 2
 
 
 def test_errors_give_both_shapes():

@@ -277,7 +277,7 @@ def test_a_demo_that_was_killed_while_simulating_goes_on(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             workflow.demo_dataset(tmp_path)
     for folder in (tmp_path / "Dataset", tmp_path / "Dataset" / ROOT):
-        with pytest.raises(CytomadError, match="simulation that was interrupted.*goes on"):
+        with pytest.raises(CytomadError, match="was interrupted.*same `simulate` command again"):
             workflow.train(folder, tmp_path / "run")
     root = workflow.demo_dataset(tmp_path)
     assert len(list(root.rglob("*.mat"))) == 21 * 3

@@ -1,13 +1,13 @@
-"""What a biologist measures on a phase image, and which features follow it.
+"""Biophysical measures of the cell in a phase image, and the features that follow them.
 
 - `measure_cells`: size, shape, phase, dry mass and texture of each cell, in physical units.
 - `correlate_features`: how closely each feature follows each measure.
 - `strongest`: the feature that encodes each measure best.
 
-Two cautions. A measured image carries its batch: if the phase of one day is scaled, so is the dry
-mass of that day, and a feature that knows nothing but the batch follows it. Measure the batch-free
-truth where there is one, or correlate inside one batch. And cells of several classes differ in
-many measures at once: correlate inside one class to see what is encoded beyond the class.
+Two cautions. A measured image carries its batch effect: if the phase of one day is scaled, so is
+the dry mass of that day, and a feature that encodes the batch alone correlates with it. Measure the
+batch-free truth if it is known, or correlate inside one batch. And cells of several classes differ
+in many measures at once: correlate inside one class to find what is encoded beyond the class.
 
 Example
 -------
@@ -22,7 +22,6 @@ Example
 import numpy as np
 import pandas as pd
 from scipy import ndimage
-from scipy.stats import rankdata
 from skimage.measure import regionprops
 
 from cytomad_lib.data.errors import CytomadError
@@ -65,22 +64,18 @@ class MeasurementError(CytomadError):
 
 
 def measure_cells(
-    phase,
-    pixel_size_um,
-    mask=None,
-    wavelength_um=None,
-    refraction_increment=REFRACTION_INCREMENT,
+    phase, pixel_size_um, mask=None, wavelength_um=None, refraction_increment=REFRACTION_INCREMENT
 ):
     """Measure the biophysics of each cell.
 
     Parameters
     ----------
     phase : array, (cells, height, width[, 1])
-        Radians, about zero where there is no cell.
+        Radians, about zero outside the cell.
     pixel_size_um : float
         Micrometres per pixel.
     mask : bool array, (cells, height, width[, 1]), optional
-        Where the cell is; all that is in the mask of an image counts as one cell. By default
+        Pixels of the cell; all pixels in the mask of an image count as one cell. By default
         `foreground_mask(phase)`.
     wavelength_um, refraction_increment : float, optional
         See `image_quality.dry_mass_pg`. Without a wavelength, the three measures of dry mass are
@@ -89,8 +84,8 @@ def measure_cells(
     Returns
     -------
     pandas.DataFrame
-        One row per cell, the columns of `MEASURES`; NaN where the mask is empty. A cell that
-        reaches the border of the image is measured as far as it is seen.
+        One row per cell, the columns of `MEASURES`; NaN where the mask is empty. Of a cell that
+        reaches the border of the image, the visible part is measured.
 
         `area_um2`, `perimeter_um`
             The perimeter by the Cauchy-Crofton formula in four directions.
@@ -102,7 +97,7 @@ def measure_cells(
             Of the disc of the same area.
         `volume_um3`
             pi/6 * major * minor^2: the prolate ellipsoid whose outline that ellipse is, as thick
-            as it is narrow. It knows the outline only; a flattened cell is overestimated.
+            as it is narrow. It depends on the outline only; a flattened cell is overestimated.
         `mean_phase_rad`, `peak_phase_rad` (the highest pixel), `std_phase_rad`
             Of the pixels inside the mask.
         `phase_skewness`, `phase_kurtosis`
@@ -111,7 +106,7 @@ def measure_cells(
             See `image_quality.dry_mass_pg`.
         `dry_mass_density_pg_per_um2`, `dry_mass_concentration_pg_per_um3`
             Dry mass by area and by `volume_um3`. 1 pg/um3 is 1 g/ml. The density is proportional
-            to `mean_phase_rad`, so both correlate alike with anything.
+            to `mean_phase_rad`, so their correlations are equal.
         `local_std_rad`
             Texture: the standard deviation around each pixel, in a Gaussian window of standard
             deviation `TEXTURE_SIGMA_UM` inside the mask, averaged. A plain slope counts too: the
@@ -122,8 +117,8 @@ def measure_cells(
         `phase_gradient_rad_per_um`
             Mean magnitude of the gradient, by central differences. Pixel noise raises it.
 
-        Texture and gradient (not the entropy) are averaged without a rim of `RIM_UM`, and NaN if
-        nothing is left.
+        Texture and gradient (not the entropy) are averaged without a rim of `RIM_UM`. They are NaN
+        if no pixel remains.
 
     Raises
     ------
@@ -167,7 +162,7 @@ def correlate_features(features, measures, method="spearman"):
         For instance from `measure_cells`, the same cells in the same order. Cells that lack a
         measure are left out of that column.
     method : {"spearman", "pearson"}
-        By ranks, which finds any monotone relation, or by values, which finds linear ones.
+        Spearman finds any monotone relation, Pearson linear ones.
 
     Returns
     -------
@@ -182,17 +177,8 @@ def correlate_features(features, measures, method="spearman"):
         numeric, or the method is unknown.
     """
     features, measures = _checked_tables(features, measures, method)
-    table = pd.DataFrame(np.nan, index=features.columns, columns=measures.columns)
-    values = measures.to_numpy(dtype=float)
-    # Measures that the same cells lack are done together: features need to be ranked only once.
-    patterns, which = np.unique(np.isfinite(values), axis=1, return_inverse=True)
-    for number, known in enumerate(patterns.T):
-        columns = np.flatnonzero(which.ravel() == number)
-        if known.sum() >= 3:
-            standard = _standardised(features.to_numpy(dtype=float)[known], method)
-            r = standard.T @ _standardised(values[np.ix_(known, columns)], method)
-            table.iloc[:, columns] = np.clip(r, -1, 1)
-    return table
+    both = pd.concat({"features": features, "measures": measures}, axis=1)
+    return both.corr(method, min_periods=3).loc["features", "measures"]
 
 
 def strongest(correlations):
@@ -207,8 +193,8 @@ def strongest(correlations):
     -------
     pandas.DataFrame
         One row per measure: `feature`, and its `correlation`, the largest in magnitude (None and
-        NaN if there is none). The best of many features flatters: of 500 features of pure noise,
-        the best still reaches about 0.3 on 100 cells. Confirm it on cells that did not choose it.
+        NaN if there is none). The best of many features is biased upwards: of 500 features of pure
+        noise, the best still reaches about 0.3 on 100 cells. Confirm it on other cells.
     """
     rows = {}
     for measure, column in correlations.items():
@@ -245,7 +231,7 @@ def _shape(inside, pixel_size_um):
 
 def _phase_values(values):
     mean, std = values.mean(), values.std()
-    # Below this, what varies is rounding.
+    # Below this, the variation is rounding.
     varies = std > 1e-9 * np.abs(values).max()
     z = (values - mean) / std if varies else np.full(len(values), np.nan)
     share = np.unique(np.floor(values / ENTROPY_BIN_RAD), return_counts=True)[1] / len(values)
@@ -260,7 +246,7 @@ def _phase_values(values):
 
 
 def _texture(image, inside, pixel_size_um):
-    # A border of one pixel: the image ends there, and so does the cell.
+    # A border of one pixel, because the cell ends where the image ends.
     image, inside = np.pad(image, 1), np.pad(inside, 1)
     # Half a pixel less than the distance between centres is the distance to the outline.
     depth_um = (ndimage.distance_transform_edt(inside) - 0.5) * pixel_size_um
@@ -281,16 +267,6 @@ def _texture(image, inside, pixel_size_um):
         "local_std_rad": np.mean(np.sqrt(np.maximum(square - mean**2, 0))),
         "phase_gradient_rad_per_um": np.mean(slope),
     }
-
-
-def _standardised(values, method):
-    """Return columns of mean 0 and length 1, of the ranks if asked; constant columns are NaN."""
-    constant = np.ptp(values, axis=0) == 0
-    if method == "spearman":
-        values = rankdata(values, axis=0)
-    values = values - values.mean(axis=0)
-    length = np.linalg.norm(values, axis=0)
-    return values / np.where(constant, np.nan, length)
 
 
 def _checked_cells(phase, pixel_size_um, mask):
@@ -351,4 +327,4 @@ def _checked_tables(features, measures, method):
         )
     if not np.isfinite(features.to_numpy(dtype=float)).all():
         raise MeasurementError("Some features are not finite numbers. Leave those cells out.")
-    return features, measures
+    return features, measures.set_axis(features.index)

@@ -1,12 +1,12 @@
-"""A generator cut in two at its bottleneck, to see what passes through it and what goes around.
+"""A generator cut in two at its bottleneck, to study the information in each path.
 
 The generator is a U-Net: from brightfield to phase there is the long way, down to the bottleneck
 and up again, and there are short cuts, the skip connections, from every stage of the encoder and
 from the input image itself. Cut in two, each part can be changed on its own:
 
 - `split_generator`: gives a `SplitGenerator`, with `encode` and `decode`.
-- `Code`: what `encode` finds of some cells: bottleneck features and skips. It can be given other
-  features, or the skips of other cells, or none.
+- `Code`: the output of `encode`: bottleneck features and skips. Features can be changed, and skips
+  can be exchanged between cells or set to zero.
 
 Example
 -------
@@ -33,13 +33,13 @@ AT_ONCE = 100  # cells per slice; bounds the memory, does not change the result
 
 @dataclass(frozen=True, eq=False)
 class Code:
-    """What the encoder passes on of some cells.
+    """The output of the encoder for some cells.
 
     Parameters
     ----------
     bottleneck : float32 array (cells, features)
     skips : list of float32 arrays (cells, height, width, channels)
-        In the order in which the decoder takes them: from the smallest to the input image.
+        In the order of the decoder: from the smallest to the input image.
     """
 
     bottleneck: np.ndarray
@@ -56,7 +56,7 @@ class Code:
         return replace(self, bottleneck=bottleneck)
 
     def with_skips_of(self, other):
-        """Return the code with the skips of other cells: as many, or one for all."""
+        """Return the code with the skips of as many other cells, or of one cell for all."""
         shapes = [(len(self), *skip.shape[1:]) for skip in other.skips]
         skips = [
             np.ascontiguousarray(np.broadcast_to(skip, shape))
@@ -86,7 +86,7 @@ class SplitGenerator:
         self._prepare = prepare
 
     def encode(self, brightfield):
-        """Find the code of cells.
+        """Return the code of cells.
 
         Parameters
         ----------
@@ -102,14 +102,14 @@ class SplitGenerator:
 
     @without_gradients()
     def decode(self, code):
-        """Make phase images of a code: float32 array (cells, size, size, 1), in rad."""
+        """Return the phase images of a code: float32 array (cells, size, size, 1), in rad."""
         bottleneck = code.bottleneck[:, None, None]
         parts = zip(*map(slices, [bottleneck, *code.skips]), strict=True)
         made = [self.decoder(list(some), training=False) for some in parts]
         return np.concatenate([keras.ops.convert_to_numpy(images) for images in made])
 
     def mean_code(self, brightfield):
-        """Average the codes of cells: a `Code` of one cell that is none of them."""
+        """Return the mean of the codes of cells, as a `Code` of one cell."""
         total, n = None, 0
         for some in slices(brightfield):
             sums = [part.sum(axis=0, keepdims=True) for part in self._encode_some(some)]
@@ -127,9 +127,9 @@ class SplitGenerator:
 def split_generator(generator):
     """Cut a generator at its bottleneck; the parts share its weights.
 
-    Of the conditional recipe's generator, the part that makes the image is cut. The features that
-    such a generator returns come from another encoder and have no part in the image: they are not
-    those of `Code`.
+    For the conditional recipe's generator, the part that produces the image is cut. The features
+    of that generator come from another encoder and do not affect the image: they are not those of
+    `Code`.
 
     Parameters
     ----------

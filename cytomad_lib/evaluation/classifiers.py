@@ -2,7 +2,7 @@
 
 `cross_validate` trains every probe on the true labels and on shuffles of them. scikit-learn's
 `permutation_test_score` would fit each probe anew for each shuffle, which takes minutes instead of
-seconds; and it knows no common null for the strongest of several probes.
+seconds, and it has no common null for the strongest of several probes.
 
 Each classifier takes `(train, codes, test, n_labels, seed)`: training cells (cells, features),
 their labels in sets (sets, cells), and test cells. It returns probabilities (sets, cells, labels).
@@ -19,8 +19,8 @@ from sklearn.preprocessing import StandardScaler
 from cytomad_lib.evaluation.tasks import ProbeError, balanced, with_shuffles
 
 MAX_COMPONENTS = 100
-WHITENED_COMPONENTS = 20  # more would drown in noise what 100 training cells can say
-SILENT = 1e-3  # of the largest spread: components below are rounding
+WHITENED_COMPONENTS = 20  # more would add noise that 100 training cells cannot average out
+SILENT = 1e-3  # of the largest spread: components below it are rounding errors
 NEIGHBOURS = 10
 
 
@@ -35,7 +35,7 @@ def _logistic(train, codes, test, n_labels, seed):
 
 
 def _knn(train, codes, test, n_labels, seed):
-    # Who is near to whom does not depend on the labels: one search serves all shuffles.
+    # Neighbours do not depend on the labels: one search serves all shuffles.
     k = min(NEIGHBOURS, len(train))
     near = NearestNeighbors(n_neighbors=k).fit(train).kneighbors(test, return_distance=False)
     return np.eye(n_labels, dtype=np.float32)[codes[:, near]].mean(axis=2)
@@ -44,8 +44,8 @@ def _knn(train, codes, test, n_labels, seed):
 def _mlp(train, codes, test, n_labels, seed, hidden=32, steps=60, rate=0.1, decay=1.0):
     """Train one network (a hidden layer of ReLUs) per set of labels, all of them side by side.
 
-    It is what `MLPClassifier` does, with full batches and Adam with weight decay. Side by side,
-    matrices are (sets, …), and the null costs seconds where one fit after the other took minutes.
+    It is `MLPClassifier` with full batches, and Adam with weight decay. Arrays have the shape
+    (sets, …), so the null takes seconds; one fit after the other took minutes.
     """
     rng = np.random.default_rng(seed)
     sizes = (train.shape[1], hidden), (hidden, n_labels)
@@ -95,14 +95,14 @@ def check_probes(probes):
 def _compress(train, test, seed):
     """Standardise, then rotate to the principal components of the training cells.
 
-    With fewer than 100 training cells this loses nothing that a probe could learn.
+    With fewer than 100 training cells this loses no information.
     """
     if np.ptp(train, axis=0).max() == 0:
         return np.zeros((len(train), 1), np.float32), np.zeros((len(test), 1), np.float32)
     n_components = min(MAX_COMPONENTS, len(train) - 1, train.shape[1])
     model = make_pipeline(StandardScaler(), PCA(n_components, random_state=seed))
     train = model.fit_transform(train)
-    # One common scale: the components keep their proportions, the probes meet values around 1.
+    # One common scale: the components keep their proportions, and values are around 1.
     scale = train.std()
     return train / scale, model.transform(test) / scale
 

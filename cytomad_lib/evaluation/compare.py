@@ -1,4 +1,4 @@
-"""Claims that one training cannot carry: several seeds, and a batch that the generator never saw.
+"""Results that need several trainings: the spread over seeds, and a batch left out of training.
 
 - `compare`: the same training from several seeds, every recipe, all scores with their spread.
 - `leave_batch_out`: train without one batch, then tell the classes apart in it.
@@ -26,7 +26,7 @@ from cytomad_lib.evaluation import probes
 from cytomad_lib.evaluation.draw import baseline_bars
 from cytomad_lib.evaluation.evaluate import evaluate
 from cytomad_lib.evaluation.image_tables import named_references
-from cytomad_lib.evaluation.pages import run_facts, write_comparison_page
+from cytomad_lib.evaluation.pages import dataset_text, run_facts, write_comparison_page
 from cytomad_lib.evaluation.results import (
     BASELINE,
     FILES,
@@ -57,7 +57,7 @@ class Comparison:
         Tidy: `seed`, `method`, `kind` (stage, reference or baseline), `measure`, `value`, `chance`,
         `null_95`.
     remarks : list of str
-        A sentence for each baseline that could not be had, or that writes a batch in (first seed).
+        A sentence for each baseline that is missing, or that writes a batch in (first seed).
     page : Path
     """
 
@@ -108,9 +108,8 @@ def compare(
 ):
     """Train and evaluate from several seeds, and put all scores together.
 
-    What is finished in `out` already is taken as it is: trainings, and evaluations that cover all
-    that was trained. So an interrupted comparison goes on when called again, and seeds can be
-    added to one.
+    Finished trainings in `out` are reused, and so are evaluations that cover all trained stages.
+    So an interrupted comparison resumes when called again, and seeds can be added later.
 
     Parameters
     ----------
@@ -136,7 +135,7 @@ def compare(
     Raises
     ------
     CytomadError
-        If no seed is given or one twice, or a recipe is unknown.
+        If no seed or the same seed twice is given, or a recipe is unknown.
     """
     check_recipes(recipes)
     if not seeds or len(set(seeds)) < len(seeds):
@@ -148,7 +147,7 @@ def compare(
         announce(verbose, f"Seed {seed}")
         run = train(data, folder, preset, seed, cells_per_group, verbose, recipes)
         if _is_evaluated(run, folder, image_probe):
-            announce(verbose, f"Taking the scores that are in {folder}")
+            announce(verbose, f"Reusing the scores in {folder}")
         else:
             evaluate(run, data, "Test", folder, seed, verbose > 0, image_probe)
         tables.append(_seed_table(run, folder))
@@ -162,19 +161,12 @@ def compare(
 
 
 def leave_batch_out(
-    data,
-    out,
-    batch,
-    preset=STUDY,
-    recipes=RECIPES,
-    seed=0,
-    cells_per_group=None,
-    verbose=0,
+    data, out, batch, preset=STUDY, recipes=RECIPES, seed=0, cells_per_group=None, verbose=0
 ):
     """Train a generator without one batch, then tell the classes apart in that batch.
 
-    The probe is fitted on the features of the other batches' Test cells, and asked about the Test
-    cells of the batch left out: neither the generator nor the probe ever saw it. Cells of a class
+    The probe is fitted on the Test cells of the other batches, and predicts the Test cells of the
+    batch left out. Neither the generator nor the probe is trained on that batch. Cells of a class
     that no other batch holds cannot be predicted and do not count.
 
     Parameters
@@ -182,7 +174,7 @@ def leave_batch_out(
     data : path
         A dataset's folder, or the one above it. Of the batch left out, only the Test split is read.
     out : path
-        The run's folder; gets `left_out.csv`, too.
+        The run's folder, which also gets `left_out.csv`.
     batch : str
         Such as `"Batch3"`.
     preset, recipes, seed, cells_per_group, verbose
@@ -193,7 +185,7 @@ def leave_batch_out(
     DataFrame
         One row per stage and reference (the measured phase and the truth, as pixels): `method`,
         `batch`, `accuracy` (each class counts the same), `chance`, `null_95`, the probes, `n_cells`
-        that counted and `n_not_counted`, cells of classes that are in no other batch.
+        that counted and `n_not_counted`, the cells of classes that are in no other batch.
 
     Raises
     ------
@@ -215,8 +207,8 @@ def leave_batch_out(
     if batch == test.layout.batches[0] and "published" in recipes:
         announce(
             verbose,
-            f"Note: the published recipe calls every cell {batch}, the 'first batch', which its "
-            "classifiers then never see. Leave out another batch to judge that recipe.",
+            f"Note: the published recipe makes all cells look like {batch}, the 'first batch', on "
+            "which its classifiers are then not trained. To score that recipe, leave out another.",
         )
     run = train(data, out, preset, seed, cells_per_group, verbose, recipes, others)
     cells = load_with_truth_if_there(data, "Test", preset.image_size)
@@ -241,7 +233,7 @@ def leave_batch_out(
 
 
 def _is_evaluated(run, folder, image_probe):
-    """Say whether the folder's scores cover all that was trained."""
+    """Return whether the folder's scores cover all trained stages."""
     if not all((folder / FILES[name]).exists() for name in ("scores", "images", "baselines")):
         return False
     scores = pd.read_csv(folder / FILES["scores"])
@@ -258,21 +250,15 @@ def _is_evaluated(run, folder, image_probe):
 def _seed_table(run, folder):
     """Return all numbers of one seed, tidy."""
     scores = pd.read_csv(folder / FILES["scores"]).rename(columns={"accuracy": "value"})
+    scores = scores.sort_values("measure", key=lambda names: names.map(ORDER.index), kind="stable")
     images = pd.read_csv(folder / FILES["images"], index_col="method")
     images = images.rename_axis(columns="measure").stack().rename("value").reset_index()
-    times = pd.DataFrame(
-        [
-            {"method": METHOD_NAMES[stage], "measure": TIME, "value": seconds / 60}
-            for stage in run.stages()
-            for seconds in [run.training_seconds(stage)]
-        ]
-    )
-    order = {name: place for place, name in enumerate(ORDER)}
-    scores = scores.sort_values("measure", key=lambda names: names.map(order), kind="stable")
-    table = pd.concat([scores, images, times], ignore_index=True)
+    minutes = {METHOD_NAMES[stage]: run.training_seconds(stage) / 60 for stage in run.stages()}
+    times = pd.Series(minutes, name="value").rename_axis("method").reset_index()
+    table = pd.concat([scores, images, times.assign(measure=TIME)], ignore_index=True)
     kinds = scores.drop_duplicates("method").set_index("method")["kind"]
-    table["kind"] = table["method"].map(kinds)
-    table["seed"] = run.seed  # of the training; the probes are seeded by it, too
+    # The seed is that of the training, and of the probes.
+    table = table.assign(kind=table["method"].map(kinds), seed=run.seed)
     return table[["seed", "method", "kind", "measure", "value", "chance", "null_95"]]
 
 
@@ -288,20 +274,11 @@ def _wide(rows, index, columns):
 
 def _write_page(comparison, data, out, runs):
     _, root = find_layout(data)
-    dataset = root.name + (" (SIMULATED cells)" if is_simulated(root) else "")
+    dataset = dataset_text(root.name, is_simulated(root))
     first = next(iter(runs.values()))
     facts = run_facts(first, {})
     del facts["Seed of the training"], facts["Training time"]
     facts = {"Dataset": f"{dataset}, Test split", "Seeds": ", ".join(map(str, runs))} | facts
-    rows = comparison.table.rename(columns={"value": "accuracy"})
-    probed = rows[rows["measure"].isin(ORDER)]
-    figures = {"cells": first.folder / "figures" / "cells.png"}
-    if len(probed):
-        main = probed[probed["kind"] != BASELINE]
-        figures["scores"] = _drawn(out, "scores.png", plots.score_bars(main))
-        bars = baseline_bars(probed)
-        if bars is not None:
-            figures["baselines"] = _drawn(out, "baselines.png", bars)
     write_comparison_page(
         comparison.page,
         f"{dataset}: {len(runs)} seeds, Test split",
@@ -309,9 +286,18 @@ def _write_page(comparison, data, out, runs):
         comparison.methods_table(),
         comparison.baselines_table(),
         "\n\n".join(comparison.remarks),
-        figures,
+        [first.folder / "figures" / "cells.png", *_draw(comparison.table, out / "figures")],
     )
 
 
-def _drawn(out, name, figure):
-    return plots.save_figure(figure, out / "figures" / name)
+def _draw(table, folder):
+    """Draw the scores of all seeds, if there are any; return the paths."""
+    rows = table.rename(columns={"value": "accuracy"})
+    rows = rows[rows["measure"].isin(ORDER)]
+    if not len(rows):
+        return []
+    figures = {
+        "scores.png": plots.score_bars(rows[rows["kind"] != BASELINE]),
+        "baselines.png": baseline_bars(rows),
+    }
+    return [plots.save_figure(f, folder / name) for name, f in figures.items() if f is not None]

@@ -1,10 +1,11 @@
-"""Networks taken apart: blocks and shapes, what flows where, and what a judge looks at.
+"""Networks taken apart: blocks and shapes, paths, and the receptive field of a discriminator.
 
 - `block_table`: every block of a network with its shape and number of parameters.
 - `exchange_paths`: the bottleneck or one skip connection of a generator, taken from other cells.
-- `judge`: the answer of a discriminator, by running statistics or by those of the minibatch.
-- `seen_window`, `sensitivity`: which pixels one patch of a discriminator can see, and which ones
-  it listens to.
+- `patch_outputs`: the output of a discriminator, by running statistics or by those of the
+  minibatch.
+- `receptive_field`, `sensitivity`: the pixels that can affect one patch of a discriminator, and
+  how much each of them does.
 
 Example
 -------
@@ -38,7 +39,7 @@ _FIRST_OF_BLOCK = {
 
 
 class DissectionError(CytomadError):
-    """A network that cannot be taken apart, or a place that it does not have."""
+    """A network that cannot be taken apart, or a patch that it does not have."""
 
 
 def block_table(network):
@@ -53,10 +54,9 @@ def block_table(network):
     Returns
     -------
     DataFrame
-        Index `block`; columns `kind`, `stride`, `height`, `width` (pixels that come out; 1 of a
-        dense layer), `channels` (that the block makes), `joined` (channels that a skip connection
-        or the input adds to these) and `parameters`. The parameters add up to
-        `network.count_params()`.
+        Index `block`; columns `kind`, `stride`, `height`, `width` (pixels of the output; 1 for a
+        dense layer), `channels` (of the block's output), `joined` (channels that a skip connection
+        or the input adds) and `parameters`. The parameters add up to `network.count_params()`.
 
     Raises
     ------
@@ -109,20 +109,20 @@ def _block_names(network, kinds):
 
 
 def exchange_paths(code, order):
-    """Give cells one path of other cells, path by path.
+    """Exchange one path between cells, path by path.
 
     Parameters
     ----------
     code : bottleneck.Code
-        What the encoder of a generator passes on of some cells.
+        The output of a generator's encoder for some cells.
     order : int array (cells,)
-        Whose path each cell gets.
+        The cell whose path each cell gets.
 
     Returns
     -------
     dict of Code
-        Name of what is exchanged to the code with that path of the other cells and all else as it
-        was: "bottleneck", "skip 2×2" to the outermost skip, and "input image".
+        By exchanged path: "bottleneck", "skip 2×2" to the outermost skip, and "input image". All
+        other paths are unchanged.
     """
     exchanged = {"bottleneck": replace(code, bottleneck=code.bottleneck[order])}
     for number, skip in enumerate(code.skips):
@@ -134,18 +134,18 @@ def exchange_paths(code, order):
 
 
 @without_gradients()
-def judge(discriminator, brightfield, phase, statistics="running"):
-    """Ask a discriminator, patch by patch, whether phase images are measured ones.
+def patch_outputs(discriminator, brightfield, phase, statistics="running"):
+    """Return a discriminator's probability, patch by patch, that phase images are measured.
 
     Parameters
     ----------
     discriminator : keras.Model
-        It is left as it was.
+        It is not changed.
     brightfield, phase : array (n, size, size, 1)
     statistics : {"running", "minibatch"}
-        What batch normalisation uses. "running": what it gathered in training, so that the answer
-        for a cell depends on that cell alone; it judges like this for the generator. "minibatch":
-        mean and spread of all these images together, as when it learns.
+        Of batch normalisation. "running": those of the training, so that the output for a cell
+        depends on that cell alone; the generator is trained against this output. "minibatch": mean
+        and spread of all these images together, as in the discriminator's own training step.
 
     Returns
     -------
@@ -176,10 +176,10 @@ def judge(discriminator, brightfield, phase, statistics="running"):
     return np.concatenate(patches)[..., 0]
 
 
-def seen_window(network, place):
-    """Say which pixels of a line a unit of the last convolution can see.
+def receptive_field(network, place):
+    """Return the pixels of a line that can affect a unit of the last convolution.
 
-    This follows from kernels and strides alone, whatever the weights.
+    They follow from kernels and strides; the weights do not matter.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ def seen_window(network, place):
     Returns
     -------
     tuple of int
-        First and last pixel. The window may reach beyond the image, where there is only padding.
+        First and last pixel. The field may reach beyond the image into the padding.
 
     Raises
     ------
@@ -212,29 +212,29 @@ def seen_window(network, place):
 
 
 def sensitivity(discriminator, brightfield, phase, patch, spot=2, change=0.5):
-    """Measure which pixels of phase images a patch listens to: change them, and ask again.
+    """Measure how much each pixel of phase images affects the output of a patch.
 
     Parameters
     ----------
     discriminator : keras.Model
     brightfield, phase : array (n, size, size, 1)
-        Pairs; a few are enough.
+        Pairs; a few suffice.
     patch : tuple of int
         Row and column of the patch.
     spot : int
-        Side of the square that is changed at a time, in pixels; divides the image's size.
+        Side of the square that is changed at a time, in pixels. It must divide the image's size.
     change : float
-        What is added there, in rad.
+        Added to these pixels, in rad.
 
     Returns
     -------
     array (size / spot, size / spot)
-        By how much the patch's log-odds of "real" change, as an absolute value; mean of the pairs.
+        Absolute change of the patch's log-odds of "real"; mean of the pairs.
 
     Raises
     ------
     DissectionError
-        If the images do not pair up, or the spots do not fill them.
+        If the images are not pairs, or the spot does not divide the size.
     """
     size = phase.shape[1]
     if len(phase) != len(brightfield) or not len(phase) or size % spot:
@@ -247,7 +247,7 @@ def sensitivity(discriminator, brightfield, phase, patch, spot=2, change=0.5):
 
 
 def _sensitivity_of(discriminator, brightfield, phase, patch, spot, change):
-    before = _log_odds(judge(discriminator, brightfield[None], phase[None]))[0, *patch]
+    before = _log_odds(patch_outputs(discriminator, brightfield[None], phase[None]))[0, *patch]
     n_spots = phase.shape[0] // spot
     changes = []
     for row in range(n_spots):
@@ -255,7 +255,7 @@ def _sensitivity_of(discriminator, brightfield, phase, patch, spot, change):
         for column in range(n_spots):
             rows, columns = (slice(k * spot, (k + 1) * spot) for k in (row, column))
             changed[column, rows, columns] += change
-        after = judge(discriminator, np.repeat(brightfield[None], n_spots, axis=0), changed)
+        after = patch_outputs(discriminator, np.repeat(brightfield[None], n_spots, axis=0), changed)
         changes.append(np.abs(_log_odds(after)[:, *patch] - before))
     return np.stack(changes)
 

@@ -1,6 +1,6 @@
-"""Features drawn as a map of points: UMAP, for the eye only.
+"""A map of the cells by their features: UMAP, for the eye only.
 
-Distances and cluster sizes in the map mean little: read `probes` for numbers.
+Distances and cluster sizes in the map mean little; `probes` gives numbers.
 
 Example
 -------
@@ -46,6 +46,6 @@ def umap_coordinates(features, seed=0, n_neighbors=15):
         raise ProbeError(f"Found {n} cells; a map needs at least 5.")
     features = StandardScaler().fit_transform(features.reshape(n, -1))
     features = PCA(min(50, n, features.shape[1]), random_state=seed).fit_transform(features)
-    # One job and a start from principal components: reproducible, and no warning about either.
+    # One job and a start from principal components: reproducible, without warnings.
     model = UMAP(n_neighbors=min(n_neighbors, n - 1), init="pca", random_state=seed, n_jobs=1)
     return model.fit_transform(features).astype(np.float32)

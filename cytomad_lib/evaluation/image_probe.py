@@ -1,7 +1,7 @@
-"""Can the batch still be read from images? A fresh convolutional network tries.
+"""Can the batch still be read from images? A new convolutional network tries.
 
 `image_batch_accuracy` trains a network on some of the cells given, which should be Test cells, and
-asks it for the batch of the others, until each cell was asked about once (cross-validation). The
+predicts the batch of the others, so that each cell is predicted once (cross-validation). The
 network knows the class of each cell and chooses among the batches of that class, so its accuracy
 means the same as `probes.within_class_batch_accuracy`: chance is 1 / (batches of the class).
 
@@ -9,9 +9,9 @@ A probe that finds nothing shows little unless it is a strong one. With some 24 
 group, four things make this one strong:
 
 - *One network for all classes.* What a batch leaves behind (noise, blur, fringes) is much the same
-  in each class, so the filters are shared. The last layers are told the class.
-- *Fine detail is shown separately*: the image minus its blurred copy, compressed so that the weak
-  texture of the background counts beside the edges of the cell.
+  in each class, so the filters are shared. The last layers get the class as input.
+- *Fine detail is an input of its own*: the image minus its blurred copy, compressed so that the
+  weak texture of the background counts beside the edges of the cell.
 - *The power spectrum is given*, as the logarithm of the power in 32 bands of spatial frequency.
   Blur, sharpening and the grid that transposed convolutions leave are plain there, where filters
   would have to be learned from many cells.
@@ -24,17 +24,13 @@ Example
 """
 
 import numpy as np
-import pandas as pd
 from scipy.ndimage import gaussian_filter
 from scipy.special import softmax
 from tqdm import tqdm
 
-from cytomad_lib.evaluation.probes import (
-    ProbeResult,
-    confusion_table,
-    information,
-    mean_recall,
-)
+from cytomad_lib.backend import keras
+from cytomad_lib.evaluation.bottleneck import slices
+from cytomad_lib.evaluation.probe_results import make_result, mean_recall
 from cytomad_lib.evaluation.tasks import (
     ProbeError,
     balanced,
@@ -42,7 +38,11 @@ from cytomad_lib.evaluation.tasks import (
     check_features,
     with_shuffles,
 )
+from cytomad_lib.layers import BatchNormalization
+from cytomad_lib.training.minibatches import Minibatches
+from cytomad_lib.training.steps import without_gradients
 
+MEASURE = "batch within class, images"
 SMALLEST = 16
 N_SHUFFLES = 1000
 MINIBATCH = 32
@@ -95,26 +95,17 @@ def image_batch_accuracy(images, labels, seed=0, n_folds=5, epochs=None, progres
     images, batch, class_name = _checked_images(images, labels)
     tasks, _ = batch_tasks(batch, class_name, n_folds, seed)
     probabilities = _cross_validate(images, batch, class_name, tasks, seed, epochs, progress)
-    found = [_among_own(probabilities, batch, task) for task in tasks]
-    scores, accuracies = _scores(tasks, found, seed)
-    everything = [np.ones(len(task.cells), dtype=bool) for task in tasks]
-    outcomes = list(zip(tasks, found, everything, strict=True))
-    confusion = confusion_table(outcomes)
-    order = [name for name in batch.categories if name in confusion.index]
-    return ProbeResult(
-        measure="batch within class, images",
-        accuracy=float(scores[0]),
-        chance=float(np.mean([1 / len(task.names) for task in tasks])),
-        null_mean=float(scores[1:].mean()),
-        null_95=float(np.quantile(scores[1:], 0.95)),
-        bits=information(outcomes),
-        probe="cnn",
-        per_probe={"cnn": float(scores[0])},
-        by_group=accuracies,
-        confusion=confusion.loc[order, order],
-        n_cells=sum(len(task.cells) for task in tasks),
-        seed=seed,
-    )
+    rng = np.random.default_rng(seed)
+    outcomes, scores = [], []
+    for task in tasks:
+        # Among the batches of the class.
+        found = probabilities[task.cells][:, batch.categories.get_indexer(task.names)]
+        codes = with_shuffles(task.codes, task.folds, N_SHUFFLES, rng)
+        scores.append(mean_recall(found.argmax(axis=1) == codes, codes, len(task.names)))
+        outcomes.append((task, {"cnn": found}, np.ones(len(task.cells), dtype=bool)))
+    chance = np.mean([1 / len(task.names) for task in tasks])
+    scores = {"cnn": np.mean(scores, axis=0)}
+    return make_result(MEASURE, scores, chance, outcomes, seed, batches=batch.categories)
 
 
 def _checked_images(images, labels):
@@ -132,7 +123,7 @@ def _checked_images(images, labels):
     return images, batch, class_name
 
 
-# --- what the network is shown ---------------------------------------------------------------
+# --- the network's inputs --------------------------------------------------------------------
 
 
 def _views(images):
@@ -144,12 +135,12 @@ def _views(images):
 def _log_spectrum(images):
     """Log of the power in 4 x 8 bands of frequency, vertical times horizontal: (n, 32)."""
     height, width = images.shape[1:]
-    # The window lets the picture fade out at its rim: the step from one side to the other would
-    # else be power at all frequencies.
+    # The window lets the image fade out at its rim. Without it, the step from one side to the other
+    # would be power at all frequencies.
     window = np.outer(np.hanning(height + 2)[1:-1], np.hanning(width + 2)[1:-1])
     centred = images - images.mean(axis=(1, 2), keepdims=True)
     power = np.fft.fftshift(np.abs(np.fft.fft2(centred * window)) ** 2, axes=(1, 2))
-    # The other half says the same, as the image is real.
+    # The other half is the same, as the image is real.
     power = power[:, height // 2 :]
     bands = [
         block.mean(axis=(1, 2))
@@ -180,9 +171,6 @@ def _spread(values, axis):
 
 def _network(image_shape, n_bands, n_classes, n_batches, seed):
     """Build [image, spectrum, class, allowed batches] -> logits of the batches."""
-    from cytomad_lib.backend import keras
-    from cytomad_lib.layers import BatchNormalization
-
     layers, ops = keras.layers, keras.ops
     rng = np.random.default_rng(seed)
 
@@ -206,16 +194,10 @@ def _network(image_shape, n_bands, n_classes, n_batches, seed):
     x = image
     # Few, large steps: on two processor cores the time goes into the first convolution.
     for filters, kernel, stride in zip(FILTERS, (8, 3), (4, 2), strict=True):
-        x = layers.Conv2D(
-            filters,
-            kernel,
-            strides=stride,
-            padding="same",
-            use_bias=False,
-            kernel_initializer=weights(),
-        )(x)
+        options = {"padding": "same", "use_bias": False, "kernel_initializer": weights()}
+        x = layers.Conv2D(filters, kernel, strides=stride, **options)(x)
         x = layers.ReLU()(norm()(x))
-        # How much, and how strong where it is: texture is in both, wherever the cell lies.
+        # The mean and the power of each filter: texture is in both, wherever the cell lies.
         summaries.append(ops.mean(x, axis=(1, 2)))
         summaries.append(ops.log(ops.mean(ops.square(x), axis=(1, 2)) + 1e-3))
 
@@ -228,7 +210,7 @@ def _network(image_shape, n_bands, n_classes, n_batches, seed):
 
 
 class _Trainer:
-    """One compiled network, started afresh for each fold: compiling anew would cost seconds."""
+    """One compiled network that starts from new weights in each fold; compiling takes seconds."""
 
     def __init__(self, epochs):
         self.epochs = epochs
@@ -236,9 +218,7 @@ class _Trainer:
 
     def fit(self, inputs, codes, seed):
         """Train on `inputs`, from new weights."""
-        from cytomad_lib.training.minibatches import Minibatches
-
-        # All seeded, here and in the feed: `fit` itself must not shuffle.
+        # The seeded minibatches shuffle, so `fit` must not.
         feed = Minibatches.of_arrays(inputs, codes, MINIBATCH, seed=seed, keep_last=False)
         shapes = [part.shape[1:] for part in inputs]
         fresh = _network(shapes[0], *(shape[0] for shape in shapes[1:]), seed)
@@ -252,30 +232,22 @@ class _Trainer:
 
     def probabilities(self, inputs):
         """Return (cells, batches)."""
-        from cytomad_lib.backend import keras
-        from cytomad_lib.training.steps import without_gradients
-
-        # Called directly: `predict` would compile for each new number of cells, and warn of it.
+        # Called directly: `predict` would compile for each new number of cells.
+        minibatches = zip(*map(slices, inputs), strict=True)
         with without_gradients():
-            logits = [
-                keras.ops.convert_to_numpy(
-                    self.network([part[i : i + 128] for part in inputs], training=False)
-                )
-                for i in range(0, len(inputs[0]), 128)
-            ]
+            logits = [self.network(list(some), training=False) for some in minibatches]
+        logits = [keras.ops.convert_to_numpy(some) for some in logits]
         return softmax(np.concatenate(logits), axis=1)
 
     def _compile(self, network, steps):
-        from cytomad_lib.backend import keras
-
-        # The rate falls to zero, so that the last weights are not a matter of the last minibatch.
+        # The rate falls to zero, so that the last weights do not depend on the last minibatch.
         rate = keras.optimizers.schedules.CosineDecay(RATE, steps)
         network.compile(
             optimizer=keras.optimizers.Adam(rate),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         )
         network.optimizer.build(network.trainable_variables)
-        # Copies: an array from PyTorch would else follow its variable.
+        # Copies, because an array from PyTorch follows its variable.
         state = network.optimizer.variables
         self._start = [np.array(keras.ops.convert_to_numpy(v)) for v in state]
         self.network = network
@@ -305,22 +277,5 @@ def _cross_validate(images, batch, class_name, tasks, seed, epochs, progress):
 
 
 def _training_cells(task, fold, rng):
-    """Return equally many cells of each batch, from the other folds."""
+    """Draw equally many cells of each batch from the other folds."""
     return task.cells[balanced(np.flatnonzero(task.folds != fold), task.codes, rng)]
-
-
-def _among_own(probabilities, batch, task):
-    """Return (cells of the task, batches of the task)."""
-    return probabilities[task.cells][:, batch.categories.get_indexer(task.names)]
-
-
-def _scores(tasks, found, seed):
-    """Return accuracies (1 + shuffles,), the true one first, and the true one of each class."""
-    rng = np.random.default_rng(seed)
-    scores = []
-    for task, own in zip(tasks, found, strict=True):
-        codes = with_shuffles(task.codes, task.folds, N_SHUFFLES, rng)
-        right = own.argmax(axis=1) == codes
-        scores.append(mean_recall(right, codes, len(task.names)))
-    by_class = {task.name: score[0] for task, score in zip(tasks, scores, strict=True)}
-    return np.mean(scores, axis=0), pd.Series(by_class, name="accuracy")

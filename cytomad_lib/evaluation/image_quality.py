@@ -2,10 +2,9 @@
 
 - `image_scores`: MAE, PSNR, SSIM and Pearson r per cell, the usual numbers.
 - `structure_r`: Pearson r of the fine structure inside the cell. A smooth, cell-shaped dome already
-  reaches a plain r above 0.9, and so does one with invented texture; this one does not forgive.
+  reaches a plain r above 0.9, with or without invented texture; this r is then low.
 - `per_cell_errors`: area, dry mass and mean phase, predicted and reference.
-- `foreground_mask`: where the cell is.
-- `summarise`: mean and standard deviation over cells.
+- `foreground_mask`: the pixels of the cell.
 
 The reference matters. Against the measured QPI, keeping the batch effect *raises* every score here;
 against the batch-free truth of simulated data, it lowers them.
@@ -38,19 +37,18 @@ class ImageShapeError(CytomadError):
     """Images that cannot be compared; the message gives both shapes."""
 
 
-def foreground_mask(phase, threshold=None):
+def foreground_mask(phase):
     """Find the cell in each phase image.
 
-    The image is thresholded, and the largest connected region is kept with its holes filled.
+    The image is thresholded, and the largest connected region is kept with its holes filled. The
+    threshold is half of Otsu's for that image, and 0.3 rad at least. Otsu separates thick from
+    thin; half of it lies nearer to the outline of the cell, and still follows a batch whose phase
+    is scaled.
 
     Parameters
     ----------
     phase : array, (cells, height, width[, 1])
         Radians.
-    threshold : float, optional
-        Radians. By default half of Otsu's threshold of that image, and 0.3 rad at least. Otsu
-        separates thick from thin; half of it lies nearer to the outline of the cell, and still
-        follows a batch whose phase is scaled.
 
     Returns
     -------
@@ -60,8 +58,7 @@ def foreground_mask(phase, threshold=None):
     phase = as_stack(phase)
     masks = np.zeros(phase.shape, dtype=bool)
     for image, mask in zip(phase, masks, strict=True):
-        level = max(0.3, threshold_otsu(image) / 2) if threshold is None else threshold
-        regions = label(image > level)
+        regions = label(image > max(0.3, threshold_otsu(image) / 2))
         if regions.max() > 0:
             largest = np.bincount(regions.ravel())[1:].argmax() + 1
             mask[:] = ndimage.binary_fill_holes(regions == largest)
@@ -71,8 +68,8 @@ def foreground_mask(phase, threshold=None):
 def phase_range(reference):
     """Return the data range for PSNR and SSIM: the 99.9 % quantile of all pixels of the set, rad.
 
-    One number for the whole set, so that scores of different cells and methods can be compared. A
-    range per image would reward thick cells; the maximum would depend on a single noisy pixel.
+    One number for the whole set makes scores of different cells and methods comparable. A range per
+    image would favour thick cells; the maximum would depend on a single noisy pixel.
     """
     return float(np.quantile(as_stack(reference), 0.999))
 
@@ -127,8 +124,8 @@ def structure_r(predicted, truth, mask=None, *, pixel_size_um, cutoff_um=2.0, ri
     From each image its dome is subtracted (what follows from the thickness of an ellipsoid shaped
     as the cell, see `ellipsoid_thickness`), and then its smooth part (a Gaussian of standard
     deviation `cutoff_um`, computed inside the mask only, so that nothing leaks in from outside).
-    What is left is compared inside the mask, without a rim of `rim_um`. Without the first step a
-    featureless dome over the right outline would pass for structure, because it falls off towards
+    The rest is compared inside the mask, without a rim of `rim_um`. Without the first step, a
+    featureless dome over the right outline would count as structure, because it falls off towards
     the rim as the truth does.
 
     Parameters
@@ -174,7 +171,7 @@ def ellipsoid_thickness(mask):
     Parameters
     ----------
     mask : bool array, (height, width)
-        Where the cell is; not empty.
+        Pixels of the cell; not empty.
 
     Returns
     -------
@@ -182,8 +179,8 @@ def ellipsoid_thickness(mask):
         1 in the centre, 0 from the outline of the ellipse outwards.
     """
     y, x = np.nonzero(mask)
-    # Of a filled ellipse the variance along an axis is a quarter of that half-axis squared; the
-    # third of a pixel keeps a line of pixels from having no width.
+    # The variance of a filled ellipse along an axis is a quarter of that half-axis squared. The
+    # third of a pixel gives a line of pixels a width.
     shape = 4 * np.cov(y, x, bias=True) + np.eye(2) / 3
     offset = np.stack(np.indices(mask.shape), axis=-1) - [y.mean(), x.mean()]
     squared = np.sum(offset @ np.linalg.inv(shape) * offset, axis=-1)
@@ -193,7 +190,7 @@ def ellipsoid_thickness(mask):
 def dry_mass_pg(
     phase, mask, pixel_size_um, wavelength_um, refraction_increment=REFRACTION_INCREMENT
 ):
-    """Return the dry mass of each cell in picograms, of what lies inside its mask.
+    """Return the dry mass of each cell in picograms, inside its mask.
 
     Parameters
     ----------
@@ -203,7 +200,7 @@ def dry_mass_pg(
     pixel_size_um, wavelength_um : float
         Micrometres. The wavelength is that of the microscope's light, `cells.wavelength_um`.
     refraction_increment : float
-        µm³ per pg: by how much dry matter raises the index of refraction.
+        Of dry matter, µm³ per pg.
 
     Source
     ------
@@ -217,13 +214,12 @@ def per_cell_errors(
     predicted,
     reference,
     pixel_size_um,
-    threshold=None,
     wavelength_um=None,
     refraction_increment=REFRACTION_INCREMENT,
 ):
-    """Compare what a biologist would measure on the predicted and on the reference image.
+    """Compare area, mean phase and dry mass of the predicted and of the reference image.
 
-    Each image is measured inside its own mask (`foreground_mask`), as if it were alone.
+    Each image is measured inside its own mask (`foreground_mask`).
 
     Parameters
     ----------
@@ -231,8 +227,6 @@ def per_cell_errors(
         Radians.
     pixel_size_um : float
         Micrometres per pixel.
-    threshold : float, optional
-        Of `foreground_mask`, radians.
     wavelength_um, refraction_increment : float
         As in `dry_mass_pg`; without a wavelength, dry mass is left out.
 
@@ -243,33 +237,21 @@ def per_cell_errors(
         `<name>_predicted`, `<name>_reference` and `<name>_error` (predicted minus reference).
     """
     predicted, reference, _ = _same_shape(predicted, reference, None)
-    measured = {}
-    for kind, images in (("predicted", predicted), ("reference", reference)):
-        mask = foreground_mask(images, threshold)
+    tables = {"predicted": predicted, "reference": reference}
+    for kind, images in tables.items():
+        mask = foreground_mask(images)
         pixels = mask.sum(axis=(1, 2))
         total = np.sum(images * mask, axis=(1, 2))
-        measured["area_um2", kind] = pixels * pixel_size_um**2
-        empty = np.full(len(images), np.nan)
-        measured["mean_phase_rad", kind] = np.divide(total, pixels, out=empty, where=pixels > 0)
+        table = {"area_um2": pixels * pixel_size_um**2}
+        table["mean_phase_rad"] = total / np.where(pixels > 0, pixels, np.nan)
         if wavelength_um is not None:
-            mass = dry_mass_pg(images, mask, pixel_size_um, wavelength_um, refraction_increment)
-            measured["dry_mass_pg", kind] = mass
-    table = pd.DataFrame()
-    for name in dict.fromkeys(name for name, _ in measured):
-        for kind in ("predicted", "reference"):
-            table[f"{name}_{kind}"] = measured[name, kind]
-        table[f"{name}_error"] = measured[name, "predicted"] - measured[name, "reference"]
-    return table
-
-
-def summarise(scores):
-    """Return mean, standard deviation (`sd`) and number (`n`) of each numeric column over cells.
-
-    NaNs are left out and so not counted in `n`.
-    """
-    numbers = scores.select_dtypes("number")
-    with np.errstate(invalid="ignore"):  # the spread of infinite PSNRs is undefined: NaN
-        return pd.DataFrame({"mean": numbers.mean(), "sd": numbers.std(), "n": numbers.count()})
+            optics = pixel_size_um, wavelength_um, refraction_increment
+            table["dry_mass_pg"] = dry_mass_pg(images, mask, *optics)
+        tables[kind] = pd.DataFrame(table)
+    tables["error"] = tables["predicted"] - tables["reference"]
+    parts = [table.add_suffix(f"_{kind}") for kind, table in tables.items()]
+    names = [f"{name}_{kind}" for name in tables["error"] for kind in tables]
+    return pd.concat(parts, axis=1)[names]
 
 
 def as_stack(images):

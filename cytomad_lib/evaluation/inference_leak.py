@@ -1,28 +1,26 @@
-"""What changes when a generator normalises each group of cells by its own statistics.
+"""The effect of normalising each group of cells by its own statistics at inference.
 
 The published test program predicts one group, that is cells of one batch and one class, at a time,
 with batch normalisation in training mode. `leak_table` predicts the same cells with the same
 generator in three ways and scores the features of each:
 
-- *running statistics*: each cell for itself, as `prediction.predict` does by default.
-- *one group at a time*: as published. Every group is moved to one mean and spread, which hides
-  shifts between batches with no removal in the generator at all. Whoever predicts must know
-  beforehand which cells are of one class.
-- *mixed minibatches*: as published, but each minibatch is drawn from all groups. If it is the
-  grouping that hides the batch, and not batch statistics as such, then the batch can be read here
-  as it can with running statistics.
+- *running statistics*: each cell on its own, as `prediction.predict` does by default.
+- *one group at a time*: as published. Every group gets the same mean and spread, which hides shifts
+  between batches without any removal in the generator. The class of the cells must be known before
+  the prediction.
+- *mixed minibatches*: as published, but each minibatch is drawn from all groups. If the grouping
+  hides the batch, and not batch statistics as such, then the batch can be read here as it can with
+  running statistics.
 
-`random_group_table` is the control: cells are shuffled at random into groups, which then mean
-nothing. Whatever can be read of such a group was written into the features by predicting the group
-on its own.
+`random_group_table` is the control: cells are shuffled at random into groups. Whatever a probe
+finds of such a group was written into the features by predicting the group on its own.
 
-How strong the effects are depends on the generator and on the size of the groups, so measure them
-for each. With a short published training on the demonstration cells (30 per group), grouping alone
-took batch accuracy within class from 0.90 to 0.72, and class accuracy from 0.53 to 0.48: where a
-group is of one class, its mean is a trait of the class, too.
+The effects depend on the generator and on the size of the groups, so measure them for each. With a
+short published training on the demonstration cells (30 per group), grouping alone took batch
+accuracy within class from 0.90 to 0.72, and class accuracy from 0.53 to 0.48: where a group is of
+one class, its mean is a trait of the class, too.
 
-The published generator's features come from before its dropout layers, so chance plays no part in
-them.
+The published generator's features are taken before its dropout layers, so they are deterministic.
 
 Example
 -------
@@ -79,8 +77,8 @@ def leak_table(generator, cells, seed=0, n_permutations=20, minibatch=None):
 def random_group_table(generator, cells, seed=0, n_permutations=20, minibatch=None):
     """Score features by groups into which the cells were shuffled at random.
 
-    The groups are of the same sizes and names as the true ones. With running statistics nothing
-    can be read of them; see what can if they are predicted one group at a time.
+    The groups have the sizes and names of the true ones. With running statistics, no probe can find
+    them; if they are predicted one group at a time, it may.
 
     Parameters and errors as in `leak_table`.
 
@@ -102,7 +100,7 @@ def random_group_table(generator, cells, seed=0, n_permutations=20, minibatch=No
 
 
 def shuffle(minibatches, seed=0):
-    """Deal the cells of all minibatches at random into minibatches of the same sizes.
+    """Shuffle the cells of all minibatches into minibatches of the same sizes.
 
     Parameters
     ----------

@@ -1,23 +1,23 @@
 """How well the batches are mixed among the cells of one class: kBET, iLISI and BRAS.
 
-Probes (`probes`) ask whether a classifier can find the batch. These three scores come from the
-comparison of single-cell integration methods and look at neighbours and distances instead. All run
-from 0 (batches apart) to 1 (batches mixed):
+Probes (`probes`) test whether a classifier can find the batch. These three scores come from the
+comparison of single-cell integration methods and use neighbours and distances instead. All run from
+0 (batches apart) to 1 (batches mixed):
 
 - `kbet`: share of the cells whose nearest neighbours have the batches in the right proportions.
 - `ilisi`: how many batches there effectively are around a cell.
 - `bras`: whether a cell is as near to other batches as to its own.
 
-Why class by class? Class and batch are confounded: in the lung data each cell line was seen in 3 of
-the 7 batches. Clean features put a cell among cells of its class, and there 4 of the 7 batches are
-missing because nobody measured them. Scored over all cells, clean features look badly mixed, and
-features without any class look best. Inside a class, only its own batches count.
+The scores are computed class by class, because class and batch are confounded: in the lung data
+each cell line was measured in 3 of the 7 batches. Clean features put a cell among cells of its
+class, where the other 4 batches are missing. Over all cells, clean features would look badly mixed,
+and features without any class would look best. Inside a class, only its own batches count.
 
-Mixing is half of the story: features that say nothing are perfectly mixed. Read these scores beside
-the class accuracy of `probes`.
+Features without any information are perfectly mixed. So read these scores beside the class accuracy
+of `probes`.
 
-Few cells hold the scores below 1: among 30 neighbours of a mixed class the batches are never
-exactly alike. `mixing_table(..., shuffled=True)` adds a row with the batch labels shuffled inside
+With few cells the scores stay below 1: among 30 neighbours of a mixed class the batches are never
+exactly equal. `mixing_table(..., shuffled=True)` adds a row with the batch labels shuffled inside
 each class, which is what full mixing scores on these cells.
 
 Example
@@ -46,38 +46,23 @@ MIN_CELLS = 5
 SCORES = ("kbet", "ilisi", "bras")
 
 
-def mixing_scores(
-    features,
-    labels,
-    n_neighbours=None,
-    perplexity=None,
-    alpha=0.05,
-    n_components=MAX_COMPONENTS,
-    seed=0,
-):
+def mixing_scores(features, labels, seed=0, perplexity=None):
     """Score the mixing of the batches within each class.
 
     Features are standardised over all cells (those that never vary are dropped) and reduced to
     principal components. Noise of a millionth of their size then decides between neighbours at
-    exactly the same distance, which would else be taken in the order of the table, that is by
-    batch.
+    exactly the same distance. Without it, the order of the table would decide, that is the batch.
 
     Parameters
     ----------
     features : array, (cells, features) or (cells, height, width[, 1])
     labels : pandas.DataFrame
         One row per cell, columns `batch` and `class_name`.
-    n_neighbours : int, optional
-        Neighbours for kBET. Default: a quarter of the class's cells per batch, between 10 and 70.
+    seed : int
+        Of that noise.
     perplexity : float, optional
         Effective number of neighbours for iLISI. Default: a third of the class's cells per batch,
         between 5 and 30 (30 is the published value).
-    alpha : float
-        Level of the test in kBET; mixed batches then score about 1 - alpha.
-    n_components : int or None
-        Principal components, at most; None keeps the standardised features.
-    seed : int
-        Of that noise.
 
     Returns
     -------
@@ -93,18 +78,18 @@ def mixing_scores(
     """
     features, batch, class_name = check_features(features, labels)
     classes = {task.name: task.cells for task in batch_tasks(batch, class_name, MIN_CELLS)[0]}
-    points = _reduced(features, n_components, seed)
+    points = _reduced(features, seed)
     rows = {}
     for name, cells in classes.items():
         codes = np.unique(batch.codes[cells], return_inverse=True)[1]
         own = points[cells]
         per_batch = len(cells) / (codes.max() + 1)
-        k = n_neighbours or int(np.clip(per_batch / 4, 10, 70))
+        n_neighbours = int(np.clip(per_batch / 4, 10, 70))
         around = perplexity or float(np.clip(per_batch / 3, 5, 30))
         distances = pairwise_distances(own)
         np.fill_diagonal(distances, np.inf)  # a cell is not its own neighbour
         rows[name] = (
-            kbet_acceptance(distances, codes, k, alpha),
+            kbet_acceptance(distances, codes, n_neighbours),
             ilisi(distances, codes, around),
             bras(own, codes),
         )
@@ -113,7 +98,7 @@ def mixing_scores(
     return table.rename_axis("class_name")
 
 
-def mixing_table(methods, labels, shuffled=False, seed=0, **settings):
+def mixing_table(methods, labels, shuffled=False, seed=0):
     """Score the mixing in several sets of features of the same cells.
 
     Parameters
@@ -126,27 +111,20 @@ def mixing_table(methods, labels, shuffled=False, seed=0, **settings):
         Add a row "batches shuffled": the first method's features, with the batches shuffled inside
         each class. It shows what full mixing scores with so many cells.
     seed : int
-    settings
-        As for `mixing_scores`.
 
     Returns
     -------
     pandas.DataFrame
         One row per method, columns `method`, `kbet`, `ilisi`, `bras` (means over the classes).
     """
-    scored = [
-        (name, mixing_scores(features, labels, seed=seed, **settings))
-        for name, features in methods.items()
-    ]
+    scored = {name: mixing_scores(features, labels, seed) for name, features in methods.items()}
     if shuffled:
         rng = np.random.default_rng(seed)
-        batch = np.array(labels["batch"].astype(str))
-        for cells in labels.groupby("class_name", observed=True).indices.values():
-            batch[cells] = rng.permutation(batch[cells])
-        mixed = labels.assign(batch=batch)
-        features = next(iter(methods.values()))
-        scored.append(("batches shuffled", mixing_scores(features, mixed, seed=seed, **settings)))
-    return pd.DataFrame([{"method": name} | dict(table.loc["mean"]) for name, table in scored])
+        by_class = labels["batch"].astype(str).groupby(labels["class_name"], observed=True)
+        mixed = labels.assign(batch=by_class.transform(rng.permutation))
+        scored["batches shuffled"] = mixing_scores(next(iter(methods.values())), mixed, seed)
+    means = {name: table.loc["mean"] for name, table in scored.items()}
+    return pd.DataFrame(means).T.rename_axis("method").reset_index()
 
 
 def kbet_acceptance(distances, codes, n_neighbours, alpha=0.05):
@@ -262,14 +240,14 @@ def bras(points, codes, metric="cosine"):
 # --- helpers ---------------------------------------------------------------------------------
 
 
-def _reduced(features, n_components, seed):
+def _reduced(features, seed):
     features = features[:, np.ptp(features, axis=0) > 0].astype(float)
     if features.shape[1] == 0:
         features = np.zeros((len(features), 2))  # the noise below is then all there is
     else:
         features = StandardScaler().fit_transform(features)
-    if n_components is not None and n_components < features.shape[1]:
-        model = PCA(min(n_components, len(features)), random_state=seed)
+    if features.shape[1] > MAX_COMPONENTS:
+        model = PCA(min(MAX_COMPONENTS, len(features)), random_state=seed)
         features = model.fit_transform(features)
     noise = np.random.default_rng(seed).normal(size=features.shape)
     return features + 1e-6 * noise

@@ -1,4 +1,4 @@
-"""How much of the batch, and of the class, can still be read from features.
+"""How well a classifier can tell the batch, and the class, from features.
 
 A *probe* is a small classifier trained after the fact, on cells that the generator was not trained
 on. Four of them (logistic regression, nearest neighbours, a small neural network, and the same on
@@ -7,31 +7,31 @@ cells:
 
 - `within_class_batch_accuracy`: inside each class, tell its batches apart. Low is good.
 - `class_accuracy`: tell the classes apart, all batches mixed. High is good.
-- `unseen_batch_class_accuracy`: tell the classes apart in a batch that the probe never saw. High
-  is good, and this is what removal is for.
+- `unseen_batch_class_accuracy`: tell the classes apart in a batch on which the probe was not
+  trained. High is good; this is the purpose of batch removal.
 
 `score_results` runs all three, `score_table` does so for several methods. `left_out` names the
-cells that a measure cannot count, and why: a class that has one batch has none to tell apart.
+cells that a measure cannot count, and why, such as a class that was measured in one batch.
 
-Why is there no plain "batch accuracy"? Because class and batch are confounded: in the lung data
-each cell line was seen in 3 of the 7 batches. Features that say everything about the class and
-nothing about the batch still give 33.3 % plain batch accuracy (47.6 % averaged over batches), not
-1/7 = 14.3 %, so the number cannot show success. Inside a class, chance is 1/3 and stays 1/3.
+There is no plain "batch accuracy", because class and batch are confounded: in the lung data each
+cell line was measured in 3 of the 7 batches. Features of the class alone still give 33.3 % plain
+batch accuracy (47.6 % averaged over batches), not 1/7 = 14.3 %, so the number cannot show success.
+Inside a class, chance is 1/3 and stays 1/3.
 
-Why whitened components? An adversary can learn to hide a batch where a probe hardly looks: in
-directions along which the features vary by a thousandth of what they vary along others.
-Standardising each feature for itself does not bring these out.
+Whitened components are used, because an adversary can hide a batch in directions along which the
+features vary a thousand times less than along others. Standardising each feature does not reveal
+these.
 
 Four choices hold for every number here:
 
-- *Accuracy is the mean of the recalls* (each label counts the same, however many cells it has),
-  and probes are trained on equally many cells of each label (spare ones are left out). So 1 /
-  (number of labels) is what a guess that ignores the features gets, also in unbalanced data.
-- *The strongest probe is the headline.* Picking the best of four flatters: features of pure noise
-  then score a little above chance. The null does the same: labels are shuffled, all probes run
+- *Accuracy is the mean of the recalls*: each label counts the same, however many cells it has, and
+  probes are trained on equally many cells of each label. So a guess that ignores the features gets
+  1 / (number of labels), also in unbalanced data.
+- *The strongest probe counts.* The best of four probes is biased upwards: features of pure noise
+  score a little above chance. The null has the same bias: labels are shuffled, all probes run
   again, and the best one counts. Compare an accuracy with `null_95`, not with chance alone.
-- *Labels are shuffled inside each fold*, so that every training and test set keeps its label counts
-  and shuffles differ from the truth in nothing but the link to the features.
+- *Labels are shuffled inside each fold*, so that every training and test set keeps its label
+  counts, and shuffles differ from the truth only in the link to the features.
 - *Scaling and principal components are fitted on training cells only*, once per fold.
 
 Example
@@ -46,17 +46,14 @@ Example
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 from joblib import Parallel, cpu_count, delayed
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
-from sklearn.metrics import confusion_matrix
 from threadpoolctl import threadpool_limits
 
 from cytomad_lib.evaluation.classifiers import PROBES, check_probes, cross_validate
+from cytomad_lib.evaluation.probe_results import make_result, mean_recall
 from cytomad_lib.evaluation.tasks import (
     FOLDS,
     ProbeError,
@@ -73,54 +70,6 @@ COLUMNS += [*PROBES, "n_cells", "seed"]
 MEASURES = ("batch within class", "class", "class, unseen batch")
 
 
-@dataclass(frozen=True)
-class ProbeResult:
-    """One measure of one set of features.
-
-    Attributes
-    ----------
-    measure : str
-        "batch within class", "class" or "class, unseen batch".
-    accuracy : float
-        Of the strongest probe, named in `probe`.
-    chance : float
-        Accuracy of a guess that ignores the features.
-    null_mean, null_95 : float
-        Mean and 95 % quantile of the same procedure (strongest of the probes) on shuffled labels.
-    bits : float or None
-        Only for "batch within class": information about the batch, 0 to log2(batches per class).
-    per_probe : dict
-        Accuracy of each probe.
-    by_group : pandas.Series
-        Accuracy of the strongest probe per class, or per left-out batch.
-    confusion : pandas.DataFrame
-        Cells counted by true (rows) and predicted (columns) label, strongest probe.
-    n_cells : int
-        Cells tested.
-    seed : int
-    """
-
-    measure: str
-    accuracy: float
-    chance: float
-    null_mean: float
-    null_95: float
-    bits: float | None
-    probe: str
-    per_probe: dict
-    by_group: pd.Series = field(repr=False)
-    confusion: pd.DataFrame = field(repr=False)
-    n_cells: int
-    seed: int
-
-    def as_row(self):
-        """Return the numbers as a flat dictionary, one row of a table."""
-        names = ("measure", "accuracy", "chance", "null_mean", "null_95", "bits", "probe")
-        row = {name: getattr(self, name) for name in names}
-        row["bits"] = np.nan if self.bits is None else self.bits
-        return row | self.per_probe | {"n_cells": self.n_cells, "seed": self.seed}
-
-
 def within_class_batch_accuracy(
     features, labels, seed=0, n_permutations=20, probes=PROBES, n_folds=FOLDS
 ):
@@ -132,15 +81,15 @@ def within_class_batch_accuracy(
     Parameters
     ----------
     features : array, (cells, features) or (cells, height, width[, 1])
-        Images are taken as one feature per pixel.
+        Images become one feature per pixel.
     labels : pandas.DataFrame
         One row per cell, columns `batch` and `class_name`.
     seed : int
         Of the folds, the shuffles and the probes.
     n_permutations : int
-        Shuffles of the labels behind `null_mean` and `null_95`.
+        Shuffles of the labels for `null_mean` and `null_95`.
     probes : sequence of str
-        Any of "logistic", "knn", "mlp".
+        Any of `PROBES`.
     n_folds : int
         Folds of the cross-validation, stratified by group.
 
@@ -149,9 +98,9 @@ def within_class_batch_accuracy(
     ProbeResult
         `bits` is log2(batches of the class) minus the cross-entropy of the strongest probe, mean
         over classes: a lower bound on the mutual information between features and batch, given the
-        class. Probabilities are calibrated first by one temperature, fitted on the other folds, as
-        a probe that is right but overconfident would else score below zero. The value is reported
-        as it is: around zero it may be slightly negative, which reads "nothing found".
+        class. Probabilities are first calibrated by one temperature, fitted on the other folds.
+        Without it, a correct but overconfident probe would score below zero. The value may be
+        slightly negative, which means that no information was found.
 
     Raises
     ------
@@ -160,17 +109,15 @@ def within_class_batch_accuracy(
     """
     features, batch, class_name = check_features(features, labels)
     tasks, _ = batch_tasks(batch, class_name, n_folds, seed)
-    result = _score("batch within class", features, tasks, probes, n_permutations, seed, bits=True)
-    # Found class by class; shown in the order of the batches.
-    order = [name for name in batch.categories if name in result.confusion.index]
-    return replace(result, confusion=result.confusion.loc[order, order])
+    options = {"batches": batch.categories}
+    return _score(MEASURES[0], features, tasks, probes, n_permutations, seed, **options)
 
 
 def class_accuracy(features, labels, seed=0, n_permutations=20, probes=PROBES, n_folds=FOLDS):
-    """Tell the classes apart, every batch being in the training and the test folds.
+    """Tell the classes apart; every batch is in the training and the test folds.
 
-    A probe may use the batch to narrow down the class (a batch holds only some of the classes), so
-    this number alone does not show that the features know the class: see
+    A batch holds only some of the classes, so a probe may use the batch to narrow down the class.
+    This number alone does not show that the features encode the class: see
     `unseen_batch_class_accuracy`.
 
     Parameters and errors are those of `within_class_batch_accuracy`; at least two classes.
@@ -181,38 +128,38 @@ def class_accuracy(features, labels, seed=0, n_permutations=20, probes=PROBES, n
     """
     features, batch, class_name = check_features(features, labels)
     tasks, _ = class_tasks(batch, class_name, n_folds, seed)
-    return _score("class", features, tasks, probes, n_permutations, seed)
+    return _score(MEASURES[1], features, tasks, probes, n_permutations, seed)
 
 
 def unseen_batch_class_accuracy(
     features, labels, seed=0, n_permutations=20, probes=PROBES, only=None
 ):
-    """Tell the classes apart in a batch that the probe never saw: leave one batch out, in turn.
+    """Tell the classes apart in a batch that the probe was not trained on, batch by batch.
 
     The left-out cells of all turns are pooled and each class counts the same; `by_group` gives the
     fraction of cells that were right in each left-out batch. A cell whose class is in no other
-    batch cannot be predicted and is left out of the score (`n_cells` counts those that are in). So
-    are a batch without which one class is left, and groups of fewer than `FOLDS` cells.
+    batch cannot be predicted and does not count (`n_cells` is the number of cells that do). Neither
+    does a batch without which only one class remains, nor a group of fewer than `FOLDS` cells.
 
     Parameters and errors are those of `within_class_batch_accuracy`; at least two batches and two
     classes. With `only`, the name of a batch, that batch alone is left out and scored: for a
-    generator that never saw it either.
+    generator that was not trained on it either.
 
     Returns
     -------
     ProbeResult
-        Chance is 1 / (classes that the probe knows). The null is NaN where every batch holds one
-        class: then there are no labels to shuffle inside a batch.
+        Chance is 1 / (classes that the probe was trained on). The null is NaN where every batch
+        holds one class, because no labels can be shuffled inside a batch.
     """
     features, batch, class_name = check_features(features, labels)
     if only is not None and only not in batch.categories:
         raise ProbeError(f"There are no cells of {only!r}; choose from {list(batch.categories)}.")
     tasks, _ = unseen_tasks(batch, class_name, only=only)
-    return _score("class, unseen batch", features, tasks, probes, n_permutations, seed)
+    return _score(MEASURES[2], features, tasks, probes, n_permutations, seed)
 
 
 def left_out(labels, n_folds=FOLDS):
-    """Name the cells that a measure cannot count, and say why.
+    """Return the cells that a measure cannot count, and why.
 
     Parameters
     ----------
@@ -223,7 +170,7 @@ def left_out(labels, n_folds=FOLDS):
     Returns
     -------
     list of (str, str, str)
-        The measure, what is left out of it ("all" if it cannot be asked at all), and why.
+        The measure, what is left out of it ("all" if it cannot be computed), and why.
 
     Raises
     ------
@@ -241,7 +188,7 @@ def left_out(labels, n_folds=FOLDS):
 
 
 def check_unseen(labels, batch):
-    """Refuse a batch of which no cell could be scored if it were left out.
+    """Refuse a batch of which no cell can be scored when it is left out.
 
     Raises
     ------
@@ -258,8 +205,7 @@ def score_results(features, labels, seed=0, n_permutations=20, probes=PROBES):
     Returns
     -------
     list of ProbeResult
-        In the order of `MEASURES`, without those that cannot be asked of these cells; see
-        `left_out`.
+        In the order of `MEASURES`, without those that these cells do not allow; see `left_out`.
 
     Raises
     ------
@@ -289,8 +235,8 @@ def score_side_by_side(methods, labels, seed=0, n_permutations=20, probes=PROBES
     Returns
     -------
     generator
-        Yields (name, list of `ProbeResult`) in the order of `methods`. Work goes on meanwhile, so
-        something else can be done before the first is used.
+        Yields (name, list of `ProbeResult`) in the order of `methods`. The processes run in the
+        meantime, so other work can be done before the first result is used.
     """
     n_jobs = min(n_jobs, cpu_count(), len(methods))
     found = Parallel(n_jobs=n_jobs, return_as="generator")(
@@ -340,20 +286,11 @@ def score_table(methods, labels, seed=0, n_permutations=20, probes=PROBES):
     )
 
 
-def mean_recall(values, codes, n_labels):
-    """Average `values` (sets, cells) over the cells of each label, then over the labels."""
-    recalls = [
-        np.mean(values, axis=1, where=codes == k) for k in range(n_labels) if (codes[0] == k).any()
-    ]
-    return np.mean(recalls, axis=0)
-
-
-def _score(measure, features, tasks, probes, n_permutations, seed, bits=False):
+def _score(measure, features, tasks, probes, n_permutations, seed, **options):
     check_probes(probes)
     rng = np.random.default_rng(seed)
-    outcomes, shuffled = [], False
+    outcomes, shuffled, chances = [], False, []
     accuracies = {probe: [] for probe in probes}
-    chances = []
     # The matrices are small: more threads than one cost more than they save.
     with threadpool_limits(1):
         for task in tasks:
@@ -370,74 +307,6 @@ def _score(measure, features, tasks, probes, n_permutations, seed, bits=False):
             guess = (1 / np.maximum(known.sum(axis=1), 1))[task.folds]
             chances.append(mean_recall(guess[None], kept[:1], len(task.names))[0])
             outcomes.append((task, {p: q[0] for p, q in found.items()}, counts[0]))
-    scores = {probe: np.mean(values, axis=0) for probe, values in accuracies.items()}
-    strongest = max(probes, key=lambda probe: scores[probe][0])
     # Where each fold holds one label, shuffling changes nothing, and there is no null.
-    null = np.max(list(scores.values()), axis=0)[1:] if shuffled else []
-    outcomes = [(task, found[strongest], counts) for task, found, counts in outcomes]
-    return ProbeResult(
-        measure=measure,
-        accuracy=float(scores[strongest][0]),
-        chance=float(np.mean(chances)),
-        null_mean=float(np.mean(null)) if len(null) else np.nan,
-        null_95=float(np.quantile(null, 0.95)) if len(null) else np.nan,
-        bits=information(outcomes) if bits else None,
-        probe=strongest,
-        per_probe={probe: float(values[0]) for probe, values in scores.items()},
-        by_group=_by_group(outcomes),
-        confusion=confusion_table(outcomes),
-        n_cells=int(sum(counts.sum() for _, _, counts in outcomes)),
-        seed=seed,
-    )
-
-
-def _by_group(outcomes):
-    """Accuracy per class; of cells of all classes: per left-out batch or per label."""
-    accuracy = {}
-    for task, found, counts in outcomes:
-        right = found.argmax(axis=1) == task.codes
-        groups, names = (
-            (task.folds, task.fold_names) if task.fold_names else (task.codes, task.names)
-        )
-        parts = {name: right[counts & (groups == k)] for k, name in enumerate(names)}
-        means = {name: part.mean() if len(part) else np.nan for name, part in parts.items()}
-        accuracy |= {task.name: np.mean(list(means.values()))} if task.name else means
-    return pd.Series(accuracy, name="accuracy")
-
-
-def confusion_table(outcomes):
-    """Count the cells of all tasks by true (rows) and predicted (columns) label."""
-    names = list(dict.fromkeys(name for task, _, _ in outcomes for name in task.names))
-    true, predicted = [], []
-    for task, found, counts in outcomes:
-        true += [task.names[code] for code in task.codes[counts]]
-        predicted += [task.names[code] for code in found.argmax(axis=1)[counts]]
-    table = pd.DataFrame(confusion_matrix(true, predicted, labels=names), names, names)
-    return table.rename_axis(index="true", columns="predicted")
-
-
-def information(outcomes):
-    """log2(labels) minus the cross-entropy after cross-fitted temperature scaling, task mean."""
-    # A vote of exactly zero would cost infinitely many bits; one in a thousand is left for it.
-    logs = [np.log(0.999 * found + 0.001 / len(task.names)) for task, found, _ in outcomes]
-    losses = [np.empty(len(task.cells)) for task, _, _ in outcomes]
-
-    def loss(index, cells, log_temperature):
-        scaled = log_softmax(logs[index][cells] / np.exp(log_temperature), axis=1)
-        return -scaled[np.arange(len(scaled)), outcomes[index][0].codes[cells]]
-
-    for fold in np.unique(outcomes[0][0].folds):
-        others = [task.folds != fold for task, _, _ in outcomes]
-        fitted = minimize_scalar(
-            lambda t, others=others: sum(loss(i, o, t).sum() for i, o in enumerate(others)),
-            bounds=(-3, 6),
-            method="bounded",
-        )
-        for index, other in enumerate(others):
-            losses[index][~other] = loss(index, ~other, fitted.x)
-    gains = [
-        np.log2(len(task.names))
-        - mean_recall(loss[None], task.codes[None], len(task.names))[0] / np.log(2)
-        for (task, _, _), loss in zip(outcomes, losses, strict=True)
-    ]
-    return float(np.mean(gains))
+    scores = {p: np.mean(own, axis=0)[: None if shuffled else 1] for p, own in accuracies.items()}
+    return make_result(measure, scores, np.mean(chances), outcomes, seed, **options)

@@ -18,6 +18,7 @@ from cytomad_lib.data.cells import CellImages
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.folders import listed
 from cytomad_lib.evaluation.classifiers import PROBES
+from cytomad_lib.evaluation.image_probe import MEASURE as IMAGE_MEASURE
 from cytomad_lib.evaluation.probes import MEASURES
 from cytomad_lib.evaluation.tables import as_text, format_scores
 
@@ -26,7 +27,6 @@ METHOD_NAMES = {
     "published": "published recipe",
     "conditional": "conditional recipe",
 }
-IMAGE_MEASURE = "batch within class, images"
 ORDER = (MEASURES[0], IMAGE_MEASURE, *MEASURES[1:])  # of the measures in a table
 BASELINE = "baseline"  # in the column `kind`, beside "stage" and "reference"
 # Field of `Evaluation` to the file that holds it.

@@ -1,10 +1,10 @@
-"""The error of a generator while one setting of the microscope changes and all others stay.
+"""The error of a generator as a function of one microscope setting.
 
-- `sweep_settings`: one setting after another, from end to end; errors against the truth.
-- `setting_harm`: the same in one row per setting, the most harmful first.
+- `sweep_settings`: one setting after another, over its range; errors against the truth.
+- `setting_harm`: one row per setting, the most harmful first.
 
-A generator takes the brightfield image only. So the settings of the phase camera cannot change a
-prediction; they change the measured phase, whose error is listed for comparison.
+The input of a generator is the brightfield image. So the settings of the phase camera cannot change
+a prediction. They change the measured phase, whose error is listed for comparison.
 
 Example
 -------
@@ -30,7 +30,7 @@ from cytomad_lib.simulation.microscope_settings import (
 
 
 def sweep_settings(generator, microscope, names=LIGHT_SETTINGS + PHASE_SETTINGS, steps=7):
-    """Change one setting after another from end to end, and score the predicted phase each time.
+    """Change one setting after another over its range, and score the predicted phase.
 
     Parameters
     ----------
@@ -45,9 +45,9 @@ def sweep_settings(generator, microscope, names=LIGHT_SETTINGS + PHASE_SETTINGS,
     Returns
     -------
     DataFrame
-        A row per setting and value: `setting`, `unit`, `value`, `usual` (whether a simulated day
-        could have it), `mae_rad` and `pearson_r` of the predicted phase with the batch-free truth,
-        and `measured_mae_rad` of the measured phase with it; means over the cells.
+        A row per setting and value: `setting`, `unit`, `value`, `usual` (whether it is in the range
+        of the simulated days), `mae_rad` and `pearson_r` of the predicted phase against the
+        batch-free truth, and `measured_mae_rad` of the measured phase; means over the cells.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def setting_harm(sweep):
     -------
     DataFrame
         A row per setting, the worst first: `best_mae_rad` and `worst_mae_rad` of the prediction,
-        and `harm_rad`, the difference. Values that no day could have do not count.
+        and `harm_rad`, the difference. Values outside the range of the days do not count.
     """
     usual = sweep[sweep["usual"]].groupby("setting", sort=False)["mae_rad"]
     table = pd.DataFrame({"best_mae_rad": usual.min(), "worst_mae_rad": usual.max()})

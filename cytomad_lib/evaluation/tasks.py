@@ -90,9 +90,9 @@ def check_rows(features, labels, columns=("batch", "class_name"), error=ProbeErr
         Raised if a column is missing or incomplete, lengths differ, or a value is not finite.
     """
     for column in columns:
-        if column not in labels:
+        if column not in labels or labels[column].isna().any():
             raise error(
-                f"The labels have columns {list(labels.columns)}; `{column}` is needed. "
+                f"The labels have columns {list(labels.columns)}; a complete `{column}` is needed. "
                 "Pass the labels table of CellImages or of a Prediction."
             )
     if features.ndim < 2 or len(features) != len(labels):
@@ -105,12 +105,6 @@ def check_rows(features, labels, columns=("batch", "class_name"), error=ProbeErr
         raise error(
             f"{bad.sum()} of {len(bad)} cells have values that are not finite (first: row "
             f"{bad.argmax()}). Did training diverge? Drop those cells or use an earlier model."
-        )
-    unlabelled = labels[list(columns)].isna().any(axis=1)
-    if unlabelled.any():
-        raise error(
-            f"{unlabelled.sum()} cells lack a value in the columns {', '.join(columns)}. "
-            "Drop those cells."
         )
 
 

@@ -319,7 +319,7 @@ def sensitivity_map(change, phase, patch, windows, n_patches, pixel_size_um, tit
     patch : tuple of int
         Row and column of the patch.
     windows : tuple of (first, last)
-        Rows and columns, in pixels, of the receptive field, from `dissection.seen_window`.
+        Rows and columns, in pixels, of the receptive field, from `dissection.receptive_field`.
     n_patches : int
         Patches per side.
     pixel_size_um : float
