@@ -236,7 +236,7 @@ def evaluate(
     image_probe: ImageProbe = True,
     seed: Seed = 0,
 ):
-    """Score a run on a split, by probes that the generator never met."""
+    """Score a run on a split, by probes trained after the generator."""
     from cytomad_lib.evaluation.evaluate import evaluate
     from cytomad_lib.runs import Run
 
@@ -254,7 +254,7 @@ def compare(
     recipe: Recipe = "both",
     image_probe: ImageProbe = True,
 ):
-    """Train and evaluate from several seeds; goes on where it stopped when called again."""
+    """Train and evaluate from several seeds; resumes when called again."""
     from cytomad_lib.config import find_preset
     from cytomad_lib.evaluation import compare
 
@@ -281,7 +281,7 @@ def leave_batch_out(
     settings = find_preset(preset), _recipes(recipe), seed, cells, _verbosity()
     table = compare.leave_batch_out(_data(data, out), out, batch, *settings)
     shown = table[["method", "accuracy", "chance", "null_95", "n_cells", "n_not_counted"]]
-    print(f"\nClass accuracy in {batch}, which neither generator nor probe ever saw")
+    print(f"\nClass accuracy in {batch}, without which generator and probe were trained")
     print(as_text(shown.set_index("method")))
     print(f"\nTable: {out / compare.LEFT_OUT}")
 

@@ -145,5 +145,5 @@ def test_errors_say_what_was_found_and_expected():
     with pytest.raises(ProbeError, match="H69 in Batch1: 4 cells; at least 5 are needed"):
         image_batch_accuracy(images[few], LABELS.loc[few])
     one = (LABELS["batch"] == "Batch1").to_numpy()
-    with pytest.raises(ProbeError, match="No class was seen in two batches"):
+    with pytest.raises(ProbeError, match="No class was measured in two batches"):
         image_batch_accuracy(images[one], LABELS[one])

@@ -233,11 +233,11 @@ def test_classes_of_one_batch_and_small_groups_are_left_out_and_named():
     counts = {("A", "B1"): 20, ("A", "B2"): 20, ("A", "B3"): 3, ("C", "B1"): 20, ("D", "B2"): 20}
     features, labels = of_groups(counts)
     why = {(measure, what): why for measure, what, why in probes.left_out(labels)}
-    assert why[BATCH_MEASURE, "C"] == "seen in one batch only, B1"
+    assert why[BATCH_MEASURE, "C"] == "measured in one batch only, B1"
     for measure in probes.MEASURES:
         assert why[measure, "A in B3"] == "3 cells; at least 5 are needed"
-    assert "seen in one batch only" in why[UNSEEN, "D in B2"]
-    assert "A alone can be scored" in why[UNSEEN, "classes other than A"]
+    assert "measured in one batch only" in why[UNSEEN, "D in B2"]
+    assert "only A can be scored" in why[UNSEEN, "classes other than A"]
     within, classes, unseen = probes.score_results(features, labels, n_permutations=2)
     assert list(within.by_group.index) == ["A"] and within.n_cells == 40
     assert within.chance == 0.5

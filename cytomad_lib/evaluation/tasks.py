@@ -158,10 +158,10 @@ def batch_tasks(batch, class_name, n_folds=FOLDS, seed=0):
             folds = _folds(batches.codes, n_folds, seed)
             tasks.append(Task(name, cells, batches.codes, tuple(batches.categories), folds))
         elif len(cells):
-            reasons.append((name, f"seen in one batch only, {batches.categories[0]}"))
+            reasons.append((name, f"measured in one batch only, {batches.categories[0]}"))
     if not tasks:
         raise ProbeError(
-            "No class was seen in two batches with enough cells, so batches cannot be told apart "
+            "No class was measured in two batches with enough cells, so batches cannot be compared "
             f"within a class: {_listed(reasons)}. Give cells of a class from at least two batches."
         )
     return tasks, reasons
@@ -197,7 +197,7 @@ def unseen_tasks(batch, class_name, n_folds=FOLDS, only=None):
         )
     if len(counted) == 1:
         name = names[0][counted[0]]
-        why = f"{name} alone can be scored: the answer {name} is always right, so read the null"
+        why = f"only {name} can be scored, so a constant answer is right; compare with the null"
         reasons.append((f"classes other than {name}", why))
     return [task], reasons
 
@@ -209,7 +209,10 @@ def _unpredictable(task, counts):
         left = task.fold_names[fold]
         here, elsewhere = counts.loc[left] > 0, counts.drop(left).sum() > 0
         reasons += [
-            (f"{name} in {left}", "seen in one batch only, so no probe knows it elsewhere")
+            (
+                f"{name} in {left}",
+                "measured in one batch only, so no other batch can teach it",
+            )
             for name in counts.columns[here & ~elsewhere]
         ]
         if elsewhere.sum() < 2:
