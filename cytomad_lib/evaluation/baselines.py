@@ -90,6 +90,11 @@ class Baseline:
     oracle: bool
     note: str
 
+    @property
+    def shown_name(self):
+        """The name in tables and figures, which marks oracles."""
+        return f"{self.name} (oracle)" if self.oracle else self.name
+
 
 def baseline_features(test_features, test_labels, train_features=None, train_labels=None, seed=0):
     """Correct the features of the test cells by every baseline.
@@ -253,22 +258,14 @@ def standardise_batches(features, labels, within_class=False):
         As `baseline_features`.
     """
     features, batch, class_name = check_features(features, labels)
-    features = features.astype(float)
-    found = np.empty_like(features)
-    parts = class_name.codes if within_class else np.zeros(len(features), dtype=int)
-    for part in np.unique(parts):
-        inside = parts == part
-        groups = [
-            np.flatnonzero(inside & (batch.codes == b)) for b in np.unique(batch[inside].codes)
-        ]
-        means = [features[cells].mean(axis=0) for cells in groups]
-        spreads = [spread_of(features[cells]) for cells in groups]
-        mean = features[inside].mean(axis=0)
-        spread = np.sqrt(np.mean(np.square(spreads), axis=0))
-        for cells, own_mean, own_spread in zip(groups, means, spreads, strict=True):
-            divisor = np.where(own_spread > 0, own_spread, 1)
-            found[cells] = (features[cells] - own_mean) / divisor * spread + mean
-    return keep_constant(found, features)
+    values = pd.DataFrame(features.astype(float))
+    part = class_name.codes if within_class else np.zeros(len(values), dtype=int)
+    groups = values.groupby([part, batch.codes])
+    variance = groups.var(ddof=0)
+    own = np.sqrt(variance.loc[list(zip(part, batch.codes, strict=True))].to_numpy())
+    common = np.sqrt(variance.groupby(level=0).mean().loc[part].to_numpy())
+    scaled = (values - groups.transform("mean")) / np.where(own > 0, own, 1) * common
+    return keep_constant(scaled + values.groupby(part).transform("mean"), features)
 
 
 def harmony(features, labels, seed=0):

@@ -36,7 +36,7 @@ from cytomad_lib.evaluation.results import (
     baseline_remarks,
 )
 from cytomad_lib.evaluation.score import announce, load_with_truth_if_there
-from cytomad_lib.evaluation.tables import as_text, seed_summary
+from cytomad_lib.evaluation.tables import as_text, pivot_in_order, seed_summary
 from cytomad_lib.prediction import predict
 from cytomad_lib.runs import RECIPES
 from cytomad_lib.training.recipes import check_recipes
@@ -268,8 +268,7 @@ def _seed_table(run, folder):
 def _wide(rows, index, columns):
     """Return mean ± s.d. over seeds as text, in the order of first appearance."""
     summary = seed_summary(rows, [index, columns], "value")
-    table = summary.pivot(index=index, columns=columns, values=MEAN)
-    return table.loc[rows[index].unique(), rows[columns].unique()].rename_axis(columns=None)
+    return pivot_in_order(summary, index, columns, MEAN)
 
 
 def _write_page(comparison, data, out, runs):

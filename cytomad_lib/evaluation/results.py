@@ -20,7 +20,7 @@ from cytomad_lib.data.folders import listed
 from cytomad_lib.evaluation.classifiers import PROBES
 from cytomad_lib.evaluation.image_probe import MEASURE as IMAGE_MEASURE
 from cytomad_lib.evaluation.probes import MEASURES
-from cytomad_lib.evaluation.tables import as_text, format_scores
+from cytomad_lib.evaluation.tables import as_text, format_scores, pivot_in_order
 
 METHOD_NAMES = {
     "pretraining": "pretrained",
@@ -137,18 +137,16 @@ class Evaluation:
         names = self.scores.loc[self.scores["kind"] == BASELINE, "method"]
         rows = self.scores[self.scores["method"].isin([METHOD_NAMES["pretraining"], *names])]
         rows = rows[rows["measure"].isin(MEASURES)]
-        table = rows.pivot(index="method", columns="measure", values="accuracy")
-        table = table.loc[rows["method"].unique(), rows["measure"].unique()]
+        table = pivot_in_order(rows, "method", "measure", "accuracy")
         control = self.baselines.set_index("baseline")[["null_control", "null_control_95"]]
-        return table.join(control).rename_axis(index="baseline", columns=None)
+        return table.join(control).rename_axis(index="baseline")
 
     def dose_table(self):
         """Return Spearman's rho between dose and position: methods in rows, drugs in columns."""
         if not len(self.dose_order):
             return pd.DataFrame()
         rows = self.dose_order[self.dose_order["batch"] == "all"]
-        table = rows.pivot(index="method", columns="class_name", values="rho_groups")
-        table = table.loc[rows["method"].unique(), rows["class_name"].unique()]
+        table = pivot_in_order(rows, "method", "class_name", "rho_groups")
         table["null 95 %"] = rows.groupby("method")["null_95_groups"].max()
         return table
 

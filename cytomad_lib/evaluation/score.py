@@ -65,7 +65,7 @@ def score(run, data, split, seed=0, progress=False, image_probe=True, baselines=
     images = {METHOD_NAMES[stage]: made.images for stage, made in predictions.items()}
     references = image_tables.named_references(cells, layout)
 
-    corrected, notes = {}, _notes_table([])
+    corrected, notes = {}, _notes_table({})
     if baselines:
         pretrained = predictions["pretraining"]
         corrected, notes = _correct(run, data, pretrained, seed, progress, left_out)
@@ -198,30 +198,19 @@ def _correct(run, data, prediction, seed, progress, left_out):
     announce(progress and found, "Testing the baselines on random halves, which hold no batch")
     test = partial(null_control, *given, seed=seed)
     control = if_possible(left_out, "null control of the baselines", test, None) if found else None
-    features = {
-        _shown_name(baseline): baseline.features
-        for baseline in found.values()
-        if baseline.features is not None
-    }
-    return features, _notes_table(found.values(), control)
-
-
-def _shown_name(baseline):
-    return f"{baseline.name} (oracle)" if baseline.oracle else baseline.name
+    features = {b.shown_name: b.features for b in found.values() if b.features is not None}
+    return features, _notes_table(found, control)
 
 
 def _notes_table(baselines, control=None):
-    rows = []
-    for baseline in baselines:
-        row = {"baseline": _shown_name(baseline), "available": baseline.features is not None}
-        if control is not None and baseline.name in control.index:
-            row["null_control"], row["null_control_95"] = control.loc[
-                baseline.name, ["null_control", "null_95"]
-            ]
-        rows.append(row | {"note": baseline.note})
-    columns = ["baseline", "available", "null_control", "null_control_95", "note"]
-    table = pd.DataFrame(rows, columns=columns)
-    return table.astype({"available": bool, "null_control": float, "null_control_95": float})
+    rows = [(b.shown_name, b.features is not None, b.note) for b in baselines.values()]
+    table = pd.DataFrame(rows, columns=["baseline", "available", "note"])
+    null = ["null_control", "null_95"]
+    control = pd.DataFrame(columns=null) if control is None else control
+    values = control.reindex(list(baselines))[null].to_numpy(float)
+    table.insert(2, "null_control", values[:, 0])
+    table.insert(3, "null_control_95", values[:, 1])
+    return table.astype({"available": bool})
 
 
 # --- probes ----------------------------------------------------------------------------------

@@ -90,6 +90,12 @@ def seed_summary(table, by, value):
     return summary
 
 
+def pivot_in_order(rows, index, columns, values):
+    """Pivot a table; rows and columns keep their order of first appearance."""
+    table = rows.pivot(index=index, columns=columns, values=values)
+    return table.loc[rows[index].unique(), rows[columns].unique()].rename_axis(columns=None)
+
+
 def as_text(table):
     """Return a table as text for the terminal: three decimals, a dash where nothing is."""
     table = table.rename_axis(index=None, columns=None)

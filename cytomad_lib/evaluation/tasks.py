@@ -211,7 +211,7 @@ def _unpredictable(task, counts):
         reasons += [
             (
                 f"{name} in {left}",
-                "measured in one batch only, so no other batch can teach it",
+                "measured in one batch only, so others cannot predict it",
             )
             for name in counts.columns[here & ~elsewhere]
         ]
