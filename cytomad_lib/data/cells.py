@@ -37,7 +37,7 @@ from cytomad_lib.data.folders import (
     wanted_groups,
 )
 from cytomad_lib.data.layouts import check_split, find_layout
-from cytomad_lib.data.matfiles import read_mat
+from cytomad_lib.data.stackfiles import read_stack
 
 CELLS_AT_ONCE = 128  # read and resized together: 8 MB of 128 x 128 pixels
 
@@ -293,7 +293,7 @@ class CellFiles(_Labelled):
     ------
     DatasetError
         If the folders, pairs, sizes or counts are not what was asked.
-    MatFileError
+    ImageFileError
         If a file cannot be read.
     """
 
@@ -357,11 +357,12 @@ class CellFiles(_Labelled):
         """
         for infos in self._infos:
             for info in infos.values():
-                if info.version == "5":
+                if info.whole:
+                    kind = "MATLAB v5" if info.version == "5" else f"{info.axes} {info.version}"
                     raise DatasetError(
-                        f"{info.path} is a MATLAB v5 file, which can only be read as a whole. "
-                        "Expected v7.3 to read cells from disk a few at a time; save the dataset "
-                        "again with save(..., '-v7.3') or "
+                        f"{info.path} is a {kind} file, which can only be read as a whole. "
+                        "Expected one cell after the other in it, to read a few cells at a time; "
+                        "save the dataset again with save(..., '-v7.3'), as TIFF or with "
                         "cytomad_lib.data.matfiles.write_mat(path, {name: array}), or load it "
                         "into memory."
                     )
@@ -382,7 +383,7 @@ class CellFiles(_Labelled):
 
         Raises
         ------
-        MatFileError
+        ImageFileError
             If a file cannot be read or holds NaN.
         """
         indices = np.arange(len(self))[indices]
@@ -476,9 +477,9 @@ class CellFiles(_Labelled):
         for rows in np.split(order, np.flatnonzero(np.diff(files)) + 1):
             if not len(rows):
                 return
-            versions = [info.version for info in self._infos_of(indices[rows]).values()]
-            # A v5 file is read as a whole each time; MATLAB allows it 2 GB.
-            at_once = len(rows) if "5" in versions else CELLS_AT_ONCE
+            whole = any(info.whole for info in self._infos_of(indices[rows]).values())
+            # Some files are read as a whole each time; MATLAB v5 allows them 2 GB.
+            at_once = len(rows) if whole else CELLS_AT_ONCE
             for start in range(0, len(rows), at_once):
                 yield rows[start : start + at_once]
 
@@ -489,7 +490,7 @@ class CellFiles(_Labelled):
     def _read_as_stored(self, kind, indices):
         """Read the images of these cells, all of one group and not yet resized."""
         info = self._infos_of(indices)[kind]
-        images = read_mat(info.path, info.variable, self._cell_in_file[indices])
+        images = read_stack(info, self._cell_in_file[indices])
         images *= self.layout.contrasts[kind].scale
         return images
 
@@ -520,7 +521,7 @@ def load_cells(
 
     Raises
     ------
-    DatasetError, MatFileError
+    DatasetError, ImageFileError
         As `CellFiles`, and if a pixel is NaN or infinite.
     """
     asked = split, cells_per_group, image_size, batches, classes, with_truth, with_target

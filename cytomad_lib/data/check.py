@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from cytomad_lib.data.cells import CELLS_AT_ONCE, check_trainable
 from cytomad_lib.data.description import DESCRIPTION, folded
-from cytomad_lib.data.errors import DatasetError, MatFileError
+from cytomad_lib.data.errors import DatasetError, ImageFileError
 from cytomad_lib.data.folders import (
     compare_folders,
     inspect_files,
@@ -28,7 +28,7 @@ from cytomad_lib.data.folders import (
     turned_text,
 )
 from cytomad_lib.data.layouts import SPLITS, Layout, find_layout, find_path
-from cytomad_lib.data.matfiles import read_mat
+from cytomad_lib.data.stackfiles import matching, read_stack
 
 # Phase of a cell in radians lies well inside this; degrees or nanometres do not.
 PLAUSIBLE_PHASE = (-20.0, 60.0)
@@ -120,7 +120,7 @@ def check_dataset(folder, progress=False):
                 if split not in splits
             ]
         targets = [find_path(root, group.file(split, "QPI")) for split in splits]
-        with_target = any(path.exists() for path in targets)
+        with_target = any(matching(path) for path in targets)
         if not with_target:
             without_target.append(group)
         for split in splits:
@@ -169,12 +169,12 @@ def _alike_together(root, found):
 def _check_files(layout, root, group, split, with_target, remarks, ranges):
     """Check one group and split: its row of the table, its infos, its problems as (path, text)."""
     known = "QPI_TRUE" in layout.contrasts
-    truth = known and find_path(root, group.file(split, "QPI_TRUE")).exists()
+    truth = known and bool(matching(find_path(root, group.file(split, "QPI_TRUE"))))
     infos, errors = inspect_files(layout, root, group, split, truth, with_target)
     for kind, info in infos.items():
         try:
             _scan_pixels(layout, kind, info, remarks, ranges)
-        except MatFileError as error:
+        except ImageFileError as error:
             errors.append((info.path, error))
     problems = [(path, str(error)) for path, error in errors]
     row = {
@@ -197,9 +197,9 @@ def _scan_pixels(layout, kind, info, remarks, ranges):
     """Read all pixels, some cells at a time; note their range, and what is implausible."""
     found, lowest, highest = set(), np.inf, -np.inf
     n_cells = info.shape[2]
-    at_once = CELLS_AT_ONCE if info.version == "7.3" else n_cells
+    at_once = n_cells if info.whole else CELLS_AT_ONCE
     for start in range(0, n_cells, at_once):
-        images = read_mat(info.path, info.variable, slice(start, start + at_once))
+        images = read_stack(info, slice(start, start + at_once))
         images *= layout.contrasts[kind].scale
         low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
         if kind in layout.inputs and (low == high).any():
@@ -207,7 +207,7 @@ def _scan_pixels(layout, kind, info, remarks, ranges):
             found.add(f"have a {name} image with the same value everywhere")
         lowest, highest = min(lowest, low.min()), max(highest, high.max())
         if len(images) == images.shape[1] == images.shape[2] == n_cells:
-            found |= _order_remarks(info.variable, images)
+            found |= _order_remarks(info, images)
     ranges.setdefault(kind, []).append((lowest, highest, info.path))
     if info.version == "5":
         found.add("are MATLAB v5, so streaming reads them as a whole (v7.3 is faster)")
@@ -215,12 +215,12 @@ def _scan_pixels(layout, kind, info, remarks, ranges):
         remarks.setdefault(remark, []).append(info.path)
 
 
-def _order_remarks(name, images):
+def _order_remarks(info, images):
     """Look for turned axes where the shape does not tell: other cells differ more than pixels."""
     cells, *sides = (np.abs(np.diff(images, axis=axis)).mean() for axis in range(3))
     if max(sides) <= 1.2 * cells:
         return set()
-    return {f"look like {turned_text(name, int(np.argmax(sides)))}"}
+    return {f"look like {turned_text(info, int(np.argmax(sides)))}"}
 
 
 def value_warnings(cells, layout):

@@ -12,8 +12,8 @@ class DatasetError(CytomadError):
     """A dataset folder, or the cells asked from it, is not what it should be."""
 
 
-class MatFileError(CytomadError):
-    """A ``.mat`` file is missing, damaged, unsafe, or does not hold an image stack."""
+class ImageFileError(CytomadError):
+    """An image file is missing, damaged, unsafe, or does not hold an image stack."""
 
 
 class SimulationError(CytomadError):

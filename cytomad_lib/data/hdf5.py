@@ -18,9 +18,10 @@ from cytomad_lib.data.reader import GET_AGAIN
 from cytomad_lib.data.stacks import (
     DTYPE_OF_CLASS,
     MOST_COMPRESSION,
-    READ_BYTES,
+    Stored,
     check_class,
-    check_shape,
+    find_axes,
+    read_cells,
     refuse_complex,
     refuse_missing_variable,
     refuse_size,
@@ -52,29 +53,14 @@ def _opened(path):
 # --- Image stacks of MATLAB v7.3 -------------------------------------------------------------
 
 
-def stack(path, variable, cells=(), shape=None):
-    """Read an image stack: yield its shape as MATLAB counts it and its type, then the cells asked.
-
-    Parameters
-    ----------
-    path, variable : str
-    cells : list of int
-        Their numbers, in any order.
-    shape : list of int, optional
-        What was found when the file was inspected.
-
-    Yields
-    ------
-    dict, then float32 arrays (cells, height, width)
-    """
+def stack(path, variable, axes=None, tile=None, cells=(), shape=None):
+    """Read an image stack: see `stacks.read_cells`."""
     with _opened(path) as file:
         dataset = _find_stack(path, file, variable)
-        found = list(dataset.shape[::-1])
-        if found != (shape or found):
-            raise CytomadError(f"{path} has changed since it was inspected. Read it again.")
-        yield {"shape": found, "dtype": str(dataset.dtype)}
-        if cells:
-            yield from _cells(dataset, np.array(cells))
+        stored = Stored(dataset, variable, "YXN", matlab=True)
+        axes = find_axes(path, stored, axes, tile)
+        _check_once(path, dataset, variable)
+        yield from read_cells(path, stored, axes, tile, cells, shape)
 
 
 def _find_stack(path, file, variable):
@@ -103,28 +89,16 @@ def _find_stack(path, file, variable):
             f"{path}: '{variable}' is an empty array. Expected height x width x cells; "
             "save at least one cell."
         )
-    check_shape(path, variable, dataset.shape[::-1])
-    state = Path(path).stat()
-    state = (path, variable, state.st_ino, state.st_size, state.st_mtime_ns)
-    if state not in _checked:  # a training reads the same files again and again
-        _check_storage(path, dataset, variable)
-        _checked.add(state)
     return dataset
 
 
-def _cells(dataset, wanted):
-    """Yield cells; neighbours that are wanted together are read together."""
-    _, width, height = dataset.shape
-    at_once = max(1, READ_BYTES // (width * height * dataset.dtype.itemsize))
-    if dataset.chunks:  # a chunk is inflated as a whole
-        at_once = max(at_once, dataset.chunks[0])
-    starts = np.flatnonzero(np.diff(wanted, prepend=-2) != 1)
-    for run in np.split(wanted, starts[1:]):
-        for place in range(0, len(run), at_once):
-            part = run[place : place + at_once]
-            stored = dataset[part[0] : part[-1] + 1]
-            with np.errstate(over="ignore", invalid="ignore"):  # the parent refuses infinity
-                yield np.ascontiguousarray(stored.transpose(0, 2, 1), np.float32)
+def _check_once(path, dataset, variable):
+    """Check how a stack is stored; a training reads the same files again and again."""
+    state = Path(path).stat()
+    state = (path, variable, state.st_ino, state.st_size, state.st_mtime_ns)
+    if state not in _checked:
+        _check_storage(path, dataset, variable)
+        _checked.add(state)
 
 
 # --- Networks --------------------------------------------------------------------------------
