@@ -143,7 +143,7 @@ def check_dataset(folder, progress=False):
     if not there:
         return DatasetReport(layout, root, table, problems, notes)
     notes += (
-        _dataset_notes(layout, table)
+        _dataset_notes(layout, table, ranges)
         + _value_texts(layout, ranges)
         + [
             f"{len(paths)} file(s) {remark}. First: {paths[0]}."
@@ -208,7 +208,7 @@ def _scan_pixels(layout, kind, info, remarks, ranges):
         lowest, highest = min(lowest, low.min()), max(highest, high.max())
         if len(images) == images.shape[1] == images.shape[2] == n_cells:
             found |= _order_remarks(info, images)
-    ranges.setdefault(kind, []).append((lowest, highest, info.path))
+    ranges.setdefault(kind, []).append((lowest, highest, info))
     if info.version == "5":
         found.add("are MATLAB v5, so streaming reads them as a whole (v7.3 is faster)")
     for remark in found:
@@ -254,7 +254,7 @@ def value_warnings(cells, layout):
 def _value_texts(layout, ranges):
     """Return a sentence for each kind of image with implausible values.
 
-    `ranges` has a list of (lowest, highest, path or None) for each kind.
+    `ranges` has a list of (lowest, highest, info or None) for each kind.
     """
     texts = []
     for kind, found in ranges.items():
@@ -289,8 +289,8 @@ def _scale_texts(kind, contrast, found):
 
 
 def _where(rows):
-    path = rows[0][2]
-    return f" ({len(rows)} file(s), first {path})" if path else ""
+    info = rows[0][2]
+    return f" ({len(rows)} file(s), first {info.path})" if info else ""
 
 
 def _folder_notes(root, there, others, folders):
@@ -312,13 +312,14 @@ def _folder_notes(root, there, others, folders):
     return notes
 
 
-def _dataset_notes(layout, table):
+def _dataset_notes(layout, table, ranges):
     """Say which groups, splits and kinds of file are there."""
     notes = []
     if layout.described:
         notes.append(
             f"Goes in: {', '.join(layout.images['input'])}. Comes out: {layout.images['target']}."
         )
+        notes += [_stored_text(layout.contrasts[kind], found) for kind, found in ranges.items()]
     n_groups = table["group"].nunique()
     if n_groups < len(layout.groups):  # of a described dataset: folders without files
         notes.append(f"{n_groups} of the {len(layout.groups)} groups of the layout are there.")
@@ -331,6 +332,20 @@ def _dataset_notes(layout, table):
             f"groups and splits{'' if layout.described else ': these are simulated cells'}."
         )
     return notes
+
+
+def _stored_text(contrast, found):
+    """Say how one kind of image is stored: type, format, axes and range of values."""
+    forms = sorted({_form_text(info) for *_, info in found})
+    low, high = min(low for low, *_ in found), max(high for _, high, _ in found)
+    low, high = (f"{float(value / contrast.scale):.6g}" for value in (low, high))
+    return f"{contrast.name}: {'; '.join(forms)}; values {low} to {high}."
+
+
+def _form_text(info):
+    program = "MATLAB " if info.version in ("5", "7.3") else ""
+    tiles = f", tiles of {info.tile} x {info.tile} pixels" if info.tile else ""
+    return f"{info.dtype} in {program}{info.version} files, axes {info.axes}{tiles}"
 
 
 def _find_uses(layout, root, table, without_target):

@@ -4,6 +4,7 @@ Cells are along the one axis besides height and width, whatever its name in the 
 channels are refused. Pages are read one by one, so that a few cells do not need the rest.
 """
 
+import logging
 import math
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import tifffile
 
 from cytomad_lib.data.errors import ImageFileError
+from cytomad_lib.data.reader import GET_AGAIN
 from cytomad_lib.data.stacks import (
     MOST_COMPRESSION,
     Stored,
@@ -21,13 +23,21 @@ from cytomad_lib.data.stacks import (
     shape_text,
 )
 
+
 NAME = "a"  # how messages call the array
 COLOURS = "SC"  # axes of samples and channels
 
 
+class _Damage(logging.Handler):
+    """Raise what tifffile would only log: it goes on without the pages that it cannot find."""
+
+    def emit(self, record):
+        raise ValueError(record.getMessage())
+
+
 def stack(path, variable=None, axes=None, tile=None, cells=(), shape=None):
     """Read an image stack: see `stacks.read_cells`."""
-    with tifffile.TiffFile(path) as file, _named_codecs(path):
+    with _strict(path), tifffile.TiffFile(path) as file:
         series = _only_series(path, file)
         check_dtype(path, NAME, series.dtype)
         declared, size = math.prod(series.shape) * series.dtype.itemsize, Path(path).stat().st_size
@@ -77,7 +87,21 @@ def _array(path, file, series):
     except ValueError:  # compressed
         if len(shape) == 3 and len(series.pages) == shape[0]:
             return _Pages(file, shape, series.dtype)
+        _refuse_gaps(file, range(len(series.pages)))
         return series.asarray().reshape(shape)
+
+
+def _refuse_gaps(file, keys):
+    """Refuse pages that lack bytes, which tifffile would take for zeros."""
+    size = file.filehandle.size
+    for page in (file.series[0].pages[key] for key in keys):
+        parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+        plain = sum(count for _, count in parts) < page.nbytes and page.compression == 1
+        if plain or not parts or any(n == 0 or start + n > size for start, n in parts):
+            raise ImageFileError(
+                f"{file.filehandle.path} stores fewer pixels than it declares. Expected a complete "
+                f"file. {GET_AGAIN}"
+            )
 
 
 class _Pages:
@@ -89,12 +113,15 @@ class _Pages:
     def __getitem__(self, index):
         pages = index[0] if isinstance(index, tuple) else slice(None)
         keys = range(*pages.indices(self.shape[0]))
+        _refuse_gaps(self.file, keys)
         return self.file.asarray(key=keys, series=0).reshape(-1, *self.shape[1:])
 
 
 @contextmanager
-def _named_codecs(path):
-    """Say what to do about a compression that needs one more package."""
+def _strict(path):
+    """Refuse what tifffile only logs; say what to do about compressions it does not know alone."""
+    log, handler = logging.getLogger("tifffile"), _Damage(logging.ERROR)
+    log.addHandler(handler)
     try:
         yield
     except (KeyError, ValueError) as error:
@@ -104,3 +131,5 @@ def _named_codecs(path):
             f"{path} needs one more package to be decompressed ({error.args[0]}). Expected "
             "no compression, deflate or PackBits; save it so, or install imagecodecs."
         ) from error
+    finally:
+        log.removeHandler(handler)
