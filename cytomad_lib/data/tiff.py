@@ -23,7 +23,6 @@ from cytomad_lib.data.stacks import (
     shape_text,
 )
 
-
 NAME = "a"  # how messages call the array
 COLOURS = "SC"  # axes of samples and channels
 
