@@ -23,19 +23,9 @@ import pandas as pd
 from skimage.transform import resize
 from tqdm import tqdm
 
+from cytomad_lib.data import folders
 from cytomad_lib.data.description import REFRACTION_INCREMENT
 from cytomad_lib.data.errors import DatasetError
-from cytomad_lib.data.folders import (
-    compare_folders,
-    inspect_files,
-    kinds_of,
-    missing_names,
-    missing_split_text,
-    no_files_text,
-    size_errors,
-    splits_present,
-    wanted_groups,
-)
 from cytomad_lib.data.layouts import check_split, find_layout
 from cytomad_lib.data.stackfiles import read_stack
 
@@ -315,18 +305,21 @@ class CellFiles(_Labelled):
         self.split = split
         self.with_truth = with_truth
         # Cells of a new day alone can be predicted: those of the days before need not be there.
-        texts = missing_names(self.layout, self.root) if with_target else []
-        for text in (*texts, *(text for _, text in compare_folders(self.layout, self.root)[0])):
+        texts = folders.missing_names(self.layout, self.root) if with_target else []
+        for text in (
+            *texts,
+            *(text for _, text in folders.compare_folders(self.layout, self.root)[0]),
+        ):
             raise DatasetError(text)
 
         self._groups = self._find_groups(batches, classes)
         found = [
-            inspect_files(self.layout, self.root, group, split, with_truth, with_target)
+            folders.inspect_files(self.layout, self.root, group, split, with_truth, with_target)
             for group in self._groups
         ]
         self._infos = [infos for infos, _ in found]
         errors = [error for _, own in found for error in own]
-        for _, error in errors or size_errors(infos["BF"] for infos in self._infos):
+        for _, error in errors or folders.size_errors(infos["BF"] for infos in self._infos):
             raise error
         self.image_size = image_size or self._infos[0]["BF"].shape[0]
         self.pixel_size_um = self.layout.field_of_view_um / self.image_size
@@ -389,7 +382,7 @@ class CellFiles(_Labelled):
         indices = np.arange(len(self))[indices]
         shape = (len(indices), self.image_size, self.image_size)
         brightfield = np.empty((*shape, self.channels), np.float32)
-        kinds = kinds_of(self.layout, self.with_truth)
+        kinds = folders.kinds_of(self.layout, self.with_truth)
         # Where the images of each kind go: the inputs side by side.
         places = {kind: brightfield[..., number] for number, kind in enumerate(self.layout.inputs)}
         files = np.unique(self._group_of_cell[indices])
@@ -426,11 +419,11 @@ class CellFiles(_Labelled):
 
     def _find_groups(self, batches, classes):
         """Return the groups that are on disk; each must have the split."""
-        wanted = wanted_groups(self.layout, batches, classes)
-        present = {group: splits_present(self.layout, self.root, group) for group in wanted}
+        wanted = folders.wanted_groups(self.layout, batches, classes)
+        present = {group: folders.splits_present(self.layout, self.root, group) for group in wanted}
         there = [group for group, splits in present.items() if splits]
         if not there:
-            raise DatasetError(no_files_text(self.root, self.layout, self.split))
+            raise DatasetError(folders.no_files_text(self.root, self.layout, self.split))
         found = {group.batch for group in there} | {group.class_name for group in there}
         for name in (*(batches or ()), *(classes or ())):
             if name not in found:
@@ -441,7 +434,7 @@ class CellFiles(_Labelled):
         for group in there:
             if self.split not in present[group]:
                 found = present[group], present.values()
-                raise DatasetError(missing_split_text(self.root, self.split, group, *found))
+                raise DatasetError(folders.missing_split_text(self.root, self.split, group, *found))
         return there
 
     def _make_labels(self, cells_per_group):

@@ -13,20 +13,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from cytomad_lib.data import folders
 from cytomad_lib.data.cells import CELLS_AT_ONCE, check_trainable
 from cytomad_lib.data.description import DESCRIPTION, folded
 from cytomad_lib.data.errors import DatasetError, ImageFileError
-from cytomad_lib.data.folders import (
-    compare_folders,
-    inspect_files,
-    listed,
-    missing_names,
-    missing_split_text,
-    no_files_text,
-    size_errors,
-    splits_present,
-    turned_text,
-)
 from cytomad_lib.data.layouts import SPLITS, Layout, find_layout, find_path
 from cytomad_lib.data.stackfiles import matching, read_stack
 
@@ -103,9 +93,9 @@ def check_dataset(folder, progress=False):
         If the folder holds no dataset at all.
     """
     layout, root = find_layout(folder)
-    found, others, folders = compare_folders(layout, root)
+    found, others, group_folders = folders.compare_folders(layout, root)
     remarks, ranges = {}, {}  # what is worth a note -> files; kind -> the range of values of each
-    there = {group: splits_present(layout, root, group) for group in layout.groups}
+    there = {group: folders.splits_present(layout, root, group) for group in layout.groups}
     there = {group: splits for group, splits in there.items() if splits}
     used = [split for split in SPLITS if any(split in splits for splits in there.values())]
     rows, brightfields, without_target = [], [], []
@@ -114,7 +104,7 @@ def check_dataset(folder, progress=False):
             found += [
                 (
                     find_path(root, group.folder),
-                    missing_split_text(root, split, group, splits, there.values()),
+                    folders.missing_split_text(root, split, group, splits, there.values()),
                 )
                 for split in used
                 if split not in splits
@@ -131,15 +121,15 @@ def check_dataset(folder, progress=False):
             found += errors
             if "BF" in infos and not errors:
                 brightfields.append(infos["BF"])
-    found += [(path, str(error)) for path, error in size_errors(brightfields)]
+    found += [(path, str(error)) for path, error in folders.size_errors(brightfields)]
     table = pd.DataFrame(rows, columns=TABLE_COLUMNS)
     table = table.astype({"cells": "Int64", "height": "Int64", "width": "Int64"})
     if not layout.doses:
         table = table.drop(columns="dose")
     if not there:
-        found.append((root, no_files_text(root, layout, SPLITS[0])))
+        found.append((root, folders.no_files_text(root, layout, SPLITS[0])))
     problems = _alike_together(root, found)
-    notes = _folder_notes(root, there, others, folders)
+    notes = _folder_notes(root, there, others, group_folders)
     if not there:
         return DatasetReport(layout, root, table, problems, notes)
     notes += (
@@ -161,7 +151,7 @@ def _alike_together(root, found):
         alike.setdefault(re.sub(r"\d+", "#", text.replace(str(path), "")), []).append((path, text))
     lines = []
     for (_, text), *more in alike.values():
-        places = listed([path.relative_to(root).as_posix() for path, _ in more], most=2)
+        places = folders.listed([path.relative_to(root).as_posix() for path, _ in more], most=2)
         lines.append(f"{text} Likewise {len(more)} more: {places}." if more else text)
     return lines
 
@@ -170,7 +160,7 @@ def _check_files(layout, root, group, split, with_target, remarks, ranges):
     """Check one group and split: its row of the table, its infos, its problems as (path, text)."""
     known = "QPI_TRUE" in layout.contrasts
     truth = known and bool(matching(find_path(root, group.file(split, "QPI_TRUE"))))
-    infos, errors = inspect_files(layout, root, group, split, truth, with_target)
+    infos, errors = folders.inspect_files(layout, root, group, split, truth, with_target)
     for kind, info in infos.items():
         try:
             _scan_pixels(layout, kind, info, remarks, ranges)
@@ -220,7 +210,7 @@ def _order_remarks(info, images):
     cells, *sides = (np.abs(np.diff(images, axis=axis)).mean() for axis in range(3))
     if max(sides) <= 1.2 * cells:
         return set()
-    return {f"look like {turned_text(info, int(np.argmax(sides)))}"}
+    return {f"look like {folders.turned_text(info, int(np.argmax(sides)))}"}
 
 
 def value_warnings(cells, layout):
@@ -293,21 +283,21 @@ def _where(rows):
     return f" ({len(rows)} file(s), first {info.path})" if info else ""
 
 
-def _folder_notes(root, there, others, folders):
+def _folder_notes(root, there, others, group_folders):
     """Say which folders are left out: those of no group, and those of groups without files."""
     notes = []
     if others:
-        names = listed(path.relative_to(root).as_posix() for path in others)
+        names = folders.listed(path.relative_to(root).as_posix() for path in others)
         notes.append(
             f"{len(others)} folder(s) are no part of the dataset and are ignored: {names}."
         )
     used = {folded(group.folder) for group in there}
-    names = [path.relative_to(root).as_posix() for path in folders]
+    names = [path.relative_to(root).as_posix() for path in group_folders]
     empty = [name for name in names if folded(name) not in used]
     if empty:
         notes.append(
             f"{len(empty)} group(s) have a folder, but no files of any split, and are left out: "
-            f"{listed(empty)}."
+            f"{folders.listed(empty)}."
         )
     return notes
 
@@ -351,15 +341,17 @@ def _form_text(info):
 def _find_uses(layout, root, table, without_target):
     """Return what a dataset can be used for, and a note for each thing that it cannot."""
     splits_of = table.groupby("group", sort=False)["split"].agg(set)
-    reasons = missing_names(layout, root)
+    reasons = folders.missing_names(layout, root)
     for split in ("Train", "Valid"):
         lacking = [name for name, splits in splits_of.items() if split not in splits]
         if len(lacking) == len(splits_of):
-            reasons.append(missing_split_text(root, split, None, (), ()))
+            reasons.append(folders.missing_split_text(root, split, None, (), ()))
         elif lacking:
-            reasons.append(f"{len(lacking)} group(s) have no {split} split: {listed(lacking)}.")
+            reasons.append(
+                f"{len(lacking)} group(s) have no {split} split: {folders.listed(lacking)}."
+            )
     if without_target:
-        names = listed(group.name for group in without_target)
+        names = folders.listed(group.name for group in without_target)
         inputs = " and ".join(layout.images["input"])
         reasons.append(
             f"{len(without_target)} group(s) have {inputs} alone, without {layout.target.name}: "

@@ -19,21 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cytomad_lib.data import stacks
 from cytomad_lib.data.errors import ImageFileError
 from cytomad_lib.data.reader import GET_AGAIN
-from cytomad_lib.data.stacks import (
-    DTYPE_OF_CLASS,
-    MOST_COMPRESSION,
-    READ_BYTES,
-    Stored,
-    check_class,
-    find_axes,
-    read_cells,
-    refuse_complex,
-    refuse_missing_variable,
-    refuse_size,
-    shape_text,
-)
 
 # Type codes.
 INT8, UINT8, INT32, UINT32, MATRIX, COMPRESSED, UTF8 = 1, 2, 5, 6, 14, 15, 16
@@ -113,7 +101,7 @@ class _Source:
             self.file.seek(n, io.SEEK_CUR)
         else:
             while n > 0:
-                n -= len(self.read(min(n, READ_BYTES)))
+                n -= len(self.read(min(n, stacks.READ_BYTES)))
 
     def finish(self):
         """Make sure that a compressed element ends here; zlib then compares its checksum."""
@@ -142,10 +130,10 @@ def stack(path, variable, axes=None, tile=None, cells=(), shape=None):
     """Read an image stack: see `stacks.read_cells`."""
     with _open(path, variable) as (found, source, dtype):
         array = _Array(source, found.shape[::-1], dtype)
-        declared = DTYPE_OF_CLASS[found.matlab_class]
-        stored = Stored(array, variable, "YXN", matlab=True, dtype=declared)
-        axes = find_axes(path, stored, axes, tile)
-        parts = read_cells(path, stored, axes, tile, cells, shape)
+        declared = stacks.DTYPE_OF_CLASS[found.matlab_class]
+        stored = stacks.Stored(array, variable, "YXN", matlab=True, dtype=declared)
+        axes = stacks.find_axes(path, stored, axes, tile)
+        parts = stacks.read_cells(path, stored, axes, tile, cells, shape)
         yield next(parts) | {"whole": True}
         yield from parts
         if len(cells):  # go on to the end, where the checksum is
@@ -177,13 +165,13 @@ def _open(path, variable):
     try:
         with open(path, "rb") as file:
             found = _find(path, file, variable)
-            check_class(path, variable, found.matlab_class, found.fields)
+            stacks.check_class(path, variable, found.matlab_class, found.fields)
             if found.is_complex:
-                refuse_complex(path, variable)
-            declared = math.prod(found.shape) * DTYPE_OF_CLASS[found.matlab_class].itemsize
+                stacks.refuse_complex(path, variable)
+            declared = math.prod(found.shape) * stacks.DTYPE_OF_CLASS[found.matlab_class].itemsize
             stored = os.stat(path).st_size
-            if declared > MOST_COMPRESSION * stored:
-                refuse_size(path, f"'{variable}'", declared, stored)
+            if declared > stacks.MOST_COMPRESSION * stored:
+                stacks.refuse_size(path, f"'{variable}'", declared, stored)
             yield found, *_numbers(found)
     except (_Damaged, zlib.error, struct.error, OSError) as error:
         raise ImageFileError(
@@ -212,7 +200,7 @@ def _find(path, file, variable):
     if names.count(variable) > 1:
         raise _Damaged(f"'{variable}' is in it {names.count(variable)} times")
     if variable not in names:
-        refuse_missing_variable(path, variable, [name for name in names if name])
+        stacks.refuse_missing_variable(path, variable, [name for name in names if name])
     found, place = sources[variable]
     file.seek(place)
     return found
@@ -233,7 +221,7 @@ def _variable(source):
     lengths = source.element(INT32)
     shape = struct.unpack(f"{source.order}{len(lengths) // 4}i", lengths)
     if not 2 <= len(shape) <= MOST_AXES or min(shape) < 0:
-        raise _Damaged(f"it holds a variable of shape {shape_text(shape)}")
+        raise _Damaged(f"it holds a variable of shape {stacks.shape_text(shape)}")
     name = _text(source.element(INT8, UINT8, UTF8))
     fields = _fields(source) if matlab_class == "struct" else ()
     if flags & LOGICAL:
@@ -254,10 +242,12 @@ def _numbers(found):
     """Return the source of a variable's numbers and their type, which may be a smaller one."""
     code, size, content = found.source.tag()
     dtype = np.dtype(found.source.order + NUMBERS.get(code, "V1"))
-    if not np.can_cast(dtype, DTYPE_OF_CLASS[found.matlab_class]):
+    if not np.can_cast(dtype, stacks.DTYPE_OF_CLASS[found.matlab_class]):
         raise _Damaged(f"'{found.name}' is {found.matlab_class}, stored as type {code}")
     if size != math.prod(found.shape) * dtype.itemsize:
-        raise _Damaged(f"'{found.name}' of {shape_text(found.shape)} is stored in {size:,} bytes")
+        raise _Damaged(
+            f"'{found.name}' of {stacks.shape_text(found.shape)} is stored in {size:,} bytes"
+        )
     if content is None:
         return found.source, dtype
     return _Source(io.BytesIO(content), found.source.order, size), dtype

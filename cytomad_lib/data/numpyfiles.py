@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cytomad_lib.data.stacks import Stored, check_dtype, find_axes, read_cells, refuse_size
+from cytomad_lib.data import stacks
 
 NAME = "a"  # how messages call the array
 
@@ -20,9 +20,11 @@ def stack(path, variable=None, axes=None, tile=None, cells=(), shape=None):
         old = version == (1, 0)
         read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
         lengths, _, dtype = read(file)
-        check_dtype(path, NAME, dtype)
+        stacks.check_dtype(path, NAME, dtype)
         declared = math.prod(lengths) * dtype.itemsize
         if declared > Path(path).stat().st_size - file.tell():
-            refuse_size(path, "it", declared, Path(path).stat().st_size - file.tell())
-    stored = Stored(np.load(path, mmap_mode="r", allow_pickle=False), NAME)
-    yield from read_cells(path, stored, find_axes(path, stored, axes, tile), tile, cells, shape)
+            stacks.refuse_size(path, "it", declared, Path(path).stat().st_size - file.tell())
+    stored = stacks.Stored(np.load(path, mmap_mode="r", allow_pickle=False), NAME)
+    yield from stacks.read_cells(
+        path, stored, stacks.find_axes(path, stored, axes, tile), tile, cells, shape
+    )

@@ -11,17 +11,9 @@ from pathlib import Path
 
 import tifffile
 
+from cytomad_lib.data import stacks
 from cytomad_lib.data.errors import ImageFileError
 from cytomad_lib.data.reader import GET_AGAIN
-from cytomad_lib.data.stacks import (
-    MOST_COMPRESSION,
-    Stored,
-    check_dtype,
-    find_axes,
-    read_cells,
-    refuse_size,
-    shape_text,
-)
 
 NAME = "a"  # how messages call the array
 COLOURS = "SC"  # axes of samples and channels
@@ -38,17 +30,19 @@ def stack(path, variable=None, axes=None, tile=None, cells=(), shape=None):
     """Read an image stack: see `stacks.read_cells`."""
     with _strict(path), tifffile.TiffFile(path) as file:
         series = _only_series(path, file)
-        check_dtype(path, NAME, series.dtype)
+        stacks.check_dtype(path, NAME, series.dtype)
         declared, size = math.prod(series.shape) * series.dtype.itemsize, Path(path).stat().st_size
-        if declared > MOST_COMPRESSION * size:
-            refuse_size(path, "it", declared, size)
-        stored = Stored(_array(path, file, series), NAME, _known_axes(path, series, axes))
-        yield from read_cells(path, stored, find_axes(path, stored, axes, tile), tile, cells, shape)
+        if declared > stacks.MOST_COMPRESSION * size:
+            stacks.refuse_size(path, "it", declared, size)
+        stored = stacks.Stored(_array(path, file, series), NAME, _known_axes(path, series, axes))
+        yield from stacks.read_cells(
+            path, stored, stacks.find_axes(path, stored, axes, tile), tile, cells, shape
+        )
 
 
 def _only_series(path, file):
     if len(file.series) != 1:
-        shapes = "; ".join(shape_text(series.shape) for series in file.series[:5])
+        shapes = "; ".join(stacks.shape_text(series.shape) for series in file.series[:5])
         raise ImageFileError(
             f"{path} holds {len(file.series)} series of images ({shapes}). Expected one stack of "
             "images of one size and type; save each series as a file of its own."
@@ -69,7 +63,7 @@ def _known_axes(path, series, stated):
     if not stated and any(axis in COLOURS for axis in other):
         raise ImageFileError(
             f"{path} has colours or channels: its axes are {series.axes} of "
-            f"{shape_text(series.shape)}. Expected gray images: channels are separate inputs, so "
+            f"{stacks.shape_text(series.shape)}. Expected gray images: channels are separate inputs, so "
             'save each as a file of its own; or state axes = "NYX" if these are cells.'
         )
     if len(other) != 1 or other == "Q":  # Q: the file does not say
