@@ -306,11 +306,9 @@ class CellFiles(_Labelled):
         self.with_truth = with_truth
         # Cells of a new day alone can be predicted: those of the days before need not be there.
         texts = folders.missing_names(self.layout, self.root) if with_target else []
-        for text in (
-            *texts,
-            *(text for _, text in folders.compare_folders(self.layout, self.root)[0]),
-        ):
-            raise DatasetError(text)
+        texts += [text for _, text in folders.compare_folders(self.layout, self.root)[0]]
+        if texts:
+            raise DatasetError(texts[0])
 
         self._groups = self._find_groups(batches, classes)
         found = [

@@ -100,15 +100,10 @@ def check_dataset(folder, progress=False):
     used = [split for split in SPLITS if any(split in splits for splits in there.values())]
     rows, brightfields, without_target = [], [], []
     for group, splits in tqdm(there.items(), disable=not progress, unit="group"):
-        if splits != ["Test"]:  # which can be predicted alone
-            found += [
-                (
-                    find_path(root, group.folder),
-                    folders.missing_split_text(root, split, group, splits, there.values()),
-                )
-                for split in used
-                if split not in splits
-            ]
+        lacking = [split for split in used if split not in splits and splits != ["Test"]]
+        for split in lacking:  # Test alone can be predicted
+            text = folders.missing_split_text(root, split, group, splits, there.values())
+            found.append((find_path(root, group.folder), text))
         targets = [find_path(root, group.file(split, "QPI")) for split in splits]
         with_target = any(matching(path) for path in targets)
         if not with_target:
@@ -132,14 +127,8 @@ def check_dataset(folder, progress=False):
     notes = _folder_notes(root, there, others, group_folders)
     if not there:
         return DatasetReport(layout, root, table, problems, notes)
-    notes += (
-        _dataset_notes(layout, table, ranges)
-        + _value_texts(layout, ranges)
-        + [
-            f"{len(paths)} file(s) {remark}. First: {paths[0]}."
-            for remark, paths in remarks.items()
-        ]
-    )
+    notes += _dataset_notes(layout, table, ranges) + _value_texts(layout, ranges)
+    notes += [f"{len(p)} file(s) {remark}. First: {p[0]}." for remark, p in remarks.items()]
     uses, limits = _find_uses(layout, root, table, without_target)
     return DatasetReport(layout, root, table, problems, notes + limits, () if problems else uses)
 

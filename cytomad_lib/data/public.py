@@ -120,10 +120,7 @@ def cut_montages(root, raw=False):
         lines.append(f"{group}: {present.sum()} cells; {(~present).sum()} empty tiles left out.")
     there = {path.parent.relative_to(root).parts for path in root.glob("*/*/Test")}
     batches, classes = ({names[place] for names in there} for place in (0, 1))
-    names = {
-        "batches": sorted(batches),
-        "classes": [phase for phase in PHASES if phase in classes],
-    }
+    names = {"batches": sorted(batches), "classes": [phase for phase in PHASES if phase in classes]}
     quoted = {key: "[" + ", ".join(f'"{name}"' for name in names[key]) + "]" for key in names}
     write_text(root / "dataset.toml", DESCRIBED.format(**quoted))
     if not raw:

@@ -42,7 +42,7 @@ def stack(path, variable=None, axes=None, tile=None, cells=(), shape=None):
 
 def _only_series(path, file):
     if len(file.series) != 1:
-        shapes = "; ".join(stacks.shape_text(series.shape) for series in file.series[:5])
+        shapes = "; ".join(stacks.shape_text(series.shape) for series in file.series[:5]) or "none"
         raise ImageFileError(
             f"{path} holds {len(file.series)} series of images ({shapes}). Expected one stack of "
             "images of one size and type; save each series as a file of its own."
