@@ -128,6 +128,7 @@ def test_truth_on_request(few):
     cells = load_cells(few, "Test", with_truth=True)
     np.testing.assert_allclose(cells.truth - cells.qpi, 0.25 * 0.02, atol=1e-5)
     assert load_cells(few, "Test").truth is None
+    assert CellFiles(few, "Test").has_truth
 
 
 def test_v5_files_load_the_same(few, tmp_path):
@@ -435,30 +436,8 @@ def test_labels_are_known_without_reading_pixels(lung_once, monkeypatch):
     monkeypatch.setattr(cells_module, "read_stack", no_reading)
     files = CellFiles(lung_once, "Train", cells_per_group=3)
     assert len(files) == len(files.labels) == 63
-    minibatches = files.minibatches(4, seed=0)
     with pytest.raises(AssertionError):
-        next(minibatches)
-
-
-def test_minibatches_are_one_shuffled_epoch(lung_once):
-    files = CellFiles(lung_once, "Train")
-
-    def epoch(seed):
-        sizes, seen = [], []
-        for minibatch in files.minibatches(batch_size=16, seed=seed):
-            expected = expected_pixels(minibatch, "Train", "QPI")
-            np.testing.assert_array_equal(minibatch.qpi[..., 0], expected)
-            sizes.append(len(minibatch))
-            seen += list(minibatch.labels.itertuples(index=False, name=None))
-        assert sizes == [16] * 6 + [9]
-        return seen
-
-    in_order = list(files.labels.itertuples(index=False, name=None))
-    first = epoch(seed=1)
-    assert sorted(first) == sorted(in_order) and first != in_order
-    assert first == epoch(seed=1) and first != epoch(seed=2)
-    with pytest.raises(DatasetError, match="batch_size"):
-        files.minibatches(0, seed=0)
+        files.read([62, 0, 7, 30])
 
 
 # --- Memory ----------------------------------------------------------------------------------
@@ -496,9 +475,9 @@ def test_loading_and_resizing_needs_little_more_than_the_result(larger):
 
 def test_streaming_holds_a_minibatch_only(larger):
     files = CellFiles(larger, "Train", image_size=128)
-    minibatches = files.minibatches(20, seed=0)
-    next(minibatches)  # so that what is made once is made
-    peak, minibatch = peak_bytes(lambda: next(minibatches))
+    order = np.random.default_rng(0).permutation(len(files))
+    files.read(order[:20])  # so that what is made once is made
+    peak, minibatch = peak_bytes(lambda: files.read(order[20:40]))
     assert peak < 4 * (minibatch.brightfield.nbytes + minibatch.qpi.nbytes)
 
 

@@ -1,8 +1,8 @@
 """Cell images with their labels: load them, select, resize, stream, and check a dataset.
 
-`load_cells` puts a split into memory; `CellFiles` reads the same cells a minibatch at a time.
-Brightfield and phase images are matched by position in their two files, so both refuse a group
-whose files do not pair up, and never return fewer cells than were asked. Cells to be predicted need
+`load_cells` puts a split into memory; `CellFiles` reads the same cells a few at a time. The images
+of a cell are matched by their position in their files, so both refuse a group whose files do not
+pair up, and never return fewer cells than requested. Cells to be predicted need
 no phase image: `with_target=False` takes brightfield alone.
 
     >>> from cytomad_lib.data.cells import CellFiles, load_cells
@@ -12,7 +12,7 @@ no phase image: `with_target=False` takes brightfield alone.
     >>> cells = load_cells(lung, "Train", cells_per_group=10)          # doctest: +SKIP
     >>> cells.brightfield.shape, cells.classes                         # doctest: +SKIP
     >>> files = CellFiles(lung, "Train", image_size=128)               # doctest: +SKIP
-    >>> for minibatch in files.minibatches(batch_size=10, seed=0): ... # doctest: +SKIP
+    >>> files.read([5, 0, 2]).qpi.shape                                # doctest: +SKIP
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ from tqdm import tqdm
 from cytomad_lib.data import folders
 from cytomad_lib.data.description import REFRACTION_INCREMENT
 from cytomad_lib.data.errors import DatasetError
-from cytomad_lib.data.layouts import check_split, find_layout
-from cytomad_lib.data.stackfiles import read_stack
+from cytomad_lib.data.layouts import check_split, find_layout, find_path
+from cytomad_lib.data.stackfiles import matching, read_stack
 
 CELLS_AT_ONCE = 128  # read and resized together: 8 MB of 128 x 128 pixels
 
@@ -249,9 +249,9 @@ def _check_number(name, value, most=None):
 class CellFiles(_Labelled):
     """Cells of one split, read from their files only when asked for.
 
-    A dataset may have only some of its layout's groups. Of v7.3 files only the requested cells are
-    read, fastest where cells lie side by side: `training.minibatches` trains from disk that way. A
-    v5 file is read as a whole each time, see `check_streams`.
+    A dataset may have only some of its layout's groups. Only the requested cells are read, fastest
+    where cells lie side by side: `training.minibatches` trains from disk that way. MATLAB v5 files
+    and montages are read as a whole each time, see `check_streams`.
 
     Parameters
     ----------
@@ -282,7 +282,7 @@ class CellFiles(_Labelled):
     Raises
     ------
     DatasetError
-        If the folders, pairs, sizes or counts are not what was asked.
+        If the folders, pairs, sizes or counts are not as requested.
     ImageFileError
         If a file cannot be read.
     """
@@ -338,13 +338,21 @@ class CellFiles(_Labelled):
         """File of each cell: int array (cells,). Cells of one file are neighbours, in its order."""
         return self._group_of_cell
 
+    @property
+    def has_truth(self):
+        """Whether any of these groups has a batch-free truth."""
+        return "QPI_TRUE" in self.layout.contrasts and any(
+            matching(find_path(self.root, group.file(self.split, "QPI_TRUE")))
+            for group in self._groups
+        )
+
     def check_streams(self):
         """Refuse files of which a part cannot be read without the rest.
 
         Raises
         ------
         DatasetError
-            Names the first MATLAB v5 file.
+            Names the first such file.
         """
         for infos in self._infos:
             for info in infos.values():
@@ -402,18 +410,6 @@ class CellFiles(_Labelled):
             self.layout.wavelength_um,
             self.layout.refraction_increment_um3_per_pg,
         )
-
-    def minibatches(self, batch_size, seed):
-        """Go once through all cells in shuffled order: an iterator of `CellImages`.
-
-        Every cell comes exactly once; the last minibatch may be smaller. The order depends on
-        `seed` alone: give each epoch its own. Each cell is looked up by itself, which is slow: to
-        train, take `Minibatches.of_cells`, which reads neighbours together.
-        """
-        _check_number("batch_size", batch_size)
-        order = np.random.default_rng(seed).permutation(len(self))
-        starts = range(0, len(self), batch_size)
-        return (self.read(order[start : start + batch_size]) for start in starts)
 
     def _find_groups(self, batches, classes):
         """Return the groups that are on disk; each must have the split."""

@@ -1,4 +1,4 @@
-"""Check a dataset: read every pixel, list all problems, and say what the dataset can be used for.
+"""Check a dataset: read every pixel, list all problems, and tell what the dataset can be used for.
 
 Example
 -------
@@ -42,7 +42,7 @@ class DatasetReport:
         One row per group and split that is there: labels, cells, height, width, version of the
         files, truth (whether there is a QPI_TRUE file), status ("ok" or the problems).
     problems : list of str
-        What must be put right before the dataset can be used; what is alike is in one line.
+        What must be corrected before the dataset can be used; equal problems share a line.
     notes : list of str
         What is worth knowing, also what the dataset cannot be used for, and why.
     uses : tuple of str

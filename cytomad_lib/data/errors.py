@@ -5,7 +5,7 @@ All of them are a `CytomadError`, so a program can catch that one class and prin
 
 
 class CytomadError(ValueError):
-    """Something in the user's files, folders or arguments that the user can put right."""
+    """Something in the user's files, folders or arguments that the user can correct."""
 
 
 class DatasetError(CytomadError):

@@ -63,8 +63,8 @@ def _known_axes(path, series, stated):
     if not stated and any(axis in COLOURS for axis in other):
         raise ImageFileError(
             f"{path} has colours or channels: its axes are {series.axes} of "
-            f"{stacks.shape_text(series.shape)}. Expected gray images: channels are separate inputs, so "
-            'save each as a file of its own; or state axes = "NYX" if these are cells.'
+            f"{stacks.shape_text(series.shape)}. Expected gray images: channels are separate "
+            'inputs, so save each as a file of its own; or state axes = "NYX" if these are cells.'
         )
     if len(other) != 1 or other == "Q":  # Q: the file does not say
         return None
