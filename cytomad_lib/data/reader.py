@@ -1,8 +1,9 @@
-"""A child process that reads HDF5 files, so that a damaged one cannot take the program with it.
+"""A child process that reads image files, so that a damaged one cannot take the program with it.
 
 HDF5 is a large library in C. A wrong byte can crash it, make it loop for ever or make it ask for
 all the memory there is, and no program can catch that in its own process. So one child process
-(`python -m cytomad_lib.data.reader`) opens these files. It starts with the first file and stays.
+(`python -m cytomad_lib.data.reader`) opens these files, and those of other formats. It starts with
+the first file and stays.
 Each request has a limit on processor time, on time by the clock and, where the system has such
 limits, on memory. A child that died is started again for the next request. The child ends when its
 input closes, so it never outlives the program.
@@ -202,7 +203,7 @@ class _Child:
             _receive(process.stdout, None)  # ready
         except EOFError:
             raise CytomadError(
-                f"The process that reads HDF5 files ended at its start (exit code {self.stop()}). "
+                f"The process that reads image files ended at its start (exit code {self.stop()}). "
                 f"Expected {sys.executable} to run; see what {' '.join(command)} prints."
             ) from None
         return process

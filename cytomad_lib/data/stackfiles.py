@@ -1,8 +1,8 @@
 """Image stacks in files of all formats: `.mat` (v7.3 and v5), `.npy` and TIFF, one or several.
 
 A file may come from anywhere. Before anything is allocated, its declared size is held against what
-the file really stores, and links out of the file are refused. All formats but MATLAB v5, which is
-read by Python alone, are opened in a process of their own (`reader`).
+the file really stores, and links out of the file are refused. All files are opened in a process of
+their own (`reader`).
 
     >>> import pathlib, tempfile
     >>> import numpy as np
@@ -18,7 +18,7 @@ read by Python alone, are opened in a process of their own (`reader`).
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -130,18 +130,10 @@ def inspect_stack(path, variable="", axes=None, tile=None):
 def _inspect(path, variable, axes, tile, *_state):
     version = _find_version(path)
     found = _read(path, version, variable, axes, tile)
-    tiles = found.get("tiles")
-    return StackInfo(
-        path,
-        variable,
-        tuple(found["shape"]),
-        found["dtype"],
-        version,
-        found["axes"],
-        found["whole"],
-        tile,
-        tiles and tuple(f"tile {number + 1}" for number in tiles),
-    )
+    found = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in found.items()
+    }
+    return StackInfo(path=path, variable=variable, version=version, tile=tile, **found)
 
 
 def _inspect_series(path, variable, axes, tile):
@@ -160,17 +152,15 @@ def _inspect_series(path, variable, axes, tile):
     for part in parts:
         own = part.names or ([""] if part.shape[2] == 1 else range(1, part.shape[2] + 1))
         names += [f"{_star(path, part.path)} {name}".strip() for name in own]
-    return StackInfo(
-        path,
-        variable,
-        (*parts[0].shape[:2], len(names)),
-        "/".join(sorted({part.dtype for part in parts})),
-        "/".join(sorted({part.version for part in parts})),
-        parts[0].axes,
-        any(part.whole for part in parts),
-        tile,
-        tuple(names),
-        parts,
+    return replace(
+        parts[0],
+        path=path,
+        shape=(*parts[0].shape[:2], len(names)),
+        dtype="/".join(sorted({part.dtype for part in parts})),
+        version="/".join(sorted({part.version for part in parts})),
+        whole=any(part.whole for part in parts),
+        names=tuple(names),
+        parts=parts,
     )
 
 
@@ -225,23 +215,14 @@ def read_stack(info, cells=None, out=None):
 
 
 def _read(path, version, variable, axes, tile, cells=(), out=None, info=None):
-    """Ask the format's reader, in the child process unless it is Python alone."""
+    """Ask the format's reader in the child process."""
     function, expected = FORMATS[version]
     arguments = {"variable": variable, "axes": axes, "tile": tile}
     n_bytes = path.stat().st_size
     if info:
         arguments |= {"cells": np.asarray(cells).tolist(), "shape": list(info.shape)}
         n_bytes += math.prod(info.shape) * 8
-    if version != "5":
-        return ask(function, path, ImageFileError, expected, out=out, n_bytes=n_bytes, **arguments)[
-            0
-        ]
-    parts = function(path, **arguments)
-    found, filled = next(parts), 0
-    for images in parts if info else ():
-        out[filled : filled + len(images)] = images
-        filled += len(images)
-    return found
+    return ask(function, path, ImageFileError, expected, out, n_bytes, **arguments)[0]
 
 
 def _find_version(path):

@@ -140,7 +140,7 @@ def read_cells(path, stored, axes, tile=None, cells=(), shape=None):
     ------
     dict
         `shape` (height, width, cells), `dtype`, `axes`, `whole` (whether a part of the cells can
-        only be read with all others) and, of a montage, `tiles`: the numbers of those in use.
+        only be read with all others) and, of a montage, `names`: the numbers of the tiles in use.
     float32 arrays (cells, height, width)
     """
     array, order = stored.array, axes[::-1] if stored.matlab else axes
@@ -153,7 +153,7 @@ def read_cells(path, stored, axes, tile=None, cells=(), shape=None):
         array, order, place = array[None], "N" + order, 0
     if tile:
         array = array.transpose([order.index(axis) for axis in "NYX"])
-        array, found["tiles"] = _cut_tiles(path, array, tile)
+        array, found["names"] = _cut_tiles(path, array, tile)
         order, place = "NYX", 0
     found["shape"] = [array.shape[order.index(axis)] for axis in "YXN"]
     if shape not in (None, found["shape"]):
@@ -187,7 +187,7 @@ def _cut_tiles(path, images, tile):
     used = np.flatnonzero(tiles.min(axis=(1, 2)) != tiles.max(axis=(1, 2)))
     if not len(used):
         raise ImageFileError(f"{path} has empty tiles only. Expected cells; check the file.")
-    return tiles[used], used.tolist()
+    return tiles[used], [f"tile {number + 1}" for number in used]
 
 
 # --- Refusals --------------------------------------------------------------------------------
