@@ -226,6 +226,13 @@ def test_names_are_ordered_by_their_numbers_and_hidden_files_left_out(tmp_path):
     assert matching(tmp_path / "e*.tif") == [] == matching(tmp_path / "nowhere" / "*.tif")
 
 
+def test_capitals_need_not_agree(as_mat, tmp_path):
+    root = write_dataset(tmp_path / "mine", "OME-TIFF")
+    path = root / "Day1" / "G2" / "Test" / "G2_BF.ome.tif"
+    path.rename(path.with_name("g2_bf.OME.TIF"))
+    np.testing.assert_array_equal(load_cells(root, "Test").qpi, load_cells(as_mat, "Test").qpi)
+
+
 # --- Pairs -----------------------------------------------------------------------------------
 
 
