@@ -61,7 +61,7 @@ class _Labelled:
         return self.labels["class_name"].cat.codes.to_numpy(np.int32)
 
     def in_slices(self, at_once=500):
-        """Give the cells in their order, `at_once` at a time, each slice as `CellImages`.
+        """Yield the cells in their order, `at_once` at a time, each slice as `CellImages`.
 
         For what needs all cells, but not together: of files, only one slice is in memory.
         """
@@ -247,7 +247,7 @@ def _check_number(name, value, most=None):
 
 
 class CellFiles(_Labelled):
-    """Cells of one split, read from their files only when asked for.
+    """Cells of one split, read from their files on request.
 
     A dataset may have only some of its layout's groups. Only the requested cells are read, fastest
     where cells lie side by side: `training.minibatches` trains from disk that way. MATLAB v5 files
@@ -347,7 +347,7 @@ class CellFiles(_Labelled):
         )
 
     def check_streams(self):
-        """Refuse files of which a part cannot be read without the rest.
+        """Refuse files that can only be read as a whole.
 
         Raises
         ------

@@ -34,7 +34,7 @@ TABLE_COLUMNS += ["version", "truth", "status"]
 
 @dataclass(eq=False)
 class DatasetReport:
-    """All that `check_dataset` found.
+    """The findings of `check_dataset`.
 
     Attributes
     ----------
@@ -94,7 +94,7 @@ def check_dataset(folder, progress=False):
     """
     layout, root = find_layout(folder)
     found, others, group_folders = folders.compare_folders(layout, root)
-    remarks, ranges = {}, {}  # what is worth a note -> files; kind -> the range of values of each
+    remarks, ranges = {}, {}  # remark -> files; kind -> range of values of each file
     there = {group: folders.splits_present(layout, root, group) for group in layout.groups}
     there = {group: splits for group, splits in there.items() if splits}
     used = [split for split in SPLITS if any(split in splits for splits in there.values())]
@@ -203,7 +203,7 @@ def _order_remarks(info, images):
 
 
 def value_warnings(cells, layout):
-    """Say which images have values that a network learns badly from, before a training.
+    """Find images with values from which a network learns badly, before a training.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Reading HDF5 files: the part of it that runs in the child process, see `reader`.
+"""Reading HDF5 files: the part that runs in the child process, see `reader`.
 
 Each public function is a generator. It checks what the file declares before it takes memory, yields
 a result that fits into JSON, then the arrays that were asked for. Data in other files (links,
@@ -256,7 +256,7 @@ def _member(group, name):
 
 
 def _check_storage(path, dataset, name):
-    """Refuse a dataset that declares more than the file can hold, or is stored in an odd way.
+    """Refuse a dataset that declares more than the file can hold, or uses unusual storage.
 
     HDF5 lets a file of a few kB declare terabytes that were never written, and would then fill
     them with zeros. MATLAB's kind of HDF5 has no checksums, so what can be compared is compared.

@@ -101,7 +101,7 @@ class Layout(Description):
         }
 
     def choose_groups(self, names):
-        """Return the groups of these names, in the stable order, and the names that there are not.
+        """Return the groups of these names, in the stable order, and the unknown names.
 
         Parameters
         ----------
@@ -151,7 +151,7 @@ def is_simulated(root):
 
 
 def dose_level(dose, layout=DRUG):
-    """Return the level of a dose: 0 for none, more for more.
+    """Return the level of a dose: 0 for untreated, higher for more.
 
     In the drug dataset that is 0 for the untreated ``"Control"``, 1 to 5 for D1 … G5; in a
     described dataset the dose's place in the list.
@@ -169,7 +169,7 @@ def dose_level(dose, layout=DRUG):
 
 
 def check_split(split):
-    """Refuse what is no split.
+    """Refuse a name that is not a split.
 
     Raises
     ------
@@ -251,7 +251,7 @@ def _described_layout(root):
 
 
 def find_layout(folder):
-    """Say which dataset a folder holds.
+    """Find which dataset a folder holds.
 
     Parameters
     ----------

@@ -216,7 +216,7 @@ def _variable(source):
     matlab_class = CLASSES.get(flags & 0xFF)
     if matlab_class is None:
         raise _Damaged(f"it holds a variable of class {flags & 0xFF}")
-    if matlab_class == "string":  # and other classes of today, which have no axes here
+    if matlab_class == "string":  # and other newer classes, which store no axes here
         return Variable(_text(source.element(INT8)), matlab_class)
     lengths = source.element(INT32)
     shape = struct.unpack(f"{source.order}{len(lengths) // 4}i", lengths)

@@ -1,4 +1,4 @@
-"""Reading `.npy` files: the part of it that runs in the child process, see `reader`.
+"""Reading `.npy` files: the part that runs in the child process, see `reader`.
 
 Arrays of Python objects are refused: a file with them runs code when it is opened.
 """

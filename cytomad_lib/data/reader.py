@@ -246,7 +246,7 @@ def _why(code, too_late, seconds):
 
 _child = _Child()
 atexit.register(lambda: _child.stop())
-if hasattr(os, "register_at_fork"):  # a forked process must not talk into its parent's answers
+if hasattr(os, "register_at_fork"):  # a forked process needs a child of its own
 
     def _renew():
         global _child
@@ -262,8 +262,8 @@ def _serve():
     """Answer requests until the input closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
-    import_module("cytomad_lib.data.hdf5")  # takes a moment, which is no request's
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # so that no library prints into the answers
+    import_module("cytomad_lib.data.stackfiles")  # before any limit on time
     _limit_memory()
     _send(answers, b".")
     for line in sys.stdin.buffer:
@@ -280,7 +280,7 @@ def _serve():
         except MemoryError:
             text = f"it takes more than {MEMORY / 1e9:.0f} GB of memory"
             _send(answers, b"E", json.dumps([None, text]).encode())
-        except Exception as error:  # h5py meets a damaged file with almost any kind
+        except Exception as error:  # damaged files raise errors of almost any kind
             text = " ".join(str(error).split()) or type(error).__name__
             _send(answers, b"E", json.dumps([None, text]).encode())
         _limit_time(0)
