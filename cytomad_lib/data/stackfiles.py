@@ -26,7 +26,7 @@ import numpy as np
 
 from cytomad_lib.data import hdf5, mat5, numpyfiles, tiff
 from cytomad_lib.data.description import folded
-from cytomad_lib.data.errors import ImageFileError
+from cytomad_lib.data.errors import CytomadError, ImageFileError
 from cytomad_lib.data.reader import ask, first_bytes
 
 # Version -> what reads it, and its name in messages.
@@ -116,37 +116,41 @@ def inspect_stack(path, variable="", axes=None, tile=None):
         width.
     """
     path = Path(path)
-    if "*" in path.name:
-        return _inspect_series(path, variable, axes, tile)
-    try:
-        found = path.stat()
-    except OSError:
-        return _inspect(path, variable, axes, tile)  # which says what is wrong
-    state = found.st_ino, found.st_size, found.st_mtime_ns
-    return _inspect(path, variable, axes, tile, *state)
-
-
-@lru_cache(maxsize=65536)  # a training reads the same files again and again
-def _inspect(path, variable, axes, tile, *_state):
-    version = _find_version(path)
-    found = _read(path, version, variable, axes, tile)
-    found = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in found.items()
-    }
-    return StackInfo(path=path, variable=variable, version=version, tile=tile, **found)
-
-
-def _inspect_series(path, variable, axes, tile):
-    files = matching(path)
+    files = matching(path) if "*" in path.name else [path]
     if not files:
         raise ImageFileError(f"{path}: no file matches. Expected at least one; check the pattern.")
-    parts = tuple(inspect_stack(file, variable, axes, tile) for file in files)
+    return _inspect(path, tuple(files), variable, axes, tile, tuple(map(_state, files)))
+
+
+def _state(file):
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=4096)  # a training reads the same files again and again
+def _inspect(path, files, variable, axes, tile, _states):
+    versions = [_find_version(file) for file in files]
+    jobs = [
+        (str(file), version, axes, (), None) for file, version in zip(files, versions, strict=True)
+    ]
+    parts = []
+    for file, version, found in zip(files, versions, _ask(path, jobs, variable, tile), strict=True):
+        found = {key: tuple(v) if isinstance(v, list) else v for key, v in found.items()}
+        parts.append(StackInfo(path=file, variable=variable, version=version, tile=tile, **found))
+    return _joined(path, tuple(parts)) if "*" in path.name else parts[0]
+
+
+def _joined(path, parts):
+    """Return the info of a stack in several files."""
     for part in parts:
         if part.shape[:2] != parts[0].shape[:2]:
             sizes = [f"{p.shape[0]} x {p.shape[1]}" for p in (parts[0], part)]
             raise ImageFileError(
-                f"{part.path} has images of {sizes[1]} pixels, but {files[0].name} beside it has "
-                f"{sizes[0]}. Expected one size; crop or resize them to one."
+                f"{part.path} has images of {sizes[1]} pixels, but {parts[0].path.name} beside it "
+                f"has {sizes[0]}. Expected one size; crop or resize them to one."
             )
     names = []
     for part in parts:
@@ -200,29 +204,62 @@ def read_stack(info, cells=None, out=None):
         if direct and out.flags.c_contiguous
         else np.empty((len(in_order), height, width), np.float32)
     )
-    start = filled = 0
+    jobs, start = [], 0
     for part in info.parts or (info,):
         own = in_order[(in_order >= start) & (in_order < start + part.shape[2])] - start
         start += part.shape[2]
         if len(own):
-            rows = target[filled : filled + len(own)]
-            _read(part.path, part.version, part.variable, part.axes, part.tile, own, rows, part)
-            filled += len(own)
+            jobs.append((str(part.path), part.version, part.axes, own.tolist(), part.shape))
+    if jobs:
+        _ask(info.path, jobs, info.variable, info.tile, target)
     if target is not out:
         out[...] = target[places]
     _refuse_non_finite(info, wanted, out)
     return out
 
 
-def _read(path, version, variable, axes, tile, cells=(), out=None, info=None):
-    """Ask the format's reader in the child process."""
-    function, expected = FORMATS[version]
-    arguments = {"variable": variable, "axes": axes, "tile": tile}
-    n_bytes = path.stat().st_size
-    if info:
-        arguments |= {"cells": np.asarray(cells).tolist(), "shape": list(info.shape)}
-        n_bytes += math.prod(info.shape) * 8
-    return ask(function, path, ImageFileError, expected, out, n_bytes, **arguments)[0]
+def _ask(path, jobs, variable, tile, out=None):
+    """Have files read in the child process; return what they hold."""
+    n_bytes = sum(Path(file).stat().st_size + 200_000 for file, *_ in jobs)
+    n_bytes += sum(8 * math.prod(shape or ()) for *_, shape in jobs)
+    expected = FORMATS[jobs[0][1]][1]
+    options = {"jobs": jobs, "variable": variable, "tile": tile}
+    return ask(series, path, ImageFileError, expected, out, n_bytes, **options)[0]
+
+
+def series(path, jobs, variable, tile):
+    """Read one or several files, in the child process.
+
+    Parameters
+    ----------
+    path : str
+        The file, or the pattern that all files match.
+    jobs : list of (file, version, axes, cells, shape)
+        For each file, see `stacks.read_cells`; without cells, files are only described.
+    variable, tile
+        As in `inspect_stack`.
+
+    Yields
+    ------
+    list of dict
+        What each file holds.
+    float32 arrays (cells, height, width)
+    """
+    reading = any(cells for *_, cells, _ in jobs)
+    yield [] if reading else [next(_parts(path, variable, tile, *job)) for job in jobs]
+    for job in jobs if reading else ():
+        parts = _parts(path, variable, tile, *job)
+        next(parts)
+        yield from parts
+
+
+def _parts(path, variable, tile, file, version, axes, cells, shape):
+    try:
+        yield from FORMATS[version][0](file, variable, axes, tile, cells, shape)
+    except (CytomadError, MemoryError):
+        raise
+    except Exception as error:  # damaged files raise errors of almost any kind
+        raise ValueError(f"{Path(file).name}: {error}" if file != path else str(error)) from error
 
 
 def _find_version(path):
