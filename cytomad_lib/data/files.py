@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and arrays too large for memory.
+"""Files that are complete or absent, and arrays too large for memory.
 
 Example
 -------
@@ -27,7 +27,7 @@ _under_way = set()  # partial files of this process
 
 @contextmanager
 def written_beside(path):
-    """Give a temporary path beside `path`, which becomes `path` only if all goes well.
+    """Give a temporary path beside `path`; it is renamed to `path` on success.
 
     The folder is made if needed. The temporary name keeps the ending of the real one, as many
     writers go by it. What `path` names is on the disk, not only on its way there, when it appears.
@@ -68,7 +68,7 @@ def written_beside(path):
 
 @contextmanager
 def named_write_errors(path):
-    """Turn the system's error into one that names the file and says what to do.
+    """Turn a system error into one that names the file and a remedy.
 
     Raises
     ------
@@ -149,7 +149,7 @@ class FileInMemory(io.BytesIO):
 
 
 class StoredArray:
-    """An array in a `.npy` file, of which only the rows that are asked for come into memory.
+    """An array in a `.npy` file, of which only requested rows are loaded.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ class StoredArray:
 
     @classmethod
     def write(cls, path, parts, shape):
-        """Write an array that comes in parts.
+        """Write an array given in parts.
 
         Parameters
         ----------

@@ -1,8 +1,9 @@
-"""A child process that reads HDF5 files, so that a damaged one cannot take the program with it.
+"""A child process that reads image files, so that a damaged one cannot take the program with it.
 
 HDF5 is a large library in C. A wrong byte can crash it, make it loop for ever or make it ask for
 all the memory there is, and no program can catch that in its own process. So one child process
-(`python -m cytomad_lib.data.reader`) opens these files. It starts with the first file and stays.
+(`python -m cytomad_lib.data.reader`) opens these files, and those of other formats. It starts with
+the first file and stays.
 Each request has a limit on processor time, on time by the clock and, where the system has such
 limits, on memory. A child that died is started again for the next request. The child ends when its
 input closes, so it never outlives the program.
@@ -12,7 +13,7 @@ A request is a line of JSON. The answer is a sequence of messages, each with its
 
 Example
 -------
->>> ask(hdf5.stack, "H69_BF.mat", MatFileError, "v7.3 file", variable="BF")  # doctest: +SKIP
+>>> ask(hdf5.stack, "H69_BF.mat", ImageFileError, "v7.3 file", variable="BF")  # doctest: +SKIP
 ({'shape': [64, 64, 96], 'dtype': 'float32'}, [])
 """
 
@@ -202,7 +203,7 @@ class _Child:
             _receive(process.stdout, None)  # ready
         except EOFError:
             raise CytomadError(
-                f"The process that reads HDF5 files ended at its start (exit code {self.stop()}). "
+                f"The process that reads image files ended at its start (exit code {self.stop()}). "
                 f"Expected {sys.executable} to run; see what {' '.join(command)} prints."
             ) from None
         return process
@@ -245,7 +246,7 @@ def _why(code, too_late, seconds):
 
 _child = _Child()
 atexit.register(lambda: _child.stop())
-if hasattr(os, "register_at_fork"):  # a forked process must not talk into its parent's answers
+if hasattr(os, "register_at_fork"):  # a forked process needs a child of its own
 
     def _renew():
         global _child
@@ -261,8 +262,8 @@ def _serve():
     """Answer requests until the input closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
-    import_module("cytomad_lib.data.hdf5")  # takes a moment, which is no request's
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # so that no library prints into the answers
+    import_module("cytomad_lib.data.stackfiles")  # before any limit on time
     _limit_memory()
     _send(answers, b".")
     for line in sys.stdin.buffer:
@@ -279,7 +280,7 @@ def _serve():
         except MemoryError:
             text = f"it takes more than {MEMORY / 1e9:.0f} GB of memory"
             _send(answers, b"E", json.dumps([None, text]).encode())
-        except Exception as error:  # h5py meets a damaged file with almost any kind
+        except Exception as error:  # damaged files raise errors of almost any kind
             text = " ".join(str(error).split()) or type(error).__name__
             _send(answers, b"E", json.dumps([None, text]).encode())
         _limit_time(0)
