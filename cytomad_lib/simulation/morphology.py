@@ -33,6 +33,8 @@ TEXTURE_CUTOFF_PER_UM = 0.6
 TEXTURE_MODES = int(TEXTURE_CUTOFF_PER_UM * FIELD_OF_VIEW_UM)
 BALLS = ("lobe_x", "lobe_y", "lobe_diameter", "bleb_x", "bleb_y", "bleb_diameter")
 MAX_GRANULES = 48
+# Thickness over diameter of an average cell. The large cells of a line are flatter.
+FLATTENING = 0.90
 MAX_NUCLEOLI = 3
 
 
@@ -44,12 +46,14 @@ class CellLine:
     ----------
     diameter_um, diameter_spread : float
         Mean diameter in micrometres and its relative standard deviation.
-    aspect : float
-        Mean ratio of the longer to the shorter axis (1 = round).
+    aspect, aspect_spread : float
+        Median ratio of the longer to the shorter axis (1 = round), and the standard deviation of
+        the logarithm of ``aspect - 1``.
     nucleus_ratio : float
         Diameter of the nucleus over that of the cell.
-    delta_n : float
-        Refractive index of the cytoplasm minus that of the medium.
+    delta_n, delta_n_spread : float
+        Mean refractive index of the cytoplasm minus that of the medium, and its relative standard
+        deviation.
     nucleus_delta_n : float
         What the nucleus adds to ``delta_n``.
     granules : float
@@ -63,8 +67,10 @@ class CellLine:
     diameter_um: float
     diameter_spread: float
     aspect: float
+    aspect_spread: float
     nucleus_ratio: float
     delta_n: float
+    delta_n_spread: float
     nucleus_delta_n: float
     granules: float
     texture: float
@@ -73,14 +79,14 @@ class CellLine:
 
 # From small to large. H69 and H526 are small-cell lines: nearly filled by their nucleus.
 LUNG_LINES = {
-    #                   size  spread aspect nucl.  dn     +dn     gran  text   rough
-    "H69": CellLine(11.0, 0.07, 1.06, 0.78, 0.0300, 0.0050, 5.0, 0.035, 0.016),
-    "H526": CellLine(12.1, 0.07, 1.10, 0.74, 0.0240, 0.0085, 8.0, 0.040, 0.030),
-    "H2170": CellLine(13.2, 0.08, 1.14, 0.66, 0.0285, 0.0045, 20.0, 0.055, 0.024),
-    "H520": CellLine(14.3, 0.08, 1.08, 0.62, 0.0310, 0.0060, 12.0, 0.040, 0.016),
-    "H1975": CellLine(15.2, 0.09, 1.18, 0.58, 0.0230, 0.0095, 16.0, 0.060, 0.034),
-    "HCC827": CellLine(16.3, 0.08, 1.22, 0.52, 0.0265, 0.0060, 30.0, 0.050, 0.026),
-    "H358": CellLine(17.5, 0.09, 1.12, 0.56, 0.0220, 0.0075, 24.0, 0.055, 0.020),
+    #                   size  spread aspect spread nucl. dn    spread  +dn     gran  text   rough
+    "H69": CellLine(11.0, 0.085, 1.06, 0.5, 0.78, 0.0300, 0.045, 0.0050, 5.0, 0.035, 0.016),
+    "H526": CellLine(12.1, 0.085, 1.10, 0.5, 0.74, 0.0240, 0.045, 0.0085, 8.0, 0.040, 0.030),
+    "H2170": CellLine(13.65, 0.098, 1.12, 0.5, 0.66, 0.0285, 0.055, 0.0045, 20.0, 0.055, 0.022),
+    "H1975": CellLine(13.95, 0.092, 1.13, 0.32, 0.58, 0.0325, 0.027, 0.0055, 18.0, 0.032, 0.020),
+    "H520": CellLine(15.4, 0.095, 1.08, 0.5, 0.62, 0.0335, 0.045, 0.0060, 10.0, 0.040, 0.016),
+    "HCC827": CellLine(16.6, 0.095, 1.22, 0.5, 0.52, 0.0265, 0.045, 0.0060, 30.0, 0.050, 0.026),
+    "H358": CellLine(17.5, 0.105, 1.12, 0.5, 0.56, 0.0220, 0.045, 0.0075, 24.0, 0.055, 0.020),
 }
 
 
@@ -209,15 +215,16 @@ def draw_cells(line: CellLine, generators: Sequence[np.random.Generator]) -> Cel
     normal = np.clip(normal, -3.0, 3.0)
     column = iter(normal.T[:14])
     diameter = line.diameter_um * (1 + line.diameter_spread * next(column))
-    aspect = 1 + (line.aspect - 1) * np.exp(0.5 * next(column))
-    delta_n = line.delta_n * (1 + 0.045 * next(column))
+    aspect = 1 + (line.aspect - 1) * np.exp(line.aspect_spread * next(column))
+    delta_n = line.delta_n * (1 + line.delta_n_spread * next(column))
     nucleus_delta_n = np.clip(line.nucleus_delta_n * (1 + 0.2 * next(column)), 0.004, 0.010)
     nucleus_ratio = np.clip(line.nucleus_ratio * (1 + 0.07 * next(column)), 0.40, 0.88)
     nucleus_aspect = 1 + 0.14 * np.exp(0.5 * next(column))
     texture_strength = line.texture * np.exp(0.2 * next(column))
     roughness = line.roughness * np.exp(0.3 * next(column))
     x, y = 0.6 * next(column), 0.6 * next(column)
-    flattening = np.clip(0.93 + 0.03 * next(column), 0.85, 1.0)
+    flattening = FLATTENING * (diameter / line.diameter_um) ** -0.35
+    flattening = np.clip(flattening * (1 + 0.03 * next(column)), 0.6, 1.0)
 
     rough = normal[:, 14:].reshape(len(normal), 2, modes, 2) @ np.array([1, 1j])
     fall = OUTLINE_MODES**-1.0  # smooth outlines: high modes are weak

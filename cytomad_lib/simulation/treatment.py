@@ -31,7 +31,7 @@ from cytomad_lib.data.layouts import DRUG, dose_level
 from cytomad_lib.simulation.morphology import LUNG_LINES, CellLine, Cells, find_line
 
 TREATED_LINE = "H2170"
-SPREAD = 0.25  # of the strength among cells that respond to the same dose, relative s.d.
+SPREAD = 0.20  # of the strength among cells that respond to the same dose, relative s.d.
 STRENGTH_LIMITS = (0.4, 1.6)  # of a single cell, relative to the mean of its dose
 
 MAX_LOBES = 3  # beside the rest of the nucleus
@@ -98,10 +98,10 @@ DRUGS = {
     ),
     "Gemcitabine": Drug(
         mechanism="S-phase arrest: cells and nuclei grow and do not divide",
-        responders=(0.25, 0.42, 0.60, 0.76, 0.90),
-        strength=(0.40, 0.55, 0.70, 0.85, 1.00),
-        diameter=1.18,
-        delta_n=1.00,
+        responders=(0.20, 0.80, 0.85, 0.92, 0.97),
+        strength=(0.45, 0.92, 0.95, 0.98, 0.99),
+        diameter=1.145,
+        delta_n=1.02,
         nucleus_diameter=1.30,
         nucleus_delta_n=1.0,
     ),
@@ -263,5 +263,5 @@ def _blebs(treated, strength, count, numbers):
     return {
         "bleb_x": along * cos - across * sin,
         "bleb_y": along * sin + across * cos,
-        "bleb_diameter": there * strength[:, None] * (2.0 + 2.2 * size),
+        "bleb_diameter": there * strength[:, None] * (2.1 + 2.3 * size),
     }
