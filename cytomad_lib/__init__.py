@@ -25,6 +25,8 @@ _MODULE_OF = {
     "load_cells": "data.cells",
     "check_dataset": "data.check",
     "find_layout": "data.layouts",
+    "download_dataset": "data.download",
+    "load_phenotypes": "data.public",
     "simulate_cells": "simulation",
     "Preset": "config",
     "DEMO": "config",

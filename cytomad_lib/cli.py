@@ -123,7 +123,7 @@ def check(data: Data):
 
 @app.command()
 def download(
-    name: Annotated[str, typer.Argument(help="lung or drug.")],
+    name: Annotated[str, typer.Argument(help="lung, drug, jurkat or phenotypes.")],
     out: Annotated[
         Path,
         typer.Option(
@@ -136,16 +136,20 @@ def download(
     ] = None,
     groups: Annotated[
         list[str] | None,
-        typer.Option(help="Only this group, such as Batch1/H69 or B1/Docetaxel/D3; repeatable."),
+        typer.Option(
+            help="Only this group, such as Batch1/H69, B1/Docetaxel/D3, Experiment_1/G1 or "
+            "gemcitabine; repeatable."
+        ),
     ] = None,
     base_url: Annotated[str | None, typer.Option(help="A mirror of the files.")] = None,
     workers: Annotated[int, typer.Option(help="Files at the same time.", min=1, max=16)] = 4,
+    raw: Annotated[bool, typer.Option("--raw", help="Keep the montages of jurkat.")] = False,
 ):
-    """Fetch the published data, each file verified; goes on where it stopped when called again."""
+    """Fetch measured data, each file verified; the same command resumes an interrupted download."""
     from cytomad_lib.data.download import download_dataset
 
-    progress = _verbosity() == 1
-    root = download_dataset(name, out, split, groups or None, base_url, workers, progress, print)
+    options = split, groups or None, base_url, workers, _verbosity() == 1, print, raw
+    root = download_dataset(name, out, *options)
     print(f"Published dataset: {root}")
 
 

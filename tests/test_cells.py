@@ -399,7 +399,7 @@ def test_neighbours_are_read_together_whatever_the_order(few, monkeypatch):
     files = CellFiles(few, "Train")
     assert list(files.file_codes) == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
     part = files.read([12, 4, 3, 11, 2])
-    first, second = (LUNG.groups[number].stem for number in (0, 2))
+    first, second = (LUNG.groups[number].class_name for number in (0, 2))
     brightfield = [found for found in asked if found[0].endswith("_BF.mat")]
     assert brightfield == [(f"{first}_BF.mat", [2, 3, 4]), (f"{second}_BF.mat", [1, 2])]
     np.testing.assert_array_equal(part.qpi[..., 0], expected_pixels(part, "Train", "QPI"))
@@ -422,7 +422,7 @@ def test_v5_files_are_read_once_and_do_not_stream(few, monkeypatch):
     np.testing.assert_array_equal(
         part.qpi[..., 0], images_of(group, "Train", "QPI", 200).transpose(2, 0, 1)
     )
-    with pytest.raises(DatasetError, match=f"{group.stem}_BF.mat is a MATLAB v5.*write_mat"):
+    with pytest.raises(DatasetError, match=f"{group.class_name}_BF.mat is a MATLAB v5.*write_mat"):
         files.check_streams()
     CellFiles(few, "Valid").check_streams()
 

@@ -192,7 +192,7 @@ def test_the_table_holds_brightfield_and_phase_of_every_group_in_all_three_split
         for split in ("Train", "Valid", "Test")
         for kind in ("BF", "QPI")
     }
-    table = read_table()
+    table = {r["path"]: r["git_blob_sha1"] for name in LAYOUTS for r in read_table(name)}
     assert set(table) == expected and len(expected) == 342
     assert len(set(table.values())) == 342  # no two files are the same
     assert {**published_files("lung"), **published_files("drug")} == table
@@ -215,7 +215,7 @@ def test_split_and_groups_choose_files():
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (("liver",), "'liver'; expected lung or drug"),
+        (("liver",), "'liver'; expected lung or drug or jurkat or phenotypes"),
         (("lung", "test"), "'test'; expected Train, Valid, Test"),
         (("lung", None, ["Batch1/H69", "Batch1/H1"]), "'Batch1/H1'. The lung dataset has these"),
         (("drug", None, ["Batch1/H69"]), "B6/Gemcitabine/G5"),
@@ -276,7 +276,8 @@ def small_lung(start_server, monkeypatch):
         for kind in ("BF", "QPI")
     ]
     server = start_server({path: bytes_of(path, 300) for path in paths})
-    monkeypatch.setattr(download, "read_table", lambda: server.table)
+    rows = [row | {"git_blob_sha1": server.table[row["path"]]} for row in read_table("lung")]
+    monkeypatch.setattr(download, "read_table", lambda name: rows)
     return server
 
 
@@ -572,7 +573,6 @@ def test_ctrl_c_stops_at_once_and_the_same_call_goes_on(server, tmp_path):
 
 @pytest.mark.usefixtures("ctrl_c_is_heard")
 def test_a_worker_left_behind_by_ctrl_c_writes_nothing_more(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "GRACE", 0.1)
     part = tmp_path / f"{PATH}.part"
     server.contents[PATH] = bytes_of(PATH, 4000)  # so little that Python would buffer it
     server.faults[PATH] = ["interrupt, then go on"]

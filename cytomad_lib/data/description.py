@@ -1,7 +1,7 @@
 '''Datasets of your own: the file `dataset.toml` in the dataset's folder says how it is laid out.
 
-Images go in (brightfield, fluorescence, several of them), one comes out (phase, fluorescence). The
-files are `.mat`, a stack of cells in each, one folder per batch, class (dose) and split:
+One or several images go in (brightfield, fluorescence), one comes out (phase, fluorescence). There
+is one folder per batch, class (dose) and split:
 
     name = "my-cells"                     # what the dataset is called
     folders = "{batch}/{class}/{split}"   # their order; {dose} too, where there are doses
@@ -12,28 +12,35 @@ files are `.mat`, a stack of cells in each, one folder per batch, class (dose) a
     class_term = "cell line"              # optional: what a class is
     splits = {Valid = "Val"}              # optional: names of the folders Train, Valid and Test
     # doses = ["0 uM", "1 uM", "10 uM"]   # with {dose}: from none to most
+    # groups = ["Day1/A549"]              # optional: the only combinations that exist
     wavelength_um = 0.633                 # optional: of the light, for dry mass in pg
     refraction_increment_um3_per_pg = 0.19  # optional: of dry matter, 0.18 to 0.2; else 0.19
 
     [[input]]                             # one or several, in the order of the channels
     file = "{class}_BF.mat"               # {batch}, {class}, {dose}, {split} are filled in
-    variable = "BF"                       # in the file: height x width x cells; filled in, too
+    variable = "BF"                       # .mat only: height x width x cells; filled in, too
 
     [[input]]
-    file = "{class}_DAPI.mat"
-    variable = "img"
-    name = "DAPI"                         # optional: for figures; else as the variable
+    file = "DAPI/*.tif"                   # one file per cell; see below
+    name = "DAPI"                         # optional: for figures; else as the variable or file
     scale = 0.001                         # optional: stored numbers times this are used
 
     [target]
-    file = "{class}_QPI.mat"
-    variable = "QPI"
+    file = "{class}_QPI.ome.tif"
+    axes = "NYX"                          # optional: N cells, Y height, X width
     name = "phase"                        # optional, as above
     unit = "rad"                          # optional; "rad" says that it is a phase image
 
     [truth]                               # optional: the target without batch effect, if known
-    file = "{class}_QPI_TRUE.mat"
-    variable = "QPI"
+    file = "{class}_QPI_TRUE.npy"
+
+A `file` is a `.mat`, TIFF (also OME-TIFF) or `.npy` file with a stack of cells. One `*` in its name
+stands for anything: all files that match are read as one stack, in the order of their names and
+numbers, and what the `*` stands for must agree between the images of a cell. With `tile = 40`, each
+image is a montage of tiles of 40 x 40 pixels, read row by row; tiles with one value everywhere are
+empty and left out. `axes` gives the order of the axes in the file; without it, the order is that of
+MATLAB in `.mat` files (YXN), that of the file's own description in TIFF, and else inferred from the
+shape.
 
 The networks learn best where numbers are of the order of 1, as phases in rad are: give 16-bit
 images a `scale`. Capitals need not agree with those on the disk: what is called `train` or
@@ -71,6 +78,7 @@ from cytomad_lib.data.errors import DatasetError
 DESCRIPTION = "dataset.toml"
 SPLITS = ("Train", "Valid", "Test")
 TAKEN = ("lung", "drug")  # the names of the published datasets
+PUBLISHED_FOLDER = Path(__file__).parent  # where their descriptions are
 REFRACTION_INCREMENT = 0.19  # µm³ per pg, of protein (0.18 to 0.2)
 
 # What a description may hold. A reader of TOML takes memory with the square of the dots in a line.
@@ -80,9 +88,11 @@ MOST_GROUPS = 100_000
 LONGEST_GROUP_NAME = 200  # bytes, of the 255 that a file's name may have
 SMALLEST, LARGEST = 1e-12, 1e12  # numbers; float32 has room for such multiples of pixels
 
+SUFFIXES = (".mat", ".npy", ".tif", ".tiff")
+
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _TOP_KEYS = ("name", "folders", "batches", "classes", "field_of_view_um", "input", "target")
-_MORE_TOP_KEYS = ("class_term", "doses", "splits", "truth")
+_MORE_TOP_KEYS = ("class_term", "doses", "groups", "splits", "truth")
 _MORE_TOP_KEYS += ("wavelength_um", "refraction_increment_um3_per_pg")
 _NO_NAME = set('/\\:*?"<>|{}$')  # not in names of files everywhere; figures read $ as formulas
 _NAME = (
@@ -93,17 +103,20 @@ _NAME = (
 
 @dataclass(frozen=True)
 class Contrast:
-    """One kind of image: the variable that holds it, and what it shows."""
+    """One kind of image: where it is stored, and what it shows."""
 
-    variable: str  # with placeholders, see `Description.variable`
+    file: str  # name of the file, with placeholders
     name: str  # for people
+    variable: str = ""  # of a .mat file, with placeholders
     unit: str = ""
     scale: float = 1.0  # what stored numbers are multiplied by
+    axes: str | None = None  # such as "NYX"; None: the format's own, or inferred
+    tile: int | None = None  # side of the tiles of a montage, pixels
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a `dataset.toml` says, checked.
+    """The checked content of a `dataset.toml`.
 
     Images go by their role, whatever they show: `"BF"`, `"BF2"`, `"BF3"`… go in, `"QPI"` comes
     out, `"QPI_TRUE"` is the truth.
@@ -118,13 +131,9 @@ class Description:
     folders: tuple[str, ...]  # placeholders in their order, "split" last
     splits: dict[str, str] = field(hash=False)  # split -> name of its folder
     contrasts: dict[str, Contrast] = field(hash=False)  # role -> what it shows
-    files: dict[str, str] = field(hash=False)  # role -> name of the file, with placeholders
+    combinations: tuple = field(hash=False, repr=False)  # all (batch, class, dose), in this order
     wavelength_um: float | None = None  # of the light of the phase images, if given
     refraction_increment_um3_per_pg: float = REFRACTION_INCREMENT
-
-    def groups(self):
-        """List all (batch, class, dose) that there can be: by batch, then class, then dose."""
-        return list(product(self.batches, self.classes, self.doses or (None,)))
 
     def folder(self, batch, class_name, dose=None):
         """Return the folder of a group, under the dataset's root."""
@@ -133,11 +142,11 @@ class Description:
 
     def file(self, role, split, batch, class_name, dose=None):
         """Return the path of a file under the dataset's root."""
-        name = self._fill(self.files[role], split, batch, class_name, dose)
+        name = self._fill(self.contrasts[role].file, split, batch, class_name, dose)
         return f"{self.folder(batch, class_name, dose)}/{self.splits[split]}/{name}"
 
     def variable(self, role, split, batch, class_name, dose=None):
-        """Return the name of the variable in a file."""
+        """Return the name of the variable in a `.mat` file."""
         return self._fill(self.contrasts[role].variable, split, batch, class_name, dose)
 
     def _fill(self, pattern, split, batch, class_name, dose):
@@ -146,7 +155,7 @@ class Description:
 
 
 def read_description(path):
-    """Read and check a `dataset.toml`; the module says what is in it.
+    """Read and check a `dataset.toml`; the module describes its content.
 
     Parameters
     ----------
@@ -160,59 +169,35 @@ def read_description(path):
     ------
     DatasetError
         For the first mistake: names the file and the key, what was found and what is expected.
-        Whether the folders are there is not looked at.
+        Whether the folders exist is not checked.
     """
     path = Path(path)
     top = _Table(path, _load(path), _TOP_KEYS, _MORE_TOP_KEYS)
-    if top.text("name") in TAKEN:
+    if top.text("name") in TAKEN and path.parent != PUBLISHED_FOLDER:
         raise top.wrong("name", "another name: the published datasets are called so")
     folders = _folders(top)
     if ("doses" in top.values) != ("dose" in folders):
         raise top.wrong("doses", "a list exactly where `folders` has {dose}")
-    inputs = _inputs(top)
-    target = _image_table(top, "target", ("name", "unit"))
-    tables = inputs | {"QPI": target}
-    contrasts = {
-        role: Contrast(
-            _pattern(table, "variable", folders),
-            table.text(
-                "name", _PLACEHOLDER.sub("", table.text("variable")).strip(" _-") or "image"
-            ),
-            table.text("unit", "") if role == "QPI" else "",
-            table.number("scale", 1.0),
-        )
-        for role, table in tables.items()
-    }
-    _refuse_same_names(inputs, contrasts)
-    if "truth" in top.values:
-        truth = tables["QPI_TRUE"] = _image_table(top, "truth")
-        shown = contrasts["QPI"]
-        contrasts["QPI_TRUE"] = Contrast(
-            _pattern(truth, "variable", folders),
-            shown.name,
-            shown.unit,
-            truth.number("scale", shown.scale),
-        )
-    said = Description(
+    batches, classes = top.names("batches"), top.names("classes")
+    doses = top.names("doses") if "dose" in folders else ()
+    _refuse_too_many(path, batches, classes, doses)
+    contrasts = _contrasts(top, folders)
+    return Description(
         name=top.text("name"),
         class_term=top.text("class_term", "class"),
-        batches=top.names("batches"),
-        classes=top.names("classes"),
-        doses=top.names("doses") if "dose" in folders else (),
+        batches=batches,
+        classes=classes,
+        doses=doses,
         field_of_view_um=top.number("field_of_view_um"),
         folders=folders,
         splits=_splits(top),
         contrasts=contrasts,
-        files={role: _file(table, folders) for role, table in tables.items()},
+        combinations=_combinations(top, batches, classes, doses),
         wavelength_um=top.number("wavelength_um") if "wavelength_um" in top.values else None,
         refraction_increment_um3_per_pg=top.number(
             "refraction_increment_um3_per_pg", REFRACTION_INCREMENT
         ),
     )
-    _refuse_same_images(said, tables)
-    _refuse_too_many(said, path)
-    _refuse_same_labels(said, path)
-    return said
 
 
 class _Table:
@@ -347,28 +332,82 @@ def _splits(top):
     return names
 
 
-def _inputs(top):
-    """Return {role: table} of what goes in, the roles being "BF", "BF2", "BF3" and so on."""
-    tables = top.values["input"]
-    if not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
+def _contrasts(top, folders):
+    """Return {role: Contrast}; the roles of what goes in are "BF", "BF2", "BF3" and so on."""
+    inputs = top.values["input"]
+    if not isinstance(inputs, list) or not inputs or not all(isinstance(t, dict) for t in inputs):
         raise top.wrong("input", "one or several tables, each under [[input]] in double brackets")
-    return {
-        f"BF{number}" if number > 1 else "BF": _Table(
-            top.path, values, ("file", "variable"), ("name", "scale"), f"[[input]] number {number}"
+    tables = {
+        f"BF{number}" if number > 1 else "BF": _image_table(
+            top, values, f"[[input]] number {number}", "name"
         )
-        for number, values in enumerate(tables, 1)
+        for number, values in enumerate(inputs, 1)
     }
+    tables["QPI"] = _image_table(top, top.values["target"], "[target]", "name", "unit")
+    if "truth" in top.values:
+        tables["QPI_TRUE"] = _image_table(top, top.values["truth"], "[truth]")
+    contrasts, sources, names = {}, {}, set()
+    for role, table in tables.items():
+        found = contrasts[role] = _contrast(table, folders, contrasts.get("QPI"))
+        if role.startswith("BF") and found.name in names:
+            raise table.wrong("name", "another name than the inputs above it have", found.name)
+        names.add(found.name)
+        # A target that is an input would leave nothing to learn.
+        source = (folded(found.file), found.variable)
+        if source in sources:
+            raise table.wrong(
+                "file", f"another file or variable than in {sources[source]}", " / ".join(source)
+            )
+        sources[source] = table.name
+    return contrasts
 
 
-def _image_table(top, key, more=()):
-    values = top.values[key]
+def _image_table(top, values, name, *more):
     if not isinstance(values, dict):
-        raise top.wrong(key, f"one table, under [{key}]")
-    return _Table(top.path, values, ("file", "variable"), (*more, "scale"), f"[{key}]")
+        raise top.wrong(name.strip("[]"), f"one table, under {name}")
+    in_mat = str(values.get("file", ".mat")).casefold().endswith(".mat")
+    required = ("file", "variable") if in_mat else ("file",)
+    return _Table(top.path, values, required, (*more, "scale", "axes", "tile"), name)
+
+
+def _contrast(table, folders, target):
+    """Return a Contrast; a truth shows the same as the target before it."""
+    file = _file(table, folders)
+    variable = _pattern(table, "variable", folders) if "variable" in table.values else ""
+    usual = _PLACEHOLDER.sub("", variable or file.partition(".")[0]).strip(" _-*/") or "image"
+    return Contrast(
+        file=file,
+        name=target.name if target else table.text("name", usual),
+        variable=variable,
+        unit=target.unit if target else table.text("unit", ""),
+        scale=table.number("scale", target.scale if target else 1.0),
+        axes=_axes(table),
+        tile=_tile(table),
+    )
+
+
+def _axes(table):
+    axes = table.values.get("axes")
+    if axes is not None and (
+        not isinstance(axes, str) or sorted(axes) not in (["N", "X", "Y"], ["X", "Y"])
+    ):
+        raise table.wrong(
+            "axes",
+            'N (cells), Y (height) and X (width) in the order of the file, such as "NYX" or "YXN"; '
+            '"YX" for files with one image',
+        )
+    return axes
+
+
+def _tile(table):
+    tile = table.values.get("tile")
+    if tile is not None and (type(tile) is not int or not 2 <= tile <= 10_000):
+        raise table.wrong("tile", "the side of a tile in pixels, a whole number such as 40")
+    return tile
 
 
 def _pattern(table, key, folders):
-    """Return a text, its placeholders checked."""
+    """Return a text after a check of its placeholders."""
     pattern = table.text(key)
     for place in _PLACEHOLDER.findall(pattern):
         if place not in folders:
@@ -380,37 +419,31 @@ def _pattern(table, key, folders):
 def _file(table, folders):
     """Return the name of a file, with placeholders."""
     pattern = _pattern(table, "file", folders)
-    filled = _PLACEHOLDER.sub("x", pattern)
-    if not _is_name(filled) or not filled.casefold().endswith(".mat"):
+    *above, name = _PLACEHOLDER.sub("x", pattern).split("/")
+    plain = all(_is_name(part) for part in (*above, name.replace("*", "x", 1)))
+    if not plain or len(above) > ("*" in name) or not name.casefold().endswith(SUFFIXES):
         raise table.wrong(
             "file",
-            f"the name of a .mat file in the split's folder, {_NAME}; placeholders are filled in",
+            "the name of a .mat, .npy, .tif or .tiff file in the split's folder, or a pattern such "
+            f'as "BF/*.tif" for one file per cell: {_NAME}; placeholders are filled in',
         )
     return pattern
 
 
-def _refuse_same_names(inputs, contrasts):
-    names = [contrasts[role].name for role in inputs]
-    for number, (table, name) in enumerate(zip(inputs.values(), names, strict=True)):
-        if name in names[:number]:
-            raise table.wrong("name", "another name than the inputs above it have", name)
+def _combinations(top, batches, classes, doses):
+    """Return all (batch, class, dose) that there can be: by batch, then class, then dose."""
+    every = tuple(product(batches, classes, doses or (None,)))
+    named = {"/".join(filter(None, names)): names for names in every}
+    _refuse_same_labels(top.path, named)
+    only = top.values.get("groups", list(named))
+    if not isinstance(only, list) or not only or not all(name in named for name in only):
+        raise top.wrong("groups", f"a list of some of {', '.join(list(named)[:3])}, …")
+    return tuple(names for name, names in named.items() if name in only)
 
 
-def _refuse_same_images(said, tables):
-    """Refuse a target that is an input, and the like: nothing would be left to learn."""
-    seen = {}
-    for role, table in tables.items():
-        source = (folded(said.files[role]), said.contrasts[role].variable)
-        if source in seen:
-            raise table.wrong(
-                "file", f"another file or variable than in {seen[source]}", " / ".join(source)
-            )
-        seen[source] = table.name
-
-
-def _refuse_too_many(said, path):
+def _refuse_too_many(path, *lists):
     """Refuse lists of which the product would take all memory."""
-    lengths = [len(names) for names in (said.batches, said.classes, said.doses) if names]
+    lengths = [len(names) for names in lists if names]
     if math.prod(lengths) > MOST_GROUPS:
         raise DatasetError(
             f"{path} describes {' x '.join(f'{length:,}' for length in lengths)} groups. Expected "
@@ -418,22 +451,21 @@ def _refuse_too_many(said, path):
         )
 
 
-def _refuse_same_labels(said, path):
-    """Refuse groups of which files of results, named by batch, class and dose, cannot be called."""
+def _refuse_same_labels(path, named):
+    """Refuse groups whose names cannot be names of result files (batch_class_dose)."""
     seen = {}
-    for group in said.groups():
-        parts = [name for name in group if name is not None]
-        joined = "_".join(parts)
+    for group in named:
+        joined = group.replace("/", "_")
         if len(joined.encode()) > LONGEST_GROUP_NAME:
             raise DatasetError(
-                f"{path}: the group {'/'.join(parts)} has a name of {len(joined.encode())} bytes. "
+                f"{path}: the group {group} has a name of {len(joined.encode())} bytes. "
                 f"Expected at most {LONGEST_GROUP_NAME}, since files of results are called by it; "
                 "take shorter names."
             )
-        other = seen.setdefault(folded(joined), parts)
-        if other is not parts:
+        other = seen.setdefault(folded(joined), group)
+        if other != group:
             raise DatasetError(
-                f"{path}: the groups {'/'.join(other)} and {'/'.join(parts)} are both {joined} "
+                f"{path}: the groups {other} and {group} are both {joined} "
                 "when joined by _, as files of results are called. Expected names that stay "
                 "apart; rename a folder."
             )

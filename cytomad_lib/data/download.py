@@ -1,11 +1,12 @@
-"""Fetching the published CytoMAD files, each verified by its hash.
+"""Fetch public measured data, each file verified by its hash.
 
-The authors publish both demonstration datasets in their GitHub repository. The table
-``real_dataset_files.csv`` beside this module lists the 342 files of one commit with their git blob
-SHA-1: brightfield and phase of every group, in Train, Valid and Test.
+Four datasets can be fetched: `lung` and `drug`, the published images of CytoMAD; `jurkat`, cells
+from imaging flow cytometry; `phenotypes`, tables of the CytoMAD group (`cytomad_lib.data.public`
+describes the last two). Each comes from one commit of a repository. The tables beside this module
+list the files with their git blob SHA-1.
 
-A file gets its name only after its hash was verified. Until then it is ``<name>.part``; an
-interrupted download resumes from it when the same call is made again.
+A file gets its name only after its hash was verified. Until then it is ``<name>.part``; the same
+call resumes an interrupted download from it.
 
     >>> from cytomad_lib.data.download import download_dataset, published_files
     >>> len(published_files("lung")), len(published_files("drug"))
@@ -23,52 +24,46 @@ import os
 import re
 import ssl
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
+from multiprocessing import TimeoutError as NotYet
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from tqdm import tqdm
 
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.data.layouts import LAYOUTS, NOTES_FILE, SPLITS, is_simulated
-
-# Paths in the table go behind this. At this commit the two datasets are at the repository's top;
-# a "Dataset" folder existed only in earlier ones.
-COMMIT = "068a9b5124ab33d83bef64f906b66134ce03bd57"
-BASE_URL = f"https://raw.githubusercontent.com/MichelleLCK/CytoMAD/{COMMIT}"
-
-TABLE = "real_dataset_files.csv"
-PUBLISHED_KINDS = ("BF", "QPI")
+from cytomad_lib.data.files import write_text
+from cytomad_lib.data.layouts import NOTES_FILE, SPLITS, is_simulated
+from cytomad_lib.data.public import NOTICE, SOURCES
 
 # Each part starts with a letter or digit: no "..", no absolute path, no drive, no backslash.
 SAFE_PATH = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*", re.ASCII)
 SHA1 = re.compile(r"[0-9a-f]{40}")
+PLAIN_URL = re.compile(
+    r"https?://([\w.-]+|\[[\da-fA-F:.]+\])(:[1-9]\d{0,4})?(/[^\s?#@]*)?", re.ASCII
+)
 
-MOST_WORKERS = 16  # more would only be turned away by the server
-MOST_BYTES = 100 * 1024**2  # GitHub takes no larger file, so an endless answer is cut off here
+MOST_WORKERS = 16  # a server would turn more away
+MOST_BYTES = 100 * 1024**2  # GitHub accepts no larger file, so an endless answer is cut off here
 CHUNK_BYTES = 256 * 1024
-GRACE = 1.0  # s, for workers to end after Ctrl-C; those that wait for the network are left behind
-
-LFS_POINTER = b"version https://git-lfs"
 
 
 class DownloadError(CytomadError):
-    """The published files cannot be fetched as asked."""
+    """The files cannot be fetched."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to put up with a bad connection."""
+    """Limits on waiting for a bad connection."""
 
     timeout: float = 30.0  # s without a byte until a connection counts as stalled
-    tries: int = 8  # connections per file, each going on where the last one broke
-    damaged_tries: int = 3  # times that a file may arrive whole but wrong
+    tries: int = 8  # connections per file; each resumes where the last one broke
+    damaged_tries: int = 3  # times that a file may arrive complete but wrong
     first_wait: float = 1.0  # s, doubled after every failure
     longest_wait: float = 60.0  # s
 
@@ -78,7 +73,7 @@ PATIENCE = Patience()
 
 @dataclass
 class Downloaded:
-    """What a download did."""
+    """Counts of a download."""
 
     fetched: int = 0  # files
     already_there: int = 0  # files
@@ -86,7 +81,7 @@ class Downloaded:
     received: int = 0  # bytes
 
     def __str__(self):
-        """Say it in one line."""
+        """Return the counts in one line."""
         text = f"Fetched {self.fetched} file(s), {self.received / 1e6:.1f} MB"
         text += f"; {self.already_there} verified file(s) were there already."
         if self.set_aside:
@@ -98,30 +93,34 @@ class Downloaded:
 
 
 def download_dataset(
-    name, out, split=None, groups=None, base_url=None, workers=4, progress=False, report=None
-):
-    """Fetch the published files of one dataset, or go on with an interrupted download.
+    name, out, split=None, groups=None, base_url=None, workers=4, progress=False, report=None,
+    raw=False,
+):  # fmt: skip
+    """Fetch one dataset, or resume an interrupted download.
 
-    Source: https://github.com/MichelleLCK/CytoMAD
+    Source: the repositories in `cytomad_lib.data.public.SOURCES`.
 
     Parameters
     ----------
-    name : "lung" or "drug"
+    name : "lung", "drug", "jurkat" or "phenotypes"
         Which dataset.
     out : path
         Folder in which the dataset's folder is made.
     split : "Train", "Valid" or "Test", optional
-        All three by default.
+        Of lung and drug only. All three by default.
     groups : list of str, optional
-        Names such as ``"Batch1/H69"`` or ``"B1/Docetaxel/D3"``; all by default.
+        Names such as ``"Batch1/H69"``, ``"B1/Docetaxel/D3"``, ``"Experiment_1/G1"`` or
+        ``"gemcitabine"``; all by default.
     base_url : str, optional
-        A mirror: what comes before ``/7LungCancerDataset/…`` in its URLs. Default: `BASE_URL`.
+        A mirror: what comes before the paths of the repository in its URLs.
     workers : int
         Files fetched at the same time, 1 to 16.
     progress : bool
         Show a progress bar over the files.
     report : callable, optional
-        Is given one sentence on what was done, for example `print`.
+        Is given lines on what was done, for example `print`.
+    raw : bool
+        Keep the montages of jurkat after the cells are cut from them.
 
     Returns
     -------
@@ -132,86 +131,89 @@ def download_dataset(
     ------
     DownloadError
         If there is no such dataset, split or group, the folder holds simulated data, the server
-        cannot be reached or does not hold the files, or a file stays damaged.
+        cannot be reached or lacks a file, or a file stays damaged.
     OSError
         If a file cannot be written, for example because the disk is full.
     """
-    files = published_files(name, split, groups)
-    root = Path(out) / LAYOUTS[name].root_folder
+    rows, source = _find_rows(name, split, groups), SOURCES[name]
+    root = Path(out) / source.folder
     if is_simulated(root):
         raise DownloadError(
-            f"{root} holds simulated data ({NOTES_FILE} is in it). Expected a folder of "
-            "its own for the published data, so that the two do not mix; choose another --out "
-            "(argument out)."
+            f"{root} holds simulated data ({NOTES_FILE} is in it). Expected a separate folder for "
+            "the published data, so that the two do not mix; choose another --out (argument out)."
         )
-    done = download_files(files, out, base_url or BASE_URL, workers, progress)
-    if report:
-        report(str(done))
+    if source.finish and not raw:  # groups of which the cells are cut already
+        rows = [row for row in rows if not (root / row["group"]).exists()]
+    files = {row["path"]: row["git_blob_sha1"] for row in rows}
+    places = {row["path"]: row["place"] for row in rows}
+    done = download_files(files, out, base_url or source.url, workers, progress, places=places)
+    lines = [str(done), *(source.finish(root, raw) if source.finish else [])]
+    if source.licence:
+        write_text(root / NOTICE, source.notice + "\n")
+        lines.append(source.notice)
+    for line in lines if report else ():
+        report(line)
     return root
 
 
 def published_files(name, split=None, groups=None):
-    """List the published files of a dataset; the arguments are those of `download_dataset`.
+    """List the files of a dataset; the arguments are those of `download_dataset`.
 
     Returns
     -------
     dict of str to str
-        The git blob SHA-1 of each file, by its path under the repository's top.
+        The git blob SHA-1 of each file, by its path under the user's folder.
 
     Raises
     ------
     DownloadError
         If there is no such dataset, split or group.
     """
-    if name not in LAYOUTS:
-        raise DownloadError(f"The dataset is {name!r}; expected {' or '.join(LAYOUTS)}.")
-    if split is not None and split not in SPLITS:
+    return {row["path"]: row["git_blob_sha1"] for row in _find_rows(name, split, groups)}
+
+
+def read_table(name):
+    """Read the table of a dataset's files: rows of group, split, path, place, git_blob_sha1."""
+    text = resources.files("cytomad_lib.data").joinpath(f"{name}_files.csv").read_text("utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+def _find_rows(name, split, groups):
+    """Return the rows of the table that the caller asks for."""
+    if name not in SOURCES:
+        raise DownloadError(f"The dataset is {name!r}; expected {' or '.join(SOURCES)}.")
+    if split not in (None, *SPLITS):
         raise DownloadError(
             f"The split is {split!r}; expected {', '.join(SPLITS)}, or none for all of them."
         )
-    layout = LAYOUTS[name]
-    hashes = read_table()
-    paths = [
-        f"{layout.root_folder}/{group.file(one_split, kind)}"
-        for group in _find_groups(layout, groups)
-        for one_split in SPLITS
-        if split in (None, one_split)
-        for kind in PUBLISHED_KINDS
-    ]
-    return {path: hashes[path] for path in paths}
-
-
-def read_table():
-    """Read the table of all published files: path to git blob SHA-1."""
-    text = resources.files("cytomad_lib.data").joinpath(TABLE).read_text("utf-8")
-    return {row["path"]: row["git_blob_sha1"] for row in csv.DictReader(text.splitlines())}
-
-
-def _find_groups(layout, names):
-    chosen, unknown = layout.choose_groups(names)
+    rows = read_table(name)
+    known = list(dict.fromkeys(row["group"] for row in rows))
+    chosen = known if groups is None else [groups] if isinstance(groups, str) else list(groups)
+    unknown = [group for group in chosen if group not in known]
     if unknown or not chosen:
-        known = [group.name for group in layout.groups]
         raise DownloadError(
             f"The groups are {', '.join(map(repr, unknown)) or 'an empty list'}. "
-            f"The {layout.name} dataset has these: {', '.join(known)}."
+            f"The {name} dataset has these: {', '.join(known)}."
         )
-    return chosen
+    if split and not rows[0]["split"]:
+        raise DownloadError(f"{name} has no splits to choose from. Leave --split (split) out.")
+    return [row for row in rows if row["group"] in chosen and split in (None, row["split"])]
 
 
 # --- Fetching --------------------------------------------------------------------------------
 
 
-def download_files(files, out, base_url, workers=4, progress=False, patience=PATIENCE):
+def download_files(files, out, base_url, workers=4, progress=False, patience=PATIENCE, places=None):
     """Fetch files in parallel, each verified by its git blob SHA-1.
 
-    What is there and right is not fetched again; what is there and different is kept beside as
-    ``<name>.old1``. Ctrl-C leaves verified files and ``.part`` files, from which the same call
-    goes on.
+    A file that is there and right is not fetched again; one that is there and different is kept
+    beside as ``<name>.old1``. Ctrl-C leaves verified files and ``.part`` files, from which the same
+    call resumes.
 
     Parameters
     ----------
     files : dict of str to str
-        The git blob SHA-1 of each file, by its path under `out` and behind `base_url`.
+        The git blob SHA-1 of each file, by its path under `out`.
     out : path
     base_url : str
         Starts with ``https://`` or ``http://``.
@@ -220,7 +222,9 @@ def download_files(files, out, base_url, workers=4, progress=False, patience=PAT
     progress : bool
         Show a progress bar over the files.
     patience : Patience
-        How long to put up with a bad connection.
+        Limits on waiting for a bad connection.
+    places : dict of str to str, optional
+        The path of each file behind `base_url`; by default the one under `out`.
 
     Returns
     -------
@@ -230,36 +234,34 @@ def download_files(files, out, base_url, workers=4, progress=False, patience=PAT
     ------
     DownloadError
         If a path, a hash, the URL or `workers` is not as described, the server cannot be reached
-        or does not hold a file, or a file stays damaged.
+        or lacks a file, or a file stays damaged.
     OSError
         If a file cannot be written.
     """
     _refuse_unsafe(files)
     if not 1 <= workers <= MOST_WORKERS:
         raise DownloadError(f"workers is {workers}; expected 1 to {MOST_WORKERS}.")
-    base_url = _checked_url(base_url)
+    if not PLAIN_URL.fullmatch(base_url):
+        raise DownloadError(
+            f"The base URL is {base_url!r}. Expected http:// or https://, a server and perhaps a "
+            "path, without user name, ? or #; the files' paths are put behind it. An example is "
+            f"{SOURCES['lung'].url}"
+        )
     with tqdm(
         total=len(files), desc="downloading", unit="file", miniters=0, disable=not progress
     ) as bar:
-        download = _Download(files, Path(out), base_url, patience, bar)
-        # Daemons, because a thread that waits for the network must not keep the program alive.
-        threads = [
-            threading.Thread(target=download.work, daemon=True)
-            for _ in range(min(workers, len(files)))
-        ]
-        try:
-            for thread in threads:
-                thread.start()
-            while any(thread.is_alive() for thread in threads) and not download.stop.is_set():
-                download.stop.wait(0.05)  # short, as Windows hears Ctrl-C only in between
-        finally:
-            download.stop.set()
-            deadline = time.monotonic() + GRACE
-            for thread in threads:
-                if thread.ident is not None:  # it was started
-                    thread.join(max(0.0, deadline - time.monotonic()))
-    if download.error:
-        raise download.error
+        download = _Download(Path(out), base_url.rstrip("/"), places or {}, patience, bar)
+        # Its threads are daemons: one that waits for the network does not keep the program alive.
+        with ThreadPool(min(workers, len(files)) or 1) as pool:
+            try:
+                results = pool.imap_unordered(download.get, files.items())
+                while download.count() < len(files):
+                    with suppress(NotYet):
+                        results.next(0.05)  # short, as Windows handles Ctrl-C only in between
+            except _Stopped:
+                raise download.error from None
+            finally:
+                download.stop.set()
     return download.done
 
 
@@ -274,7 +276,7 @@ def git_blob_sha1(path):
 
 
 class _Interrupted(Exception):
-    """The connection gave out, but it is worth trying again, after `wait` seconds at least."""
+    """The connection failed, but another try makes sense, after `wait` seconds at least."""
 
     def __init__(self, reason, wait=0.0):
         super().__init__(reason)
@@ -286,64 +288,54 @@ class _Stopped(Exception):
 
 
 class _Download:
-    """One download: what its worker threads share, and what each of them does."""
+    """One download: the state that its worker threads share, and the work of each."""
 
-    def __init__(self, files, folder, base_url, patience, bar):
-        self.waiting = deque(files.items())  # its popleft is safe between threads
-        self.folder = folder
-        self.base_url = base_url
-        self.patience = patience
-        self.bar = bar
-        self.done = Downloaded()
-        self.error = None
+    def __init__(self, folder, base_url, places, patience, bar):
+        self.folder, self.base_url, self.places = folder, base_url, places
+        self.patience, self.bar = patience, bar
+        self.done, self.error = Downloaded(), None
         self.reached = False  # the server has answered at least once
         self.stop = threading.Event()
-        self.lock = threading.Lock()  # for `done`, `bar` and `error`
-        self.opener = urllib.request.build_opener(
-            _SafeRedirects, urllib.request.HTTPSHandler(context=ssl.create_default_context())
-        )
+        self.lock = threading.Lock()  # for `done` and `bar`
+        self.opener = urllib.request.build_opener(_SafeRedirects)
 
-    def work(self):
-        """Fetch file after file; an error stops all workers and is raised by the main thread."""
+    def count(self):
+        """Count the files that are there."""
+        return self.done.fetched + self.done.already_there
+
+    def get(self, file):
+        """Make sure that one file, given as (name, SHA-1), is there and verified."""
+        path = self.folder / file[0]
         try:
-            while self.waiting and not self.stop.is_set():
-                try:
-                    name, sha1 = self.waiting.popleft()
-                except IndexError:  # another worker was faster
-                    break
-                fetched = self._get(name, sha1)
-                with self.lock:
-                    self.done.fetched += fetched
-                    self.done.already_there += not fetched
-                    self.bar.update()
-        except _Stopped:
-            pass
-        except BaseException as error:
-            with self.lock:
-                self.error = self.error or error
-            self.stop.set()
+            if self.stop.is_set():
+                raise _Stopped
+            with _clear_disk_errors(path.with_name(f"{path.name}.part")):
+                there = path.exists() and git_blob_sha1(path) == file[1]
+                if not there:
+                    self._fetch(path, *file)
+        except Exception as error:
+            self.error = self.error or error
+            self.stop.set()  # before another file is begun
+            raise
+        with self.lock:
+            self.done.fetched += not there
+            self.done.already_there += there
+            self.bar.update()
 
-    def _get(self, name, sha1):
-        """Have one file there, verified; return whether it had to be fetched."""
-        path = self.folder / name
+    def _fetch(self, path, name, sha1):
         part = path.with_name(f"{path.name}.part")
-        with _clear_disk_errors(path):
-            if path.exists() and git_blob_sha1(path) == sha1:
-                return False
         for _ in range(self.patience.damaged_tries):
-            self._complete(f"{self.base_url}/{quote(name)}", part)
-            with _clear_disk_errors(path):
-                found = git_blob_sha1(part)
-                if found == sha1:
-                    self._put_in_place(part, path)
-                    return True
-                what_came = _describe_wrong_content(part)
-                part.unlink()
+            self._complete(f"{self.base_url}/{quote(self.places.get(name, name))}", part)
+            found = git_blob_sha1(part)
+            if found == sha1:
+                return self._put_in_place(part, path)
+            description = _describe_wrong_content(part)
+            part.unlink()
         raise DownloadError(
             f"{path} arrived damaged {self.patience.damaged_tries} times in a row and was not "
-            f"kept: its git blob SHA-1 is {found}, expected {sha1}. {what_came}Give the same "
-            f"command again; if that does not help, {self.base_url} does not hold the published "
-            "file: name another server with --base-url (argument base_url)."
+            f"kept: its git blob SHA-1 is {found}, expected {sha1}. {description}Give the same "
+            f"command again; if that does not help, {self.base_url} lacks the published file: "
+            "name another server with --base-url (argument base_url)."
         )
 
     def _put_in_place(self, part, path):
@@ -358,117 +350,96 @@ class _Download:
         os.replace(part, path)
 
     def _complete(self, url, part):
-        """Receive the rest of a file, over as many connections as it takes, within bounds."""
+        """Receive the rest of a file, over as many connections as it takes, within limits."""
         wait = self.patience.first_wait
-        for attempt in range(1, self.patience.tries + 1):
+        for _ in range(self.patience.tries):
             try:
                 return self._receive(url, part)
             except _Interrupted as interruption:
                 reason = interruption
-            if attempt < self.patience.tries:
-                self._show(f"again soon: {reason}")
-                longest = self.patience.longest_wait
-                if self.stop.wait(min(max(wait, reason.wait), longest)):
-                    raise _Stopped
-                wait *= 2
+            self._show(f"again soon: {reason}")
+            if self.stop.wait(min(max(wait, reason.wait), self.patience.longest_wait)):
+                raise _Stopped
+            wait *= 2
         raise DownloadError(
             f"{url} could not be fetched in {self.patience.tries} tries; the last time {reason}. "
-            f"What came is kept in {part}: give the same command again later to go on from there."
+            f"What came is kept in {part}: give the same command again later to resume."
         ) from reason
 
     def _receive(self, url, part):
         """Append to `part` what one connection brings."""
-        with _clear_disk_errors(part):
-            have = part.stat().st_size if part.exists() else 0
-        response = self._open(url, have)
-        if response is None:  # nothing behind what we have; the hash will tell whether that is all
-            return
-        with response:
-            if self.stop.is_set():  # meanwhile; a later call may already use the same file
-                raise _Stopped
-            if response.status not in (200, 206):
-                raise _Interrupted(f"the server answered {response.status} {response.reason}")
-            goes_on = response.status == 206
-            if goes_on and _range_start(response) != have:
-                with _clear_disk_errors(part):
-                    part.unlink(missing_ok=True)
-                raise _Interrupted("the server sent another part of the file than asked for")
+        have = part.stat().st_size if part.exists() else 0
+        with self._open(url, have) as response:
+            if response.status == 416 and have:
+                return  # nothing follows what we have; the hash tells whether that is all
+            _refuse_answer(url, response)
+            resumed = response.status == 206
+            content_range = response.headers.get("Content-Range", "")
+            if resumed and not content_range.startswith(f"bytes {have}-"):
+                part.unlink(missing_ok=True)
+                raise _Interrupted("the server sent another part of the file than requested")
+            missing = int(response.headers.get("Content-Length") or 0)  # unknown: trust the hash
+            part.parent.mkdir(parents=True, exist_ok=True)
             # A server that does not know ranges answers 200 and sends the file from its start.
-            with _clear_disk_errors(part):
-                part.parent.mkdir(parents=True, exist_ok=True)
-            with _clear_disk_errors(part), open(part, "ab" if goes_on else "wb") as file:
-                for chunk in self._chunks(response):
+            with open(part, "ab" if resumed else "wb") as file:
+                while chunk := self._read(url, response):
                     if file.tell() + len(chunk) > MOST_BYTES:
-                        return  # cannot be right, as the hash will tell
+                        return  # cannot be right, as the hash will show
                     file.write(chunk)
-                    file.flush()  # so that closing has nothing left to write, whenever that is
+                    file.flush()  # so that closing has nothing left to write
+                    missing -= len(chunk)
+            if missing > 0:
+                raise _Interrupted(f"the connection ended {missing} bytes early")
 
     def _open(self, url, have):
-        """Ask for the file from byte `have` on; None if there is nothing behind it."""
+        """Request the file from byte `have` on."""
         # Without "identity" a server may compress, and the bytes would not be those of the file.
         headers = {"User-Agent": "cytomad_lib", "Accept-Encoding": "identity"}
-        if have:
-            headers["Range"] = f"bytes={have}-"
-        request = urllib.request.Request(url, headers=headers)
+        headers |= {"Range": f"bytes={have}-"} if have else {}
         try:
+            request = urllib.request.Request(url, headers=headers)
             response = self.opener.open(request, timeout=self.patience.timeout)
-            self.reached = True
-            return response
-        except urllib.error.HTTPError as error:
-            error.close()
-            self.reached = True
-            if error.code == 416 and have:
-                return None
-            if error.code in (408, 429) or error.code >= 500:
-                raise _Interrupted(
-                    f"the server answered {error.code} {error.reason}", _seconds_to_wait(error)
-                ) from error
-            raise DownloadError(
-                f"{url} was answered with {error.code} {error.reason}. Expected the published "
-                "file. If you named a server with --base-url (argument base_url), check it: it "
-                "comes before the path in this URL. If not, the files have moved: name a mirror."
-            ) from error
+        except urllib.error.HTTPError as answer:
+            response = answer
         except (OSError, http.client.HTTPException) as error:
-            self._refuse_if_hopeless(url, error)
-            raise _Interrupted(_describe_network_error(error)) from error
+            raise self._network_error(url, error) from error
+        if self.stop.is_set():  # meanwhile; a later call may already use the same file
+            response.close()
+            raise _Stopped
+        self.reached = True
+        return response
 
-    def _refuse_if_hopeless(self, url, error):
-        host = urlsplit(url).netloc
-        reason = _inner(error)
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            raise DownloadError(
-                f"The certificate of {host} cannot be verified ({reason.verify_message}). "
-                "Expected a valid one; a network that inspects traffic needs its own certificate "
-                "installed (SSL_CERT_FILE names it), and on macOS run Install "
-                "Certificates.command of your Python."
-            ) from error
-        if not self.reached:
-            raise DownloadError(
-                f"{host} cannot be reached ({_describe_network_error(error)}): check the "
-                "internet connection, set HTTPS_PROXY if there is a proxy, or name another "
-                "server with --base-url (argument base_url)."
-            ) from error
+    def _read(self, url, response):
+        """Return what came; nothing at the end."""
+        try:
+            chunk = response.read1(CHUNK_BYTES)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._network_error(url, error) from error
+        if self.stop.is_set():
+            raise _Stopped
+        with self.lock:
+            self.done.received += len(chunk)
+        self._show(f"{self.done.received / 1e6:.0f} MB")
+        return chunk
 
-    def _chunks(self, response):
-        """Give what comes, until the end; a connection that ends early is an interruption."""
-        length = response.headers.get("Content-Length", "")
-        missing = int(length) if length.isdecimal() else 0  # unknown: the hash must do
-        while True:
-            try:
-                chunk = response.read1(CHUNK_BYTES)
-            except (OSError, http.client.HTTPException) as error:
-                raise _Interrupted(_describe_network_error(error)) from error
-            if self.stop.is_set():
-                raise _Stopped
-            if not chunk:
-                break
-            yield chunk
-            missing -= len(chunk)
-            with self.lock:
-                self.done.received += len(chunk)
-            self._show(f"{self.done.received / 1e6:.0f} MB")
-        if missing > 0:
-            raise _Interrupted(f"the connection ended {missing} bytes early")
+    def _network_error(self, url, error):
+        """Return the error for a connection that failed: final, or worth another try."""
+        host, error = urlsplit(url).netloc, getattr(error, "reason", error)  # urllib wraps some
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return DownloadError(
+                f"The certificate of {host} cannot be verified ({error.verify_message}). Expected "
+                "a valid one; a network that inspects traffic needs its own certificate installed "
+                "(SSL_CERT_FILE names it), and on macOS run Install Certificates.command of your "
+                "Python."
+            )
+        late = isinstance(error, TimeoutError)
+        reason = "no data came in time" if late else str(error) or type(error).__name__
+        if self.reached:
+            return _Interrupted(reason)
+        return DownloadError(
+            f"{host} cannot be reached ({reason}): check the internet connection, set HTTPS_PROXY "
+            "if there is a proxy, or name another server with --base-url (argument base_url)."
+        )
 
     def _show(self, text):
         with self.lock:
@@ -476,16 +447,30 @@ class _Download:
             self.bar.update(0)
 
 
+def _refuse_answer(url, response):
+    answer = f"{response.status} {response.reason}"
+    if response.status in (408, 429) or response.status >= 500:
+        wait = response.headers.get("Retry-After", "")
+        wait = float(wait) if wait.isdecimal() else 0.0
+        raise _Interrupted(f"the server answered {answer}", wait)
+    if response.status >= 300:
+        raise DownloadError(
+            f"{url} was answered with {answer}. Expected the published file. If you named a server "
+            "with --base-url (argument base_url), check it: it comes before the path in this URL. "
+            "If it holds some groups only, choose them with --groups (groups)."
+        )
+
+
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
     """Follow redirects, but never from https to http, and never to anything else."""
 
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        if not newurl.startswith(("https://", f"{req.type}://")):
+    def redirect_request(self, request, file, code, message, headers, url):
+        if not url.startswith(("https://", f"{request.type}://")):
             raise DownloadError(
-                f"{req.full_url} leads on to {newurl}. Expected https; name another server with "
+                f"{request.full_url} leads on to {url}. Expected https; name another server with "
                 "--base-url (argument base_url)."
             )
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        return super().redirect_request(request, file, code, message, headers, url)
 
 
 # --- Checks and descriptions -----------------------------------------------------------------
@@ -505,48 +490,10 @@ def _refuse_unsafe(files):
             )
 
 
-def _checked_url(url):
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number, a broken IPv6 address
-        sound = False
-    plain = re.fullmatch(r"[!-~]+", url) and not re.search(r"[?#@]", url)
-    if not (sound and plain):
-        raise DownloadError(
-            f"The base URL is {url!r}. Expected http:// or https://, a server and perhaps a path, "
-            "without user name, ? or #; the files' paths are put behind it. "
-            f"The usual one is {BASE_URL}"
-        )
-    return url.rstrip("/")
-
-
-def _range_start(response):
-    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    return int(match[1]) if match else None
-
-
-def _seconds_to_wait(error):
-    text = error.headers.get("Retry-After", "")
-    return float(text) if text.isdecimal() else 0.0
-
-
-def _inner(error):
-    """Undo what urllib does to some network errors, but not to all."""
-    return error.reason if isinstance(error, urllib.error.URLError) else error
-
-
-def _describe_network_error(error):
-    error = _inner(error)
-    if isinstance(error, TimeoutError):
-        return "no data came in time"
-    return str(error) or type(error).__name__
-
-
 def _describe_wrong_content(path):
     with open(path, "rb") as file:
         start = file.read(100).lstrip()
-    if start.startswith(LFS_POINTER):
+    if start.startswith(b"version https://git-lfs"):
         return "The server sent a Git LFS pointer instead of the content. "
     if start.startswith(b"<"):
         return "The server sent a web page, perhaps a login page of the network. "
@@ -561,6 +508,6 @@ def _clear_disk_errors(path):
         raise OSError(
             error.errno,
             f"{path} cannot be read or written: {error.strerror or error}. Expected a folder that "
-            "can be written to, with room on the disk. What came so far is kept: put it right and "
+            "can be written to, with room on the disk. What came so far is kept: correct this and "
             "give the same command again.",
         ) from error

@@ -17,14 +17,14 @@ def compare_folders(layout, root):
     The other folders that the layout does not have: figures, results, what a system leaves. And
     the folders of groups.
     """
-    splits = {folded(name): name for name in layout.split_folders.values()}
+    splits = {folded(name): name for name in layout.splits.values()}
     allowed = {}  # folder -> {name: as written} of the folders that may be in it
-    for folder in layout.folders:
+    for folder in layout.group_folders:
         parts = folder.split("/")
         for depth, name in enumerate(parts):
             allowed.setdefault(folded("/".join(parts[:depth])), {})[folded(name)] = name
         allowed[folded(folder)] = splits
-    problems, others, waiting = [], [], [(root, "", layout.folders[0].count("/") + 1)]
+    problems, others, waiting = [], [], [(root, "", layout.group_folders[0].count("/") + 1)]
     for parent, inside, depth in waiting:
         names, seen = allowed[inside], set()
         written = set(names.values())
@@ -77,12 +77,11 @@ def missing_names(layout, root):
         there = {(group.batch, group.class_name, group.dose)[place] for group in layout.groups}
         missing = [name for name in getattr(layout, key) if name not in there]
         if missing:
-            groups = layout.described.groups()
-            own = next(names for names in groups if names[place] == missing[0])
+            own = next(names for names in layout.combinations if names[place] == missing[0])
             texts.append(
                 f"{root / DESCRIPTION}: {key} has {listed(map(repr, missing))}, of which there is "
                 f"no folder with cells. Expected one such as "
-                f"{root / layout.described.folder(*own)} with its splits; add it, or take the name "
+                f"{root / layout.folder(*own)} with its splits; add it, or take the name "
                 "out of the list."
             )
     return texts

@@ -1,9 +1,10 @@
-"""How datasets are laid out: the two published ones as data, and others by their description.
+"""How datasets are laid out: the published ones and a user's own, all by a description in TOML.
 
 A *group* is one folder of cells with the same batch (day of acquisition), class (what must
 survive batch removal) and, in the drug dataset, dose. The order of batches, classes and groups
-is fixed here once, so that label codes never change from run to run. A dataset of your own brings
-the same in a file `dataset.toml`, see `cytomad_lib.data.description`.
+is fixed by the description, so that label codes never change from run to run. `lung.toml` and
+`drug.toml` beside this module describe the published datasets; a dataset of your own brings a
+`dataset.toml`, see `cytomad_lib.data.description`.
 
     >>> from cytomad_lib.data.layouts import LUNG
     >>> len(LUNG.groups), LUNG.groups[0].name
@@ -18,29 +19,15 @@ from pathlib import Path, PurePosixPath
 
 from cytomad_lib.data.description import (
     DESCRIPTION,
-    REFRACTION_INCREMENT,
+    PUBLISHED_FOLDER,
     SPLITS,
-    Contrast,
     Description,
     folded,
     read_description,
 )
 from cytomad_lib.data.errors import DatasetError
 
-# QPI_TRUE is the phase image without batch effect, which only a simulation can know.
-CONTRASTS = {
-    "BF": Contrast("BF", "Brightfield"),
-    "QPI": Contrast("QPI", "phase", "rad"),
-    "QPI_TRUE": Contrast("QPI", "phase", "rad"),
-}
-KINDS = tuple(CONTRASTS)
-
-WAVELENGTH_UM = 1.06  # of the published datasets
-
 NOTES_FILE = "simulation.json"  # in the root of every simulated dataset
-
-# The variable inside each kind of file.
-VARIABLE = {kind: contrast.variable for kind, contrast in CONTRASTS.items()}
 
 
 @dataclass(frozen=True)
@@ -50,74 +37,50 @@ class Group:
     batch: str
     class_name: str
     dose: str | None
-    folder: str  # under the dataset's root, "/" between the parts
-    stem: str  # how its file names start
-    described: Description | None = field(default=None, repr=False)  # None: published
+    description: Description = field(repr=False)
 
     @property
     def name(self):
         """Name for people: ``Batch1/H69`` or ``B1/Docetaxel/D3``."""
-        parts = (self.batch, self.class_name, self.dose)
-        return "/".join(part for part in parts if part is not None)
+        return "/".join(filter(None, self._names))
+
+    @property
+    def folder(self):
+        """Its folder under the dataset's root, "/" between the parts."""
+        return self.description.folder(*self._names)
+
+    @property
+    def _names(self):
+        return self.batch, self.class_name, self.dose
 
     def file(self, split, kind):
         """Path under the dataset's root, e.g. ``Batch1/H69/Test/H69_BF.mat``."""
         check_split(split)
-        kinds = self.described.contrasts if self.described else CONTRASTS
-        if kind not in kinds:
-            raise DatasetError(f"kind is {kind!r}. Expected one of {', '.join(kinds)}.")
-        if self.described:
-            file = self.described.file(kind, split, self.batch, self.class_name, self.dose)
-            return PurePosixPath(file)
-        return PurePosixPath(self.folder, split, f"{self.stem}_{kind}.mat")
+        if kind not in self.description.contrasts:
+            known = ", ".join(self.description.contrasts)
+            raise DatasetError(f"kind is {kind!r}. Expected one of {known}.")
+        return PurePosixPath(self.description.file(kind, split, *self._names))
 
     def variable(self, split, kind):
         """Name of the variable in that file, e.g. ``BF``."""
-        if self.described:
-            return self.described.variable(kind, split, self.batch, self.class_name, self.dose)
-        return CONTRASTS[kind].variable
+        return self.description.variable(kind, split, *self._names)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One dataset: its names in their stable order, and its groups.
+class Layout(Description):
+    """One dataset: its description, and its groups in their stable order.
 
-    Of a described dataset, the groups are those whose folders are there. `published_counts` are the
-    cells per group that the published programs ask for; None means that no number is given, so all
-    there are. The published demonstration files hold fewer: `demo_cells_per_group` in each split.
+    Of a user's dataset, the groups are those whose folders are there.
     """
 
-    name: str
-    root_folder: str
-    class_term: str  # what a class is, for people: "cell line" or "drug"
-    batches: tuple[str, ...]
-    classes: tuple[str, ...]
-    doses: tuple[str, ...]  # empty where there are none
-    groups: tuple[Group, ...]  # by batch, then class, then dose
-    published_counts: dict[str, int | None] = field(hash=False)
-    demo_cells_per_group: int
-    image_size: int = 128  # pixels
-    field_of_view_um: float = 45.0
-    described: Description | None = None  # by its `dataset.toml`; None: published
-    wavelength_um: float | None = None  # of the light, for dry mass; None: not known
-    refraction_increment_um3_per_pg: float = REFRACTION_INCREMENT
+    root_folder: str = ""
+    groups: tuple[Group, ...] = ()  # by batch, then class, then dose
+    described: bool = True  # by a user's dataset.toml; False: published
 
     @property
-    def folders(self):
+    def group_folders(self):
         """Folders of all groups that there may be, under the dataset's root."""
-        if self.described:
-            return [self.described.folder(*names) for names in self.described.groups()]
-        return [group.folder for group in self.groups]
-
-    @property
-    def split_folders(self):
-        """What the folder of each split is called."""
-        return self.described.splits if self.described else {split: split for split in SPLITS}
-
-    @property
-    def contrasts(self):
-        """What each kind of image shows: "BF" (and "BF2"…), "QPI", "QPI_TRUE" where known."""
-        return self.described.contrasts if self.described else CONTRASTS
+        return [self.folder(*names) for names in self.combinations]
 
     @property
     def inputs(self):
@@ -161,68 +124,25 @@ class Layout:
         return tuple(dict.fromkeys(g.batch for g in self.groups if g.class_name == class_name))
 
 
-def _lung_layout():
-    days_of_line = {
-        "H69": (1, 3, 4),
-        "H358": (1, 2, 5),
-        "H520": (3, 6, 7),
-        "H526": (2, 5, 6),
-        "H1975": (3, 4, 6),
-        "H2170": (1, 3, 7),
-        "HCC827": (1, 2, 6),
-    }
+def _layout(said, root_folder, described, exists=lambda folder: True):
+    """Make a layout of a description; `exists` tells whether a group's folder is there."""
     groups = tuple(
-        Group(f"Batch{day}", line, None, folder=f"Batch{day}/{line}", stem=line)
-        for day in range(1, 8)
-        for line, days in days_of_line.items()
-        if day in days
+        Group(*names, said) for names in said.combinations if exists(said.folder(*names))
     )
-    return Layout(
-        name="lung",
-        root_folder="7LungCancerDataset",
-        class_term="cell line",
-        batches=tuple(f"Batch{day}" for day in range(1, 8)),
-        classes=tuple(days_of_line),
-        doses=(),
-        groups=groups,
-        published_counts={"Train": 1000, "Valid": 200, "Test": None},
-        demo_cells_per_group=500,
-        wavelength_um=WAVELENGTH_UM,
-    )
+    return Layout(**vars(said), root_folder=root_folder, groups=groups, described=described)
 
 
-def _drug_layout():
-    # The untreated control, DMSO, is in every batch; each drug in two.
-    days_and_doses = {
-        "DMSO": ((1, 2, 3, 4, 5, 6), ("Control",)),
-        "Docetaxel": ((1, 2), tuple(f"D{level}" for level in range(1, 6))),
-        "Afatinib": ((3, 4), tuple(f"A{level}" for level in range(1, 6))),
-        "Gemcitabine": ((5, 6), tuple(f"G{level}" for level in range(1, 6))),
-    }
-    groups = tuple(
-        Group(f"B{day}", drug, dose, folder=f"{drug}/B{day}/{dose}", stem=dose)
-        for day in range(1, 7)
-        for drug, (days, doses) in days_and_doses.items()
-        if day in days
-        for dose in doses
-    )
-    return Layout(
-        name="drug",
-        root_folder="H2170DrugTreatmentDataset",
-        class_term="drug",
-        batches=tuple(f"B{day}" for day in range(1, 7)),
-        classes=tuple(days_and_doses),
-        doses=tuple(dose for _, doses in days_and_doses.values() for dose in doses),
-        groups=groups,
-        published_counts={"Train": 1000, "Valid": 500, "Test": None},
-        demo_cells_per_group=400,
-        wavelength_um=WAVELENGTH_UM,
-    )
-
-
-LUNG = _lung_layout()
-DRUG = _drug_layout()
+LUNG, DRUG = (
+    _layout(read_description(PUBLISHED_FOLDER / f"{name}.toml"), root_folder, described=False)
+    for name, root_folder in (("lung", "7LungCancerDataset"), ("drug", "H2170DrugTreatmentDataset"))
+)
 LAYOUTS = {"lung": LUNG, "drug": DRUG}
+KINDS = tuple(LUNG.contrasts)
+WAVELENGTH_UM = LUNG.wavelength_um
+REFRACTION_INCREMENT = LUNG.refraction_increment_um3_per_pg
+
+# The variable inside each kind of file.
+VARIABLE = {kind: contrast.variable for kind, contrast in LUNG.contrasts.items()}
 
 
 def is_simulated(root):
@@ -317,13 +237,9 @@ def _described_layout(root):
         for path in root.glob("/".join("*" * len(said.folders)))
         if folded(path.name) in splits and path.is_dir()
     }
-    groups = tuple(
-        Group(*names, folder=said.folder(*names), stem=names[1], described=said)
-        for names in said.groups()
-        if folded(said.folder(*names)) in there
-    )
-    if not groups:
-        example = root / said.folder(*said.groups()[0]) / said.splits["Train"]
+    layout = _layout(said, root.resolve().name, True, lambda folder: folded(folder) in there)
+    if not layout.groups:
+        example = root / said.folder(*said.combinations[0]) / said.splits["Train"]
         names = sorted(path.name for path in root.iterdir() if path.is_dir())
         found = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") or "none"
         raise DatasetError(
@@ -331,21 +247,7 @@ def _described_layout(root):
             f"folders in {root}: {found}. Expected the same names and order in both; mend the file "
             "or rename the folders."
         )
-    return Layout(
-        name=said.name,
-        root_folder=root.resolve().name,
-        class_term=said.class_term,
-        batches=said.batches,
-        classes=said.classes,
-        doses=said.doses,
-        groups=groups,
-        published_counts=dict.fromkeys(SPLITS),
-        demo_cells_per_group=0,
-        field_of_view_um=said.field_of_view_um,
-        described=said,
-        wavelength_um=said.wavelength_um,
-        refraction_increment_um3_per_pg=said.refraction_increment_um3_per_pg,
-    )
+    return layout
 
 
 def find_layout(folder):
