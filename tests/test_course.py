@@ -239,3 +239,42 @@ def test_badges_need_an_address():
     found = course.badges(page, ADDRESS)
     assert found["binder"].startswith("https://mybinder.org/v2/gh/someone/kit/HEAD?")
     assert found["colab"].endswith(f"github/someone/kit/blob/main/{page}")
+
+
+# --- real cells ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["phenotypes", "jurkat"])
+def test_without_a_connection_real_cells_are_missing_and_the_reason_is_told(
+    name, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("CYTOMAD_MIRROR", "http://127.0.0.1:1")
+    assert course.real_cells(name) is None
+    told = capsys.readouterr().out
+    assert f"The {name} cells are missing: 127.0.0.1:1 cannot be reached" in told
+    assert "skipped" in told and str(tmp_path) not in told
+
+
+def test_one_montage_of_each_jurkat_group_is_fetched_and_none_twice(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    fetched = []
+
+    def download_files(files, out, base_url, places):
+        fetched.append(sorted(places.values()))
+        return [(out / path).parent.mkdir(parents=True, exist_ok=True) for path in files]
+
+    def cut_montages(root):
+        for group in course.JURKAT_GROUPS:
+            (root / group).mkdir(parents=True)
+        return []
+
+    monkeypatch.setattr(course, "download_files", download_files)
+    monkeypatch.setattr(course, "cut_montages", cut_montages)
+    assert course.real_cells("jurkat") == course.real_cells("jurkat") == Path("results/real/Jurkat")
+    first, second = fetched
+    groups = [Path(place).parent.as_posix().removeprefix("images/") for place in first]
+    assert sorted(groups) == sorted([*course.JURKAT_GROUPS] * 2)  # brightfield and DNA
+    assert {Path(place).name[:3] for place in first} == {"Ch3", "Ch4"}
+    assert second == []

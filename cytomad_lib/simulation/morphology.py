@@ -4,8 +4,9 @@ Contents: :class:`CellLine` (how the cells of one line look on average), ``LUNG_
 lines of the lung dataset), :func:`cell_generators` (one random stream per cell),
 :func:`draw_cells` (random cells of a line) and :func:`optical_path` (their maps).
 
-The numbers of the lines are plausible, not measured: they make simulated lines that differ in
-size, density, nucleus and roughness about as much as real ones, with a wide overlap.
+The size, shape and spread of H1975 and H2170 follow those of real cells, which
+`tests/test_simulated_and_real_cells.py` names. All other numbers are plausible, not measured: lines
+differ in size, density, nucleus and roughness about as much as real ones, with a wide overlap.
 
 Example
 -------
@@ -233,12 +234,13 @@ def draw_cells(line: CellLine, generators: Sequence[np.random.Generator]) -> Cel
     # The nucleus sits off centre, but never leaves the cell.
     room = 0.5 * diameter * (0.95 - nucleus_ratio)
     way, direction = room * np.sqrt(uniform[:, 0]), 2 * np.pi * uniform[:, 1]
-    nucleus_diameter = diameter * nucleus_ratio
+    nucleus = {
+        "nucleus_x": way * np.cos(direction),
+        "nucleus_y": way * np.sin(direction),
+        "nucleus_diameter": diameter * nucleus_ratio,
+    }
     nucleoli_count = 1 + np.floor(3 * uniform[:, 2])
-    blob = _draw_blobs(
-        blobs, nucleoli_count, np.minimum(granule_count, MAX_GRANULES), diameter, nucleus_diameter,
-        way * np.cos(direction), way * np.sin(direction),
-    )  # fmt: skip
+    granule_count = np.minimum(granule_count, MAX_GRANULES)
     return Cells(
         x=x,
         y=y,
@@ -248,26 +250,24 @@ def draw_cells(line: CellLine, generators: Sequence[np.random.Generator]) -> Cel
         flattening=flattening,
         outline=roughness[:, None] * rough[:, 0],
         delta_n=delta_n,
-        nucleus_x=way * np.cos(direction),
-        nucleus_y=way * np.sin(direction),
-        nucleus_diameter=nucleus_diameter,
+        **nucleus,
         nucleus_aspect=nucleus_aspect,
         nucleus_angle=np.pi * uniform[:, 4],
         nucleus_outline=0.04 * rough[:, 1],
         nucleus_delta_n=nucleus_delta_n,
         texture_strength=texture_strength,
         texture=(spectrum[:, 0] + 1j * spectrum[:, 1]) * _texture_envelope(),
-        **blob,
+        **_draw_blobs(blobs, nucleoli_count, granule_count, diameter, **nucleus),
         **dict.fromkeys(BALLS, np.zeros((len(x), 0))),  # untreated cells have none
     )
 
 
 def _draw_blobs(
-    uniform, nucleoli_count, granule_count, diameter, nucleus_diameter, nucleus_x, nucleus_y
+    uniform, nucleoli_count, granule_count, diameter, nucleus_x, nucleus_y, nucleus_diameter
 ):
     """Place nucleoli (first) and granules; those beyond the count get zero optical path.
 
-    The arrays have a fixed length, so a cell is computed alike whatever its neighbours need.
+    The arrays have a fixed length, so a cell does not depend on the cells beside it.
     """
     u_place, u_turn, u_size, u_peak = np.moveaxis(uniform, 1, 0)
     number = np.arange(MAX_NUCLEOLI + MAX_GRANULES)
