@@ -137,8 +137,8 @@ def download(
     groups: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only this group, such as Batch1/H69, B1/Docetaxel/D3, Experiment_1/G1 or "
-            "gemcitabine; repeatable."
+            help="Only this group, such as Batch1, Batch1/H69, B1/Docetaxel/D3, Experiment_1/G1 "
+            "or gemcitabine; repeatable."
         ),
     ] = None,
     base_url: Annotated[str | None, typer.Option(help="A mirror of the files.")] = None,

@@ -29,10 +29,9 @@ from joblib import cpu_count
 from cytomad_lib.backend import keras
 from cytomad_lib.config import DEMO, WORKSHOP
 from cytomad_lib.data.cells import CellImages
-from cytomad_lib.data.download import DownloadError, download_dataset, download_files, read_table
+from cytomad_lib.data.download import DownloadError, download_dataset
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LAYOUTS, LUNG
-from cytomad_lib.data.public import SOURCES, cut_montages
 from cytomad_lib.runs import Run
 from cytomad_lib.simulation import DEMO_DATASET, simulate_cells
 from cytomad_lib.simulation.morphology import FIELD_OF_VIEW_UM
@@ -52,7 +51,9 @@ MEMORY_LIMIT_FILES = (
 
 NEEDED_MEMORY_GB = 2
 # One experiment holds three phases of the cell cycle, the other a single one.
-JURKAT_GROUPS = ("Experiment_1/G1", "Experiment_1/S_phase", "Experiment_1/G2", "Experiment_2/G1")
+JURKAT_GROUPS = (
+    "Experiment_1/G1", "Experiment_1/S_phase", "Experiment_1/G2", "Experiment_2/G1/CP0001",
+)  # fmt: skip
 TRAINED = Path(__file__).parents[1] / "notebooks" / "trained"
 
 NEEDED_PYTHON = "3.11"
@@ -240,8 +241,8 @@ def trained(name):
 def real_cells(name):
     """Fetch public cells into `results/real`, or tell why they are missing.
 
-    Of `jurkat`, one montage of each group of `JURKAT_GROUPS` is fetched and cut into cells. The
-    environment variable ``CYTOMAD_MIRROR`` names another server.
+    Of `jurkat`, only `JURKAT_GROUPS` are fetched. The environment variable ``CYTOMAD_MIRROR`` names
+    another server.
 
     Parameters
     ----------
@@ -252,30 +253,13 @@ def real_cells(name):
     Path or None
         The dataset's folder below the working folder; None if a file could not be fetched.
     """
-    out, mirror = Path("results") / "real", os.environ.get("CYTOMAD_MIRROR")
+    groups = JURKAT_GROUPS if name == "jurkat" else None
+    mirror = os.environ.get("CYTOMAD_MIRROR")
     try:
-        if name == "phenotypes":
-            return download_dataset(name, out, base_url=mirror, report=print)
-        return _first_montages(out, mirror)
+        return download_dataset(name, "results/real", None, groups, mirror, report=print)
     except DownloadError as error:
         print(f"The {name} cells are missing: {error}\nThe cells below that need them are skipped.")
         return None
-
-
-def _first_montages(out, mirror):
-    source = SOURCES["jurkat"]
-    root = out / source.folder
-    wanted = {}
-    for row in read_table("jurkat"):  # sorted by path: the first montage of a channel comes first
-        if row["group"] in JURKAT_GROUPS and not (root / row["group"]).exists():
-            wanted.setdefault((row["group"], Path(row["path"]).name[:3]), row)
-    rows = {row["path"]: row for row in wanted.values()}
-    hashes = {path: row["git_blob_sha1"] for path, row in rows.items()}
-    places = {path: row["place"] for path, row in rows.items()}
-    download_files(hashes, out, mirror or source.url, places=places)
-    for line in [*(cut_montages(root) if rows else []), source.notice]:
-        print(line)
-    return root
 
 
 def same_cells_on_every_day(class_name, n=8):

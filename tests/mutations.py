@@ -23,9 +23,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import scipy.io
+import tifffile
 
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.data.matfiles import HEADER_73, read_mat, write_mat
+from cytomad_lib.data.matfiles import HEADER_73, write_mat
+from cytomad_lib.data.stackfiles import inspect_stack, read_stack
 
 HANG = 10.0  # seconds; a loop in the child ends after one
 FAULTS = ("crashes", "hangs", "exceptions", "shapes")
@@ -61,6 +63,9 @@ WRITERS = {
     "v73": lambda path: write_mat(path, {"BF": STACK}),
     "v73_matlab": lambda path: _like_matlab(path, chunks=(2, 8, 16), compression=3),
     "v73_contiguous": _like_matlab,
+    "npy": lambda path: np.save(path, np.ascontiguousarray(STACK.T)),
+    "tif": lambda path: tifffile.imwrite(path, STACK.T),
+    "tif_compressed": lambda path: tifffile.imwrite(path, STACK.T, compression="zlib"),
     "old_generator": _copy("model_000005.h5"),
     "old_mlp": _copy("bmodel1_all_000005_0.500.h5"),
 }
@@ -70,7 +75,8 @@ def run(form, n, seed=0):
     """Damage a file of one format `n` times; return how often what happened, as a Counter."""
     random, counts = np.random.default_rng([seed, n]), Counter(dict.fromkeys(FAULTS, 0))
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / ("whole.h5" if form.startswith("old") else "whole.mat")
+        suffix = {"old": ".h5", "npy": ".npy", "tif": ".tif"}.get(form.split("_")[0], ".mat")
+        path = Path(folder) / f"whole{suffix}"
         WRITERS[form](path)
         whole, expected = np.frombuffer(path.read_bytes(), np.uint8), _read(path)
         numbers = _places_of_numbers(path, whole)
@@ -125,8 +131,8 @@ def _outcome(path, expected, numbers_changed):
 
 
 def _read(path):
-    if path.suffix == ".mat":
-        return [read_mat(path, "BF")]
+    if path.suffix != ".h5":
+        return [read_stack(inspect_stack(path, "BF"))]
     from cytomad_lib import legacy
 
     # `load_legacy` without Keras' part in it, which takes longest and only meets what is right.

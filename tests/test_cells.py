@@ -17,9 +17,10 @@ from cytomad_lib.data.cells import (
     resize_images,
 )
 from cytomad_lib.data.check import check_dataset
-from cytomad_lib.data.errors import CytomadError, DatasetError, MatFileError
+from cytomad_lib.data.errors import CytomadError, DatasetError, ImageFileError
 from cytomad_lib.data.layouts import DRUG, LUNG, SPLITS
-from cytomad_lib.data.matfiles import read_mat, write_mat
+from cytomad_lib.data.matfiles import write_mat
+from cytomad_lib.data.stackfiles import read_stack
 
 SIZE, COUNT = 8, 5
 KINDS = ("BF", "QPI")
@@ -127,6 +128,7 @@ def test_truth_on_request(few):
     cells = load_cells(few, "Test", with_truth=True)
     np.testing.assert_allclose(cells.truth - cells.qpi, 0.25 * 0.02, atol=1e-5)
     assert load_cells(few, "Test").truth is None
+    assert CellFiles(few, "Test").has_truth
 
 
 def test_v5_files_load_the_same(few, tmp_path):
@@ -267,7 +269,7 @@ def test_every_refusal_is_one_class(few):
     (few / LUNG.groups[0].file("Train", "BF")).write_bytes(b"")
     with pytest.raises(CytomadError, match="empty") as caught:
         load_cells(few, "Train")
-    assert isinstance(caught.value, MatFileError)
+    assert isinstance(caught.value, ImageFileError)
 
 
 # --- CellImages ------------------------------------------------------------------------------
@@ -391,11 +393,11 @@ def test_read_in_any_order(lung_once):
 def test_neighbours_are_read_together_whatever_the_order(few, monkeypatch):
     asked = []
 
-    def read(path, variable, cells):
-        asked.append((path.name, list(cells)))
-        return read_mat(path, variable, cells)
+    def read(info, cells):
+        asked.append((info.path.name, list(cells)))
+        return read_stack(info, cells)
 
-    monkeypatch.setattr(cells_module, "read_mat", read)
+    monkeypatch.setattr(cells_module, "read_stack", read)
     files = CellFiles(few, "Train")
     assert list(files.file_codes) == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
     part = files.read([12, 4, 3, 11, 2])
@@ -411,11 +413,11 @@ def test_v5_files_are_read_once_and_do_not_stream(few, monkeypatch):
     make_group(few, group, ["Train"], version="5", count=200)
     whole = []
 
-    def read(path, variable, cells):
-        whole.append(path)
-        return read_mat(path, variable, cells)
+    def read(info, cells):
+        whole.append(info.path)
+        return read_stack(info, cells)
 
-    monkeypatch.setattr(cells_module, "read_mat", read)
+    monkeypatch.setattr(cells_module, "read_stack", read)
     files = CellFiles(few, "Train")
     part = files.read(files.file_codes == 1)
     assert len(part) == 200 and len(whole) == 2  # BF and QPI, once each
@@ -431,33 +433,11 @@ def test_labels_are_known_without_reading_pixels(lung_once, monkeypatch):
     def no_reading(*args):
         raise AssertionError("pixels were read")
 
-    monkeypatch.setattr(cells_module, "read_mat", no_reading)
+    monkeypatch.setattr(cells_module, "read_stack", no_reading)
     files = CellFiles(lung_once, "Train", cells_per_group=3)
     assert len(files) == len(files.labels) == 63
-    minibatches = files.minibatches(4, seed=0)
     with pytest.raises(AssertionError):
-        next(minibatches)
-
-
-def test_minibatches_are_one_shuffled_epoch(lung_once):
-    files = CellFiles(lung_once, "Train")
-
-    def epoch(seed):
-        sizes, seen = [], []
-        for minibatch in files.minibatches(batch_size=16, seed=seed):
-            expected = expected_pixels(minibatch, "Train", "QPI")
-            np.testing.assert_array_equal(minibatch.qpi[..., 0], expected)
-            sizes.append(len(minibatch))
-            seen += list(minibatch.labels.itertuples(index=False, name=None))
-        assert sizes == [16] * 6 + [9]
-        return seen
-
-    in_order = list(files.labels.itertuples(index=False, name=None))
-    first = epoch(seed=1)
-    assert sorted(first) == sorted(in_order) and first != in_order
-    assert first == epoch(seed=1) and first != epoch(seed=2)
-    with pytest.raises(DatasetError, match="batch_size"):
-        files.minibatches(0, seed=0)
+        files.read([62, 0, 7, 30])
 
 
 # --- Memory ----------------------------------------------------------------------------------
@@ -495,9 +475,9 @@ def test_loading_and_resizing_needs_little_more_than_the_result(larger):
 
 def test_streaming_holds_a_minibatch_only(larger):
     files = CellFiles(larger, "Train", image_size=128)
-    minibatches = files.minibatches(20, seed=0)
-    next(minibatches)  # so that what is made once is made
-    peak, minibatch = peak_bytes(lambda: next(minibatches))
+    order = np.random.default_rng(0).permutation(len(files))
+    files.read(order[:20])  # so that what is made once is made
+    peak, minibatch = peak_bytes(lambda: files.read(order[20:40]))
     assert peak < 4 * (minibatch.brightfield.nbytes + minibatch.qpi.nbytes)
 
 

@@ -10,6 +10,7 @@ import pytest
 from cytomad_lib import course
 from cytomad_lib.config import DEMO, WORKSHOP
 from cytomad_lib.data.cells import load_cells
+from cytomad_lib.data.download import published_files
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LUNG, find_layout
 
@@ -257,24 +258,10 @@ def test_without_a_connection_real_cells_are_missing_and_the_reason_is_told(
     assert "skipped" in told and str(tmp_path) not in told
 
 
-def test_one_montage_of_each_jurkat_group_is_fetched_and_none_twice(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    fetched = []
-
-    def download_files(files, out, base_url, places):
-        fetched.append(sorted(places.values()))
-        return [(out / path).parent.mkdir(parents=True, exist_ok=True) for path in files]
-
-    def cut_montages(root):
-        for group in course.JURKAT_GROUPS:
-            (root / group).mkdir(parents=True)
-        return []
-
-    monkeypatch.setattr(course, "download_files", download_files)
-    monkeypatch.setattr(course, "cut_montages", cut_montages)
-    assert course.real_cells("jurkat") == course.real_cells("jurkat") == Path("results/real/Jurkat")
-    first, second = fetched
-    groups = [Path(place).parent.as_posix().removeprefix("images/") for place in first]
-    assert sorted(groups) == sorted([*course.JURKAT_GROUPS] * 2)  # brightfield and DNA
-    assert {Path(place).name[:3] for place in first} == {"Ch3", "Ch4"}
-    assert second == []
+def test_one_montage_of_each_group_of_jurkat_is_enough(monkeypatch):
+    files = published_files("jurkat", groups=course.JURKAT_GROUPS)
+    assert len(files) == 8  # three phases and another experiment, brightfield and DNA
+    asked = []
+    monkeypatch.setattr(course, "download_dataset", lambda *words, **_: asked.append(words))
+    course.real_cells("jurkat")
+    assert asked[0][0] == "jurkat" and course.JURKAT_GROUPS in asked[0]

@@ -231,7 +231,7 @@ def test_simulated_doses_are_in_order(simulated):
     by_level = distances.groupby(["class_name", "level"]).distance.mean().unstack()
     # The mean over two batches of 16 cells leaves room for one swap of neighbours.
     rho = by_level.T.corrwith(pd.Series(by_level.columns, by_level.columns), method="spearman")
-    assert (rho >= 0.9).all(), by_level
+    assert (rho > 0.9 - 1e-9).all(), by_level  # 0.9 up to rounding
     assert (by_level[5] > 2).all() and (by_level[1] < 1.5).all()
     order = dose_order(measures, labels, **QUICK)
     overall = order[order.batch == "all"]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cytomad_lib.data import matfiles
-from cytomad_lib.data.errors import MatFileError, WriteError
+from cytomad_lib.data.errors import ImageFileError, WriteError
 from cytomad_lib.data.matfiles import inspect_mat, read_mat, write_mat
 
 TYPES = sorted(matfiles.MATLAB_CLASSES)
@@ -178,14 +178,14 @@ def test_only_the_asked_cells_are_decompressed(path):
     damaged[chunk.byte_offset : chunk.byte_offset + chunk.size] = bytes(chunk.size)
     path.write_bytes(damaged)
     np.testing.assert_array_equal(read_mat(path, "BF", [2, 0])[0], large[:, :, 2])
-    with pytest.raises(MatFileError, match="damaged"):
+    with pytest.raises(ImageFileError, match="damaged"):
         read_mat(path, "BF", [1])
 
 
 @pytest.mark.parametrize("cells", [[0, 7], [-1], [100]])
 def test_cells_beyond_the_file(path, stack, cells):
     write_mat(path, {"BF": stack})
-    with pytest.raises(MatFileError, match=r"H69_BF.*has 7.*from 0 to 6.*fewer"):
+    with pytest.raises(ImageFileError, match=r"H69_BF.*has 7.*from 0 to 6.*fewer"):
         read_mat(path, "BF", cells)
 
 
@@ -204,7 +204,7 @@ def test_wrong_cells_or_out_are_programming_errors(path, stack):
 def refused(path, *words):
     """Both doors refuse the file, naming it and these words."""
     for read in (inspect_mat, read_mat):
-        with pytest.raises(MatFileError) as caught:
+        with pytest.raises(ImageFileError) as caught:
             read(path, "BF")
         text = str(caught.value)
         assert all(word in text for word in (str(path), "Expected", *words)), text
@@ -234,7 +234,7 @@ def test_v5_cut_short(path, kept, compressed):
     scipy.io.savemat(path, {"BF": stack}, do_compression=compressed)
     whole = path.read_bytes()
     path.write_bytes(whole[: kept if kept > 1 else int(kept * len(whole))])
-    with pytest.raises(MatFileError, match=r"H69_BF.*Expected"):
+    with pytest.raises(ImageFileError, match=r"H69_BF.*Expected"):
         read_mat(path, "BF")
 
 
@@ -266,7 +266,7 @@ def test_not_real_numbers(path, stack, kind, format):
     else:
         hdf5storage.savemat(str(path), {"BF": value}, format="7.3")
     expected = {"empty": "at least one cell", "complex": "complex"}.get(kind, "real numbers")
-    with pytest.raises(MatFileError, match=expected):
+    with pytest.raises(ImageFileError, match=expected):
         read_mat(path, "BF")
 
 
@@ -301,17 +301,17 @@ def test_nan_and_infinity(path, stack, version):
     stack[1, 1, 5] = -np.inf
     write_mat(path, {"BF": stack}, version)
     with pytest.raises(
-        MatFileError, match="3 pixels.*2 of the 7 cells.*first in cell 4, counted from 1"
+        ImageFileError, match="3 pixels.*2 of the 7 cells.*first in cell 4, counted from 1"
     ):
         read_mat(path, "BF")
-    with pytest.raises(MatFileError, match="1 pixels.*first in cell 6"):
+    with pytest.raises(ImageFileError, match="1 pixels.*first in cell 6"):
         read_mat(path, "BF", [6, 5])
     assert len(read_mat(path, "BF", [0, 1, 2, 4, 6])) == 5
 
 
 def test_too_large_for_float32(path):
     write_mat(path, {"BF": np.full((2, 2, 2), 1e300)})
-    with pytest.raises(MatFileError, match="infinite"):
+    with pytest.raises(ImageFileError, match="infinite"):
         read_mat(path, "BF")
 
 
@@ -433,7 +433,7 @@ def test_v5_that_inflates_to_more_than_it_declares(path):
     content = v5_matrix((2, 2, 2), bytes(32)) + bytes(10_000_000)
     v5_file(path, [(15, zlib.compress(struct.pack("<II", 14, len(content)) + content))])
     inspect_mat(path, "BF")
-    with pytest.raises(MatFileError, match="inflates to more than it declares"):
+    with pytest.raises(ImageFileError, match="inflates to more than it declares"):
         read_mat(path, "BF")
 
 
@@ -442,7 +442,7 @@ def test_v5_damage_in_compressed_numbers_is_found(path):
     content = v5_matrix((2, 2, 2), np.arange(8, dtype="<f4").tobytes())
     packed = zlib.compress(struct.pack("<II", 14, len(content)) + content)
     v5_file(path, [(15, packed[:-1] + bytes([packed[-1] ^ 1]))])
-    with pytest.raises(MatFileError, match="cannot be read as MATLAB v5.*check"):
+    with pytest.raises(ImageFileError, match="cannot be read as MATLAB v5.*check"):
         read_mat(path, "BF", [0])
 
 
@@ -452,11 +452,11 @@ def test_a_string_beside_the_stack_does_not_matter(path, stack):
     string += struct.pack("<HH4s", 1, 4, b"MCOS") + struct.pack("<II8s", 1, 6, b"string")
     numbers = stack.T.tobytes()
     v5_file(path, [(14, string), (14, v5_matrix(stack.shape, numbers)), (14, string[:16])])
-    with pytest.raises(MatFileError, match="cut short"):
+    with pytest.raises(ImageFileError, match="cut short"):
         read_mat(path, "BF")
     v5_file(path, [(14, string), (14, v5_matrix(stack.shape, numbers))])
     np.testing.assert_array_equal(read_mat(path, "BF"), np.moveaxis(stack, 2, 0))
-    with pytest.raises(MatFileError, match="'name' is of MATLAB class 'string'"):
+    with pytest.raises(ImageFileError, match="'name' is of MATLAB class 'string'"):
         read_mat(path, "name")
 
 
@@ -483,12 +483,12 @@ def test_what_is_no_array_gets_its_remedy(path, stack, format):
         scipy.io.savemat(path, values | {"thin": scipy.sparse.csc_array(stack[..., 0])})
     else:
         hdf5storage.savemat(str(path), values, format="7.3")
-    with pytest.raises(MatFileError, match=r"'cell'.*cells = cat\(3, cells\{:\}\)"):
+    with pytest.raises(ImageFileError, match=r"'cell'.*cells = cat\(3, cells\{:\}\)"):
         read_mat(path, "cells")
-    with pytest.raises(MatFileError, match=r"fields .*img.*measured = measured\.(img|day)"):
+    with pytest.raises(ImageFileError, match=r"fields .*img.*measured = measured\.(img|day)"):
         read_mat(path, "measured")
     if format == "5":
-        with pytest.raises(MatFileError, match=r"'sparse'.*thin = full\(thin\)"):
+        with pytest.raises(ImageFileError, match=r"'sparse'.*thin = full\(thin\)"):
             read_mat(path, "thin")
 
 
@@ -539,7 +539,7 @@ def test_other_filters_are_refused(path, stack):
     ],
 )
 def test_refused_to_write(path, name, array, words):
-    with pytest.raises(MatFileError, match=words):
+    with pytest.raises(ImageFileError, match=words):
         write_mat(path, {"ok": np.ones((2, 2)), name: array})
     assert not list(path.parent.iterdir())
 

@@ -21,7 +21,7 @@ from cytomad_lib.data.public import cut_montages, load_phenotypes
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 genuine = pytest.mark.skipif(not REAL.is_dir(), reason=f"the genuine files are not in {REAL}")
-HERE = ["Experiment_1/G1", "Experiment_1/G2", "Experiment_1/S_phase"]  # of jurkat, all files
+HERE = ["Experiment_1/G1", "Experiment_1/G2", "Experiment_1/S_phase", "Experiment_2/G1/CP0001"]
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -68,7 +68,8 @@ def repository(tmp_path, monkeypatch):
             montage(folder / place, tiles)
             sha1 = git_blob_sha1(folder / place)
             path = f"Jurkat/montages/{group}/{channel}_CP0001.tif"
-            rows.append(dict(group=group, split="", path=path, place=place, git_blob_sha1=sha1))
+            name = f"{group}/CP0001"
+            rows.append(dict(group=name, split="", path=path, place=place, git_blob_sha1=sha1))
     monkeypatch.setattr(download, "read_table", lambda name: rows)
     return folder
 
@@ -119,6 +120,21 @@ def test_a_second_call_cuts_the_same_cells_and_fetches_nothing_twice(repository,
     assert (again / "montages" / other / "Ch3_CP0001.tif").exists()
     for name in files_in(root / other):
         assert (again / other / name).read_bytes() == (root / other / name).read_bytes()
+
+
+def test_a_montage_that_comes_later_joins_the_others(repository, serve, tmp_path):
+    group, first = "Experiment_2/G1", "Experiment_2/G1/CP0001"
+    rows = download.read_table("jurkat")
+    for row in [row for row in rows if row["group"] == first]:
+        later = {key: value.replace("CP0001", "CP0002") for key, value in row.items()}
+        shutil.copy(repository / row["place"], repository / later["place"])
+        rows.append(later)
+    url, told = serve(repository), []
+    root = download_dataset("jurkat", tmp_path, groups=[first], base_url=url)
+    assert len(load_cells(root, "Train")) == 6
+    download_dataset("jurkat", tmp_path, groups=[group], base_url=url, report=told.append)
+    assert told[0].startswith("Fetched 4") and len(load_cells(root, "Train")) == 12
+    assert (root / group / "montages.txt").read_text().split() == [first, f"{group}/CP0002"]
 
 
 def test_raw_keeps_the_montages_and_a_second_call_verifies_them(repository, serve, tmp_path):
@@ -215,5 +231,5 @@ def test_the_genuine_montages(serve, tmp_path):
     report = check_dataset(tmp_path / "Jurkat")
     assert report.ok, str(report)
     assert report.table.groupby("split")["cells"].sum().to_dict() == {
-        "Train": 3 * 540, "Valid": 3 * 90, "Test": 3 * 270,
+        "Train": 4 * 540, "Valid": 4 * 90, "Test": 4 * 270,
     }  # fmt: skip

@@ -13,7 +13,7 @@ import reader_jobs
 from mutations import FAULTS, WRITERS, run
 
 from cytomad_lib.data import matfiles, reader
-from cytomad_lib.data.errors import MatFileError
+from cytomad_lib.data.errors import ImageFileError
 from cytomad_lib.data.matfiles import inspect_mat, read_mat, write_mat
 
 STACK = np.arange(6 * 5 * 7, dtype=np.float32).reshape(6, 5, 7)
@@ -42,8 +42,10 @@ def test_damaged_bytes_end_in_an_array_or_an_error(form, capsys):
 @posix
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
 def test_a_crash_while_reading_is_an_error_that_names_the_file(path, number):
-    with pytest.raises(MatFileError, match=r"H69_BF.mat cannot be read: the HDF5 library crashed"):
-        reader.ask(reader_jobs.crash, path, MatFileError, "file", number=number)
+    with pytest.raises(
+        ImageFileError, match=r"H69_BF.mat cannot be read: the HDF5 library crashed"
+    ):
+        reader.ask(reader_jobs.crash, path, ImageFileError, "file", number=number)
     np.testing.assert_array_equal(read_mat(path, "BF"), np.moveaxis(STACK, 2, 0))
 
 
@@ -60,20 +62,20 @@ def test_limits_on_time(path, monkeypatch):
     inspect_mat(path, "BF")
     with monkeypatch.context() as shorter:
         shorter.setattr(reader, "WALL_FACTOR", 0.3)
-        with pytest.raises(MatFileError, match="took too long"):
-            reader.ask(reader_jobs.wait, path, MatFileError, "file")
+        with pytest.raises(ImageFileError, match="took too long"):
+            reader.ask(reader_jobs.wait, path, ImageFileError, "file")
     if sys.platform == "linux":
         start = time.perf_counter()
-        with pytest.raises(MatFileError, match="took too long .more than 1 s"):
-            reader.ask(reader_jobs.compute, path, MatFileError, "file")
+        with pytest.raises(ImageFileError, match="took too long .more than 1 s"):
+            reader.ask(reader_jobs.compute, path, ImageFileError, "file")
         assert time.perf_counter() - start < 20
     assert len(read_mat(path, "BF")) == 7
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit on memory is Linux's")
 def test_limit_on_memory(path):
-    with pytest.raises(MatFileError, match="takes more than 1 GB of memory"):
-        reader.ask(reader_jobs.fill, path, MatFileError, "file")
+    with pytest.raises(ImageFileError, match="takes more than 1 GB of memory"):
+        reader.ask(reader_jobs.fill, path, ImageFileError, "file")
 
 
 def test_threads_may_read_at_the_same_time(path):
@@ -94,13 +96,13 @@ def test_threads_may_read_at_the_same_time(path):
 
 
 def test_what_is_printed_is_no_answer(path):
-    result, arrays = reader.ask(reader_jobs.talk, path, MatFileError, "file")
+    result, arrays = reader.ask(reader_jobs.talk, path, ImageFileError, "file")
     assert (result, [bytes(array) for array in arrays]) == ("said", [b"numbers"])
 
 
 def test_other_errors_are_told_in_one_line(path):
-    with pytest.raises(MatFileError) as caught:
-        reader.ask(reader_jobs.fail, path, MatFileError, "v7.3 file")
+    with pytest.raises(ImageFileError) as caught:
+        reader.ask(reader_jobs.fail, path, ImageFileError, "v7.3 file")
     assert str(caught.value) == (
         f"{path} cannot be read: two lines. Expected a complete v7.3 file; it is damaged or cut "
         "short. Copy or download the file again."
@@ -123,7 +125,7 @@ def test_a_file_that_changed_in_between_is_refused(path, monkeypatch):
     info = inspect_mat(path, "BF")
     write_mat(path, {"BF": STACK.transpose(1, 0, 2)})
     monkeypatch.setattr(matfiles, "inspect_mat", lambda *_: info)
-    with pytest.raises(MatFileError, match="has changed since"):
+    with pytest.raises(ImageFileError, match="has changed since"):
         read_mat(path, "BF")
 
 
@@ -195,7 +197,7 @@ def test_a_locked_file_is_named(path):
     )
     assert program.stdout.readline().strip() == b"locked"
     try:
-        with pytest.raises(MatFileError, match="open in another program.*USE_FILE_LOCKING"):
+        with pytest.raises(ImageFileError, match="open in another program.*USE_FILE_LOCKING"):
             inspect_mat(path, "BF")
     finally:
         program.communicate(b"\n")

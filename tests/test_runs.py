@@ -17,7 +17,7 @@ from training_cells import TINY, make_cells, untraced_steps, write_dataset
 from cytomad_lib import runs
 from cytomad_lib.conditional import recipe as conditional_recipe
 from cytomad_lib.data.cells import CellFiles
-from cytomad_lib.data.errors import CytomadError, DatasetError, MatFileError
+from cytomad_lib.data.errors import CytomadError, DatasetError, ImageFileError
 from cytomad_lib.data.files import StoredArray
 from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.prediction import predict
@@ -675,5 +675,5 @@ def test_a_file_that_is_damaged_while_training_is_named(files, dataset, tmp_path
     train, valid = CellFiles(broken, "Train"), files[1]
     next(broken.rglob("Train/H520_QPI.mat")).write_bytes(b"MATLAB, but not for long")
     run = Run.create(tmp_path / "run", FEW, train, "lung", seed=4)
-    with pytest.raises(MatFileError, match="H520_QPI.mat does not start like a .mat file"):
+    with pytest.raises(ImageFileError, match="H520_QPI.mat does not start like a .mat file"):
         pretrain(run, train, valid)

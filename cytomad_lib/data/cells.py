@@ -1,8 +1,8 @@
 """Cell images with their labels: load them, select, resize, stream, and check a dataset.
 
-`load_cells` puts a split into memory; `CellFiles` reads the same cells a minibatch at a time.
-Brightfield and phase images are matched by position in their two files, so both refuse a group
-whose files do not pair up, and never return fewer cells than were asked. Cells to be predicted need
+`load_cells` puts a split into memory; `CellFiles` reads the same cells a few at a time. The images
+of a cell are matched by their position in their files, so both refuse a group whose files do not
+pair up, and never return fewer cells than requested. Cells to be predicted need
 no phase image: `with_target=False` takes brightfield alone.
 
     >>> from cytomad_lib.data.cells import CellFiles, load_cells
@@ -12,7 +12,7 @@ no phase image: `with_target=False` takes brightfield alone.
     >>> cells = load_cells(lung, "Train", cells_per_group=10)          # doctest: +SKIP
     >>> cells.brightfield.shape, cells.classes                         # doctest: +SKIP
     >>> files = CellFiles(lung, "Train", image_size=128)               # doctest: +SKIP
-    >>> for minibatch in files.minibatches(batch_size=10, seed=0): ... # doctest: +SKIP
+    >>> files.read([5, 0, 2]).qpi.shape                                # doctest: +SKIP
 """
 
 from dataclasses import dataclass
@@ -23,21 +23,11 @@ import pandas as pd
 from skimage.transform import resize
 from tqdm import tqdm
 
+from cytomad_lib.data import folders
 from cytomad_lib.data.description import REFRACTION_INCREMENT
 from cytomad_lib.data.errors import DatasetError
-from cytomad_lib.data.folders import (
-    compare_folders,
-    inspect_files,
-    kinds_of,
-    missing_names,
-    missing_split_text,
-    no_files_text,
-    size_errors,
-    splits_present,
-    wanted_groups,
-)
-from cytomad_lib.data.layouts import check_split, find_layout
-from cytomad_lib.data.matfiles import read_mat
+from cytomad_lib.data.layouts import check_split, find_layout, find_path
+from cytomad_lib.data.stackfiles import matching, read_stack
 
 CELLS_AT_ONCE = 128  # read and resized together: 8 MB of 128 x 128 pixels
 
@@ -259,9 +249,9 @@ def _check_number(name, value, most=None):
 class CellFiles(_Labelled):
     """Cells of one split, read from their files only when asked for.
 
-    A dataset may have only some of its layout's groups. Of v7.3 files only the requested cells are
-    read, fastest where cells lie side by side: `training.minibatches` trains from disk that way. A
-    v5 file is read as a whole each time, see `check_streams`.
+    A dataset may have only some of its layout's groups. Only the requested cells are read, fastest
+    where cells lie side by side: `training.minibatches` trains from disk that way. MATLAB v5 files
+    and montages are read as a whole each time, see `check_streams`.
 
     Parameters
     ----------
@@ -292,8 +282,8 @@ class CellFiles(_Labelled):
     Raises
     ------
     DatasetError
-        If the folders, pairs, sizes or counts are not what was asked.
-    MatFileError
+        If the folders, pairs, sizes or counts are not as requested.
+    ImageFileError
         If a file cannot be read.
     """
 
@@ -315,18 +305,19 @@ class CellFiles(_Labelled):
         self.split = split
         self.with_truth = with_truth
         # Cells of a new day alone can be predicted: those of the days before need not be there.
-        texts = missing_names(self.layout, self.root) if with_target else []
-        for text in (*texts, *(text for _, text in compare_folders(self.layout, self.root)[0])):
-            raise DatasetError(text)
+        texts = folders.missing_names(self.layout, self.root) if with_target else []
+        texts += [text for _, text in folders.compare_folders(self.layout, self.root)[0]]
+        if texts:
+            raise DatasetError(texts[0])
 
         self._groups = self._find_groups(batches, classes)
         found = [
-            inspect_files(self.layout, self.root, group, split, with_truth, with_target)
+            folders.inspect_files(self.layout, self.root, group, split, with_truth, with_target)
             for group in self._groups
         ]
         self._infos = [infos for infos, _ in found]
         errors = [error for _, own in found for error in own]
-        for _, error in errors or size_errors(infos["BF"] for infos in self._infos):
+        for _, error in errors or folders.size_errors(infos["BF"] for infos in self._infos):
             raise error
         self.image_size = image_size or self._infos[0]["BF"].shape[0]
         self.pixel_size_um = self.layout.field_of_view_um / self.image_size
@@ -347,21 +338,30 @@ class CellFiles(_Labelled):
         """File of each cell: int array (cells,). Cells of one file are neighbours, in its order."""
         return self._group_of_cell
 
+    @property
+    def has_truth(self):
+        """Whether any of these groups has a batch-free truth."""
+        return "QPI_TRUE" in self.layout.contrasts and any(
+            matching(find_path(self.root, group.file(self.split, "QPI_TRUE")))
+            for group in self._groups
+        )
+
     def check_streams(self):
         """Refuse files of which a part cannot be read without the rest.
 
         Raises
         ------
         DatasetError
-            Names the first MATLAB v5 file.
+            Names the first such file.
         """
         for infos in self._infos:
             for info in infos.values():
-                if info.version == "5":
+                if info.whole:
+                    kind = "MATLAB v5" if info.version == "5" else f"{info.axes} {info.version}"
                     raise DatasetError(
-                        f"{info.path} is a MATLAB v5 file, which can only be read as a whole. "
-                        "Expected v7.3 to read cells from disk a few at a time; save the dataset "
-                        "again with save(..., '-v7.3') or "
+                        f"{info.path} is a {kind} file, which can only be read as a whole. "
+                        "Expected one cell after the other in it, to read a few cells at a time; "
+                        "save the dataset again with save(..., '-v7.3'), as TIFF or with "
                         "cytomad_lib.data.matfiles.write_mat(path, {name: array}), or load it "
                         "into memory."
                     )
@@ -382,13 +382,13 @@ class CellFiles(_Labelled):
 
         Raises
         ------
-        MatFileError
+        ImageFileError
             If a file cannot be read or holds NaN.
         """
         indices = np.arange(len(self))[indices]
         shape = (len(indices), self.image_size, self.image_size)
         brightfield = np.empty((*shape, self.channels), np.float32)
-        kinds = kinds_of(self.layout, self.with_truth)
+        kinds = folders.kinds_of(self.layout, self.with_truth)
         # Where the images of each kind go: the inputs side by side.
         places = {kind: brightfield[..., number] for number, kind in enumerate(self.layout.inputs)}
         files = np.unique(self._group_of_cell[indices])
@@ -411,25 +411,13 @@ class CellFiles(_Labelled):
             self.layout.refraction_increment_um3_per_pg,
         )
 
-    def minibatches(self, batch_size, seed):
-        """Go once through all cells in shuffled order: an iterator of `CellImages`.
-
-        Every cell comes exactly once; the last minibatch may be smaller. The order depends on
-        `seed` alone: give each epoch its own. Each cell is looked up by itself, which is slow: to
-        train, take `Minibatches.of_cells`, which reads neighbours together.
-        """
-        _check_number("batch_size", batch_size)
-        order = np.random.default_rng(seed).permutation(len(self))
-        starts = range(0, len(self), batch_size)
-        return (self.read(order[start : start + batch_size]) for start in starts)
-
     def _find_groups(self, batches, classes):
         """Return the groups that are on disk; each must have the split."""
-        wanted = wanted_groups(self.layout, batches, classes)
-        present = {group: splits_present(self.layout, self.root, group) for group in wanted}
+        wanted = folders.wanted_groups(self.layout, batches, classes)
+        present = {group: folders.splits_present(self.layout, self.root, group) for group in wanted}
         there = [group for group, splits in present.items() if splits]
         if not there:
-            raise DatasetError(no_files_text(self.root, self.layout, self.split))
+            raise DatasetError(folders.no_files_text(self.root, self.layout, self.split))
         found = {group.batch for group in there} | {group.class_name for group in there}
         for name in (*(batches or ()), *(classes or ())):
             if name not in found:
@@ -440,7 +428,7 @@ class CellFiles(_Labelled):
         for group in there:
             if self.split not in present[group]:
                 found = present[group], present.values()
-                raise DatasetError(missing_split_text(self.root, self.split, group, *found))
+                raise DatasetError(folders.missing_split_text(self.root, self.split, group, *found))
         return there
 
     def _make_labels(self, cells_per_group):
@@ -476,9 +464,9 @@ class CellFiles(_Labelled):
         for rows in np.split(order, np.flatnonzero(np.diff(files)) + 1):
             if not len(rows):
                 return
-            versions = [info.version for info in self._infos_of(indices[rows]).values()]
-            # A v5 file is read as a whole each time; MATLAB allows it 2 GB.
-            at_once = len(rows) if "5" in versions else CELLS_AT_ONCE
+            whole = any(info.whole for info in self._infos_of(indices[rows]).values())
+            # Some files are read as a whole each time; MATLAB v5 allows them 2 GB.
+            at_once = len(rows) if whole else CELLS_AT_ONCE
             for start in range(0, len(rows), at_once):
                 yield rows[start : start + at_once]
 
@@ -489,7 +477,7 @@ class CellFiles(_Labelled):
     def _read_as_stored(self, kind, indices):
         """Read the images of these cells, all of one group and not yet resized."""
         info = self._infos_of(indices)[kind]
-        images = read_mat(info.path, info.variable, self._cell_in_file[indices])
+        images = read_stack(info, self._cell_in_file[indices])
         images *= self.layout.contrasts[kind].scale
         return images
 
@@ -520,7 +508,7 @@ def load_cells(
 
     Raises
     ------
-    DatasetError, MatFileError
+    DatasetError, ImageFileError
         As `CellFiles`, and if a pixel is NaN or infinite.
     """
     asked = split, cells_per_group, image_size, batches, classes, with_truth, with_target

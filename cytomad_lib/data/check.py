@@ -1,4 +1,4 @@
-"""Check a dataset: read every pixel, list all problems, and say what the dataset can be used for.
+"""Check a dataset: read every pixel, list all problems, and tell what the dataset can be used for.
 
 Example
 -------
@@ -13,22 +13,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from cytomad_lib.data import folders
 from cytomad_lib.data.cells import CELLS_AT_ONCE, check_trainable
 from cytomad_lib.data.description import DESCRIPTION, folded
-from cytomad_lib.data.errors import DatasetError, MatFileError
-from cytomad_lib.data.folders import (
-    compare_folders,
-    inspect_files,
-    listed,
-    missing_names,
-    missing_split_text,
-    no_files_text,
-    size_errors,
-    splits_present,
-    turned_text,
-)
+from cytomad_lib.data.errors import DatasetError, ImageFileError
 from cytomad_lib.data.layouts import SPLITS, Layout, find_layout, find_path
-from cytomad_lib.data.matfiles import read_mat
+from cytomad_lib.data.stackfiles import matching, read_stack
 
 # Phase of a cell in radians lies well inside this; degrees or nanometres do not.
 PLAUSIBLE_PHASE = (-20.0, 60.0)
@@ -52,7 +42,7 @@ class DatasetReport:
         One row per group and split that is there: labels, cells, height, width, version of the
         files, truth (whether there is a QPI_TRUE file), status ("ok" or the problems).
     problems : list of str
-        What must be put right before the dataset can be used; what is alike is in one line.
+        What must be corrected before the dataset can be used; equal problems share a line.
     notes : list of str
         What is worth knowing, also what the dataset cannot be used for, and why.
     uses : tuple of str
@@ -103,24 +93,19 @@ def check_dataset(folder, progress=False):
         If the folder holds no dataset at all.
     """
     layout, root = find_layout(folder)
-    found, others, folders = compare_folders(layout, root)
+    found, others, group_folders = folders.compare_folders(layout, root)
     remarks, ranges = {}, {}  # what is worth a note -> files; kind -> the range of values of each
-    there = {group: splits_present(layout, root, group) for group in layout.groups}
+    there = {group: folders.splits_present(layout, root, group) for group in layout.groups}
     there = {group: splits for group, splits in there.items() if splits}
     used = [split for split in SPLITS if any(split in splits for splits in there.values())]
     rows, brightfields, without_target = [], [], []
     for group, splits in tqdm(there.items(), disable=not progress, unit="group"):
-        if splits != ["Test"]:  # which can be predicted alone
-            found += [
-                (
-                    find_path(root, group.folder),
-                    missing_split_text(root, split, group, splits, there.values()),
-                )
-                for split in used
-                if split not in splits
-            ]
+        lacking = [split for split in used if split not in splits and splits != ["Test"]]
+        for split in lacking:  # Test alone can be predicted
+            text = folders.missing_split_text(root, split, group, splits, there.values())
+            found.append((find_path(root, group.folder), text))
         targets = [find_path(root, group.file(split, "QPI")) for split in splits]
-        with_target = any(path.exists() for path in targets)
+        with_target = any(matching(path) for path in targets)
         if not with_target:
             without_target.append(group)
         for split in splits:
@@ -131,25 +116,19 @@ def check_dataset(folder, progress=False):
             found += errors
             if "BF" in infos and not errors:
                 brightfields.append(infos["BF"])
-    found += [(path, str(error)) for path, error in size_errors(brightfields)]
+    found += [(path, str(error)) for path, error in folders.size_errors(brightfields)]
     table = pd.DataFrame(rows, columns=TABLE_COLUMNS)
     table = table.astype({"cells": "Int64", "height": "Int64", "width": "Int64"})
     if not layout.doses:
         table = table.drop(columns="dose")
     if not there:
-        found.append((root, no_files_text(root, layout, SPLITS[0])))
+        found.append((root, folders.no_files_text(root, layout, SPLITS[0])))
     problems = _alike_together(root, found)
-    notes = _folder_notes(root, there, others, folders)
+    notes = _folder_notes(root, there, others, group_folders)
     if not there:
         return DatasetReport(layout, root, table, problems, notes)
-    notes += (
-        _dataset_notes(layout, table)
-        + _value_texts(layout, ranges)
-        + [
-            f"{len(paths)} file(s) {remark}. First: {paths[0]}."
-            for remark, paths in remarks.items()
-        ]
-    )
+    notes += _dataset_notes(layout, table, ranges) + _value_texts(layout, ranges)
+    notes += [f"{len(p)} file(s) {remark}. First: {p[0]}." for remark, p in remarks.items()]
     uses, limits = _find_uses(layout, root, table, without_target)
     return DatasetReport(layout, root, table, problems, notes + limits, () if problems else uses)
 
@@ -161,7 +140,7 @@ def _alike_together(root, found):
         alike.setdefault(re.sub(r"\d+", "#", text.replace(str(path), "")), []).append((path, text))
     lines = []
     for (_, text), *more in alike.values():
-        places = listed([path.relative_to(root).as_posix() for path, _ in more], most=2)
+        places = folders.listed([path.relative_to(root).as_posix() for path, _ in more], most=2)
         lines.append(f"{text} Likewise {len(more)} more: {places}." if more else text)
     return lines
 
@@ -169,12 +148,12 @@ def _alike_together(root, found):
 def _check_files(layout, root, group, split, with_target, remarks, ranges):
     """Check one group and split: its row of the table, its infos, its problems as (path, text)."""
     known = "QPI_TRUE" in layout.contrasts
-    truth = known and find_path(root, group.file(split, "QPI_TRUE")).exists()
-    infos, errors = inspect_files(layout, root, group, split, truth, with_target)
+    truth = known and bool(matching(find_path(root, group.file(split, "QPI_TRUE"))))
+    infos, errors = folders.inspect_files(layout, root, group, split, truth, with_target)
     for kind, info in infos.items():
         try:
             _scan_pixels(layout, kind, info, remarks, ranges)
-        except MatFileError as error:
+        except ImageFileError as error:
             errors.append((info.path, error))
     problems = [(path, str(error)) for path, error in errors]
     row = {
@@ -197,9 +176,9 @@ def _scan_pixels(layout, kind, info, remarks, ranges):
     """Read all pixels, some cells at a time; note their range, and what is implausible."""
     found, lowest, highest = set(), np.inf, -np.inf
     n_cells = info.shape[2]
-    at_once = CELLS_AT_ONCE if info.version == "7.3" else n_cells
+    at_once = n_cells if info.whole else CELLS_AT_ONCE
     for start in range(0, n_cells, at_once):
-        images = read_mat(info.path, info.variable, slice(start, start + at_once))
+        images = read_stack(info, slice(start, start + at_once))
         images *= layout.contrasts[kind].scale
         low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
         if kind in layout.inputs and (low == high).any():
@@ -207,20 +186,20 @@ def _scan_pixels(layout, kind, info, remarks, ranges):
             found.add(f"have a {name} image with the same value everywhere")
         lowest, highest = min(lowest, low.min()), max(highest, high.max())
         if len(images) == images.shape[1] == images.shape[2] == n_cells:
-            found |= _order_remarks(info.variable, images)
-    ranges.setdefault(kind, []).append((lowest, highest, info.path))
+            found |= _order_remarks(info, images)
+    ranges.setdefault(kind, []).append((lowest, highest, info))
     if info.version == "5":
         found.add("are MATLAB v5, so streaming reads them as a whole (v7.3 is faster)")
     for remark in found:
         remarks.setdefault(remark, []).append(info.path)
 
 
-def _order_remarks(name, images):
+def _order_remarks(info, images):
     """Look for turned axes where the shape does not tell: other cells differ more than pixels."""
     cells, *sides = (np.abs(np.diff(images, axis=axis)).mean() for axis in range(3))
     if max(sides) <= 1.2 * cells:
         return set()
-    return {f"look like {turned_text(name, int(np.argmax(sides)))}"}
+    return {f"look like {folders.turned_text(info, int(np.argmax(sides)))}"}
 
 
 def value_warnings(cells, layout):
@@ -254,7 +233,7 @@ def value_warnings(cells, layout):
 def _value_texts(layout, ranges):
     """Return a sentence for each kind of image with implausible values.
 
-    `ranges` has a list of (lowest, highest, path or None) for each kind.
+    `ranges` has a list of (lowest, highest, info or None) for each kind.
     """
     texts = []
     for kind, found in ranges.items():
@@ -289,36 +268,37 @@ def _scale_texts(kind, contrast, found):
 
 
 def _where(rows):
-    path = rows[0][2]
-    return f" ({len(rows)} file(s), first {path})" if path else ""
+    info = rows[0][2]
+    return f" ({len(rows)} file(s), first {info.path})" if info else ""
 
 
-def _folder_notes(root, there, others, folders):
+def _folder_notes(root, there, others, group_folders):
     """Say which folders are left out: those of no group, and those of groups without files."""
     notes = []
     if others:
-        names = listed(path.relative_to(root).as_posix() for path in others)
+        names = folders.listed(path.relative_to(root).as_posix() for path in others)
         notes.append(
             f"{len(others)} folder(s) are no part of the dataset and are ignored: {names}."
         )
     used = {folded(group.folder) for group in there}
-    names = [path.relative_to(root).as_posix() for path in folders]
+    names = [path.relative_to(root).as_posix() for path in group_folders]
     empty = [name for name in names if folded(name) not in used]
     if empty:
         notes.append(
             f"{len(empty)} group(s) have a folder, but no files of any split, and are left out: "
-            f"{listed(empty)}."
+            f"{folders.listed(empty)}."
         )
     return notes
 
 
-def _dataset_notes(layout, table):
+def _dataset_notes(layout, table, ranges):
     """Say which groups, splits and kinds of file are there."""
     notes = []
     if layout.described:
         notes.append(
             f"Goes in: {', '.join(layout.images['input'])}. Comes out: {layout.images['target']}."
         )
+        notes += [_stored_text(layout.contrasts[kind], found) for kind, found in ranges.items()]
     n_groups = table["group"].nunique()
     if n_groups < len(layout.groups):  # of a described dataset: folders without files
         notes.append(f"{n_groups} of the {len(layout.groups)} groups of the layout are there.")
@@ -333,18 +313,34 @@ def _dataset_notes(layout, table):
     return notes
 
 
+def _stored_text(contrast, found):
+    """Say how one kind of image is stored: type, format, axes and range of values."""
+    forms = sorted({_form_text(info) for *_, info in found})
+    low, high = min(low for low, *_ in found), max(high for _, high, _ in found)
+    low, high = (f"{float(value / contrast.scale):.6g}" for value in (low, high))
+    return f"{contrast.name}: {'; '.join(forms)}; values {low} to {high}."
+
+
+def _form_text(info):
+    program = "MATLAB " if info.version in ("5", "7.3") else ""
+    tiles = f", tiles of {info.tile} x {info.tile} pixels" if info.tile else ""
+    return f"{info.dtype} in {program}{info.version} files, axes {info.axes}{tiles}"
+
+
 def _find_uses(layout, root, table, without_target):
     """Return what a dataset can be used for, and a note for each thing that it cannot."""
     splits_of = table.groupby("group", sort=False)["split"].agg(set)
-    reasons = missing_names(layout, root)
+    reasons = folders.missing_names(layout, root)
     for split in ("Train", "Valid"):
         lacking = [name for name, splits in splits_of.items() if split not in splits]
         if len(lacking) == len(splits_of):
-            reasons.append(missing_split_text(root, split, None, (), ()))
+            reasons.append(folders.missing_split_text(root, split, None, (), ()))
         elif lacking:
-            reasons.append(f"{len(lacking)} group(s) have no {split} split: {listed(lacking)}.")
+            reasons.append(
+                f"{len(lacking)} group(s) have no {split} split: {folders.listed(lacking)}."
+            )
     if without_target:
-        names = listed(group.name for group in without_target)
+        names = folders.listed(group.name for group in without_target)
         inputs = " and ".join(layout.images["input"])
         reasons.append(
             f"{len(without_target)} group(s) have {inputs} alone, without {layout.target.name}: "

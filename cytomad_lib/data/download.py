@@ -39,7 +39,7 @@ from tqdm import tqdm
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import write_text
 from cytomad_lib.data.layouts import NOTES_FILE, SPLITS, is_simulated
-from cytomad_lib.data.public import NOTICE, SOURCES
+from cytomad_lib.data.public import NOTICE, SOURCES, without_cut
 
 # Each part starts with a letter or digit: no "..", no absolute path, no drive, no backslash.
 SAFE_PATH = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*", re.ASCII)
@@ -109,8 +109,8 @@ def download_dataset(
     split : "Train", "Valid" or "Test", optional
         Of lung and drug only. All three by default.
     groups : list of str, optional
-        Names such as ``"Batch1/H69"``, ``"B1/Docetaxel/D3"``, ``"Experiment_1/G1"`` or
-        ``"gemcitabine"``; all by default.
+        Names such as ``"Batch1/H69"``, ``"B1/Docetaxel/D3"``, ``"Experiment_1/G1/CP0008"`` or
+        ``"gemcitabine"``, or how such names begin: ``"Experiment_1"``. All by default.
     base_url : str, optional
         A mirror: what comes before the paths of the repository in its URLs.
     workers : int
@@ -142,8 +142,8 @@ def download_dataset(
             f"{root} holds simulated data ({NOTES_FILE} is in it). Expected a separate folder for "
             "the published data, so that the two do not mix; choose another --out (argument out)."
         )
-    if source.finish and not raw:  # groups of which the cells are cut already
-        rows = [row for row in rows if not (root / row["group"]).exists()]
+    if source.finish and not raw:
+        rows = without_cut(root, rows)
     files = {row["path"]: row["git_blob_sha1"] for row in rows}
     places = {row["path"]: row["place"] for row in rows}
     done = download_files(files, out, base_url or source.url, workers, progress, places=places)
@@ -189,7 +189,8 @@ def _find_rows(name, split, groups):
     rows = read_table(name)
     known = list(dict.fromkeys(row["group"] for row in rows))
     chosen = known if groups is None else [groups] if isinstance(groups, str) else list(groups)
-    unknown = [group for group in chosen if group not in known]
+    rows_of = {group: [row for row in rows if _is_in(row["group"], group)] for group in chosen}
+    unknown = [group for group in chosen if not rows_of[group]]
     if unknown or not chosen:
         raise DownloadError(
             f"The groups are {', '.join(map(repr, unknown)) or 'an empty list'}. "
@@ -197,7 +198,12 @@ def _find_rows(name, split, groups):
         )
     if split and not rows[0]["split"]:
         raise DownloadError(f"{name} has no splits to choose from. Leave --split (split) out.")
-    return [row for row in rows if row["group"] in chosen and split in (None, row["split"])]
+    wanted = {row["path"] for group in chosen for row in rows_of[group]}
+    return [row for row in rows if row["path"] in wanted and split in (None, row["split"])]
+
+
+def _is_in(group, chosen):
+    return f"{group}/".startswith(f"{chosen}/")
 
 
 # --- Fetching --------------------------------------------------------------------------------

@@ -5,15 +5,15 @@ All of them are a `CytomadError`, so a program can catch that one class and prin
 
 
 class CytomadError(ValueError):
-    """Something in the user's files, folders or arguments that the user can put right."""
+    """Something in the user's files, folders or arguments that the user can correct."""
 
 
 class DatasetError(CytomadError):
     """A dataset folder, or the cells asked from it, is not what it should be."""
 
 
-class MatFileError(CytomadError):
-    """A ``.mat`` file is missing, damaged, unsafe, or does not hold an image stack."""
+class ImageFileError(CytomadError):
+    """An image file is missing, damaged, unsafe, or does not hold an image stack."""
 
 
 class SimulationError(CytomadError):

@@ -4,9 +4,11 @@ from itertools import pairwise
 from statistics import mode
 
 from cytomad_lib.data.description import DESCRIPTION, folded
-from cytomad_lib.data.errors import DatasetError, MatFileError
+from cytomad_lib.data.errors import DatasetError, ImageFileError
 from cytomad_lib.data.layouts import SPLITS, find_path
-from cytomad_lib.data.matfiles import inspect_mat
+from cytomad_lib.data.stackfiles import inspect_stack, matching
+
+AXES = {"N": "cells", "Y": "height", "X": "width"}
 
 
 def compare_folders(layout, root):
@@ -102,7 +104,7 @@ def splits_present(layout, root, group):
     return [
         split
         for split in SPLITS
-        if any(find_path(root, group.file(split, kind)).exists() for kind in kinds_of(layout))
+        if any(matching(find_path(root, group.file(split, kind))) for kind in kinds_of(layout))
     ]
 
 
@@ -116,11 +118,11 @@ def inspect_files(layout, root, group, split, with_truth, with_target):
     kinds = kinds_of(layout, with_truth)
     paths = {kind: find_path(root, group.file(split, kind)) for kind in kinds}
     for kind, path in paths.items():
-        if kind == "QPI" and not with_target and not path.exists():
+        if kind == "QPI" and not with_target and not matching(path):
             continue
         try:
-            if not path.exists():
-                beside = listed(sorted(other.name for other in path.parent.iterdir()))
+            if not matching(path):
+                beside = listed(_names_in(path.parent)) or "nothing"
                 remedy = {
                     "QPI": ": without it, these cells can only be predicted",
                     "QPI_TRUE": ", or do not ask for the truth",
@@ -129,8 +131,10 @@ def inspect_files(layout, root, group, split, with_truth, with_target):
                     f"{path} is missing; beside it there is {beside}. Expected one file of each "
                     f"kind for the same cells; add it{remedy}."
                 )
-            infos[kind] = inspect_mat(path, group.variable(split, kind))
-        except (DatasetError, MatFileError) as error:
+            shown = layout.contrasts[kind]
+            variable = group.variable(split, kind)
+            infos[kind] = inspect_stack(path, variable, shown.axes, shown.tile)
+        except (DatasetError, ImageFileError) as error:
             errors.append((path, error))
     for first, other in pairwise(infos.values()):
         if first.shape != other.shape:
@@ -138,6 +142,15 @@ def inspect_files(layout, root, group, split, with_truth, with_target):
                 f"{first.path} has {_shape_text(first)}, but {other.path.name} beside it has "
                 f"{_shape_text(other)}. Expected the same cells in both; save both files "
                 "again from the same cells."
+            )
+            errors.append((first.path, DatasetError(text)))
+        elif first.names and other.names and first.names != other.names:
+            pairs = zip(first.names, other.names, strict=True)
+            number, pair = next((n, p) for n, p in enumerate(pairs, 1) if p[0] != p[1])
+            text = (
+                f"{first.path} and {other.path.name} beside it differ in the names of their "
+                f"cells, first in cell {number}: {pair[0]!r} and {pair[1]!r}. Expected the same "
+                "cells in both; add what is missing, or remove its partner."
             )
             errors.append((first.path, DatasetError(text)))
     for info in infos.values():
@@ -152,27 +165,39 @@ def _shape_text(info):
     return f"{cells} cells of {height} x {width} pixels"
 
 
+def _names_in(folder):
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
 def _square_text(info):
     """Say what to do about images that are not square: most often, the axes are turned."""
     first, second, third = info.shape
-    if third not in (first, second):
+    if "N" not in info.axes or info.tile or third not in (first, second):
         return "Expected square images; crop them to squares."
+    lengths = dict(zip("YXN", info.shape, strict=True))
+    found = " x ".join(str(lengths[axis]) for axis in info.axes)
+    order = " x ".join(AXES[axis] for axis in info.axes)
     return (
-        f"Expected height x width x cells, images being square; {first} x {second} x {third} looks "
-        f"like {turned_text(info.variable, 0 if third == second else 1)}."
+        f"Expected {order}, images being square; {found} looks "
+        f"like {turned_text(info, 0 if third == second else 1)}."
     )
 
 
-def turned_text(name, cells_axis):
-    """Say which order of axes was found, and how to turn them."""
-    found, axes = [
-        ("cells x height x width", (1, 2, 0)),
-        ("height x cells x width", (0, 2, 1)),
-    ][cells_axis]
-    matlab = " ".join(str(axis + 1) for axis in axes)
+def turned_text(info, cells_axis):
+    """Name the order of axes that was found, and how to turn them.
+
+    `cells_axis` is 0 if the cells are along the height of `info`, 1 if along its width.
+    """
+    sides = iter("YX")
+    axes = "".join("N" if axis == "YX"[cells_axis] else next(sides) for axis in info.axes)
+    matlab, name = info.version in ("5", "7.3"), info.variable or "a"
+    order = tuple(axes.index(axis) for axis in ("YXN" if matlab else "NYX"))
+    numbers = " ".join(str(place + 1) for place in order)
+    in_matlab = f"permute({name}, [{numbers}]) in MATLAB or " if matlab else ""
     return (
-        f"{found}. Turn the axes, {name} = permute({name}, [{matlab}]) in MATLAB or "
-        f"numpy.transpose({name}, {axes}) in Python, and save the file again"
+        f"{' x '.join(AXES[axis] for axis in axes)}. Turn the axes, {name} = {in_matlab}"
+        f"numpy.transpose({name}, {order}) in Python, and save the file again, or write "
+        f'axes = "{axes}" into its table of {DESCRIPTION}'
     )
 
 
@@ -191,8 +216,9 @@ def missing_split_text(root, split, group, splits, of_all):
 
 def no_files_text(root, layout, split):
     """Return the sentence for a dataset without files of the groups asked for."""
+    kind = "" if layout.described else ".mat "
     return (
-        f"{root} has no .mat files of the groups asked. Expected files such as "
+        f"{root} has no {kind}files of the groups asked. Expected files such as "
         f"{root / layout.groups[0].file(split, 'BF')}; check the folder, or ask for other groups."
     )
 

@@ -13,18 +13,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from cytomad_lib.data import stacks
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.reader import GET_AGAIN
-from cytomad_lib.data.stacks import (
-    DTYPE_OF_CLASS,
-    MOST_COMPRESSION,
-    READ_BYTES,
-    check_class,
-    check_shape,
-    refuse_complex,
-    refuse_missing_variable,
-    refuse_size,
-)
 
 GZIP, SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
 CHECKSUM = h5py.h5z.FILTER_FLETCHER32
@@ -52,79 +43,54 @@ def _opened(path):
 # --- Image stacks of MATLAB v7.3 -------------------------------------------------------------
 
 
-def stack(path, variable, cells=(), shape=None):
-    """Read an image stack: yield its shape as MATLAB counts it and its type, then the cells asked.
-
-    Parameters
-    ----------
-    path, variable : str
-    cells : list of int
-        Their numbers, in any order.
-    shape : list of int, optional
-        What was found when the file was inspected.
-
-    Yields
-    ------
-    dict, then float32 arrays (cells, height, width)
-    """
+def stack(path, variable, axes=None, tile=None, cells=(), shape=None):
+    """Read an image stack: see `stacks.read_cells`."""
     with _opened(path) as file:
         dataset = _find_stack(path, file, variable)
-        found = list(dataset.shape[::-1])
-        if found != (shape or found):
-            raise CytomadError(f"{path} has changed since it was inspected. Read it again.")
-        yield {"shape": found, "dtype": str(dataset.dtype)}
-        if cells:
-            yield from _cells(dataset, np.array(cells))
+        stored = stacks.Stored(dataset, variable, "YXN", matlab=True)
+        axes = stacks.find_axes(path, stored, axes, tile)
+        _check_once(path, dataset, variable)
+        yield from stacks.read_cells(path, stored, axes, tile, cells, shape)
 
 
 def _find_stack(path, file, variable):
     names = [name for name in file if not name.startswith("#")]  # "#refs#" is MATLAB's own
     if variable not in names:
-        refuse_missing_variable(path, variable, names)
+        stacks.refuse_missing_variable(path, variable, names)
     dataset = _member(file, variable)
     matlab_class = _text(dataset.attrs.get("MATLAB_class"))
     if isinstance(dataset, h5py.Group):
         sparse = "MATLAB_sparse" in dataset.attrs
-        check_class(path, variable, "sparse" if sparse else matlab_class or "struct", list(dataset))
+        stacks.check_class(
+            path, variable, "sparse" if sparse else matlab_class or "struct", list(dataset)
+        )
     if h5py.check_ref_dtype(dataset.dtype) is not None:
-        check_class(path, variable, "cell")
+        stacks.check_class(path, variable, "cell")
     if dataset.dtype.names == ("real", "imag"):
-        refuse_complex(path, variable)
+        stacks.refuse_complex(path, variable)
     if matlab_class is None:
         raise CytomadError(
             f"{path}: '{variable}' has no MATLAB_class attribute, so the order of its axes is "
             "unknown. Expected a file written by MATLAB or by write_mat; save it with one of them."
         )
-    check_class(path, variable, matlab_class)
-    if not np.can_cast(dataset.dtype, DTYPE_OF_CLASS[matlab_class]):
-        check_class(path, variable, f"{matlab_class}, but stored as {dataset.dtype}")
+    stacks.check_class(path, variable, matlab_class)
+    if not np.can_cast(dataset.dtype, stacks.DTYPE_OF_CLASS[matlab_class]):
+        stacks.check_class(path, variable, f"{matlab_class}, but stored as {dataset.dtype}")
     if "MATLAB_empty" in dataset.attrs:  # then the dataset holds the shape, not the pixels
         raise CytomadError(
             f"{path}: '{variable}' is an empty array. Expected height x width x cells; "
             "save at least one cell."
         )
-    check_shape(path, variable, dataset.shape[::-1])
-    state = Path(path).stat()
-    state = (path, variable, state.st_ino, state.st_size, state.st_mtime_ns)
-    if state not in _checked:  # a training reads the same files again and again
-        _check_storage(path, dataset, variable)
-        _checked.add(state)
     return dataset
 
 
-def _cells(dataset, wanted):
-    """Yield cells; neighbours that are wanted together are read together."""
-    _, width, height = dataset.shape
-    at_once = max(1, READ_BYTES // (width * height * dataset.dtype.itemsize))
-    if dataset.chunks:  # a chunk is inflated as a whole
-        at_once = max(at_once, dataset.chunks[0])
-    starts = np.flatnonzero(np.diff(wanted, prepend=-2) != 1)
-    for run in np.split(wanted, starts[1:]):
-        for place in range(0, len(run), at_once):
-            part = run[place : place + at_once]
-            stored = dataset[part[0] : part[-1] + 1]
-            with np.errstate(over="ignore", invalid="ignore"):  # the parent refuses infinity
-                yield np.ascontiguousarray(stored.transpose(0, 2, 1), np.float32)
+def _check_once(path, dataset, variable):
+    """Check how a stack is stored; a training reads the same files again and again."""
+    state = Path(path).stat()
+    state = (path, variable, state.st_ino, state.st_size, state.st_mtime_ns)
+    if state not in _checked:
+        _check_storage(path, dataset, variable)
+        _checked.add(state)
 
 
 # --- Networks --------------------------------------------------------------------------------
@@ -190,7 +156,7 @@ def run_weights(path):
             )
         for dataset in datasets:
             _check_weight(path, dataset)
-        _check_total(path, datasets, MOST_COMPRESSION)
+        _check_total(path, datasets, stacks.MOST_COMPRESSION)
         yield sum(_finite(path, dataset).size for dataset in datasets)
 
 
@@ -304,19 +270,19 @@ def _check_storage(path, dataset, name):
     stored = min(dataset.id.get_storage_size(), Path(path).stat().st_size)
     if dataset.chunks is None:
         if stored != dataset.nbytes:
-            refuse_size(path, what, dataset.nbytes, stored)
+            stacks.refuse_size(path, what, dataset.nbytes, stored)
         return
     # Whole chunks are stored, also where they reach over the edge.
     axes = list(zip(dataset.chunks, dataset.shape, dataset.maxshape, strict=True))
     n_chunks = math.prod(math.ceil(n / chunk) for chunk, n, _ in axes)
     chunk_bytes = math.prod(dataset.chunks) * size
     declared = n_chunks * chunk_bytes
-    most = MOST_COMPRESSION if GZIP in filters else 1
+    most = stacks.MOST_COMPRESSION if GZIP in filters else 1
     # HDF5 makes no chunk longer than an axis, unless that may still grow.
     odd = any(longest == n < chunk or longest not in (None, n) for chunk, n, longest in axes)
     odd = odd or filters.get(SHUFFLE, size) != size or dataset.id.get_num_chunks() != n_chunks
     if odd or declared > most * stored or chunk_bytes > dataset.nbytes + SAFE_BYTES:
-        refuse_size(path, what, declared, stored)
+        stacks.refuse_size(path, what, declared, stored)
     _check_chunks(path, dataset, f"a chunk of {what}", chunk_bytes, GZIP in filters)
 
 
@@ -348,8 +314,8 @@ def _check_chunks(path, dataset, what, chunk_bytes, gzipped):
     for size, offset in chunks:
         # gzip adds less than a thousandth to what it cannot shrink.
         if size > 1.01 * chunk_bytes + 100:
-            refuse_size(path, what, chunk_bytes, size)
-        if gzipped and MOST_COMPRESSION * size > SAFE_BYTES:
+            stacks.refuse_size(path, what, chunk_bytes, size)
+        if gzipped and stacks.MOST_COMPRESSION * size > SAFE_BYTES:
             _count_inflated(path, dataset, what, offset, chunk_bytes)
 
 
@@ -362,7 +328,7 @@ def _count_inflated(path, dataset, what, offset, chunk_bytes):
             size += len(inflater.decompress(content, 2**20))
             content = inflater.unconsumed_tail
     if size > chunk_bytes + 4:
-        refuse_size(path, what, chunk_bytes, size)
+        stacks.refuse_size(path, what, chunk_bytes, size)
 
 
 def _text(value):

@@ -11,6 +11,7 @@ Source: MathWorks, "MAT-File Format", version 5.
 
 import io
 import math
+import os
 import struct
 import zlib
 from contextlib import contextmanager
@@ -18,19 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cytomad_lib.data.errors import MatFileError
+from cytomad_lib.data import stacks
+from cytomad_lib.data.errors import ImageFileError
 from cytomad_lib.data.reader import GET_AGAIN
-from cytomad_lib.data.stacks import (
-    DTYPE_OF_CLASS,
-    MOST_COMPRESSION,
-    READ_BYTES,
-    check_class,
-    check_shape,
-    refuse_complex,
-    refuse_missing_variable,
-    refuse_size,
-    shape_text,
-)
 
 # Type codes.
 INT8, UINT8, INT32, UINT32, MATRIX, COMPRESSED, UTF8 = 1, 2, 5, 6, 14, 15, 16
@@ -110,7 +101,7 @@ class _Source:
             self.file.seek(n, io.SEEK_CUR)
         else:
             while n > 0:
-                n -= len(self.read(min(n, READ_BYTES)))
+                n -= len(self.read(min(n, stacks.READ_BYTES)))
 
     def finish(self):
         """Make sure that a compressed element ends here; zlib then compares its checksum."""
@@ -135,58 +126,55 @@ class _Source:
         return self.read(size + -size % 8)[:size] if content is None else content
 
 
-def inspect(path, variable):
-    """Return shape (height, width, cells) and dtype name of an image stack.
-
-    Raises
-    ------
-    MatFileError
-        As `matfiles.inspect_mat`.
-    """
-    with _open(path, variable) as (found, _, _):
-        return found.shape, DTYPE_OF_CLASS[found.matlab_class].name
-
-
-def read(path, variable, wanted, out):
-    """Read the cells `wanted` into `out`, float32 (cells, height, width).
-
-    Raises
-    ------
-    MatFileError
-        As `matfiles.read_mat`.
-    """
+def stack(path, variable, axes=None, tile=None, cells=(), shape=None):
+    """Read an image stack: see `stacks.read_cells`."""
     with _open(path, variable) as (found, source, dtype):
-        height, width, n_cells = found.shape
-        cell_bytes = height * width * dtype.itemsize
-        at_once = max(1, READ_BYTES // cell_bytes)
-        for start in range(0, n_cells, at_once):
-            n = min(at_once, n_cells - start)
-            rows = np.flatnonzero((wanted >= start) & (wanted < start + n))
-            if not len(rows):
-                source.skip(n * cell_bytes)
-                continue
-            images = np.frombuffer(source.read(n * cell_bytes), dtype).reshape(n, width, height)
-            out[rows] = images[wanted[rows] - start].transpose(0, 2, 1)
-        found.source.finish()
+        array = _Array(source, found.shape[::-1], dtype)
+        declared = stacks.DTYPE_OF_CLASS[found.matlab_class]
+        stored = stacks.Stored(array, variable, "YXN", matlab=True, dtype=declared)
+        axes = stacks.find_axes(path, stored, axes, tile)
+        parts = stacks.read_cells(path, stored, axes, tile, cells, shape)
+        yield next(parts) | {"whole": True}
+        yield from parts
+        if len(cells):  # go on to the end, where the checksum is
+            array[(slice(array.shape[0], None),)]
+            found.source.finish()
+
+
+class _Array:
+    """Numbers that can only be read from the first to the last."""
+
+    def __init__(self, source, shape, dtype):
+        self.source, self.shape, self.dtype = source, shape, dtype
+        self.row_bytes = math.prod(shape[1:]) * dtype.itemsize
+        self.place = 0
+
+    def __getitem__(self, index):
+        """Return rows, which must lie behind those of the call before."""
+        rows = index[0] if isinstance(index, tuple) else slice(None)
+        start, stop, _ = rows.indices(self.shape[0])
+        self.source.skip((start - self.place) * self.row_bytes)
+        self.place = stop
+        content = self.source.read((stop - start) * self.row_bytes)
+        return np.frombuffer(content, self.dtype).reshape(-1, *self.shape[1:])
 
 
 @contextmanager
 def _open(path, variable):
     """Give the variable, the source of its numbers and their type as they are stored."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             found = _find(path, file, variable)
-            check_class(path, variable, found.matlab_class, found.fields)
-            check_shape(path, variable, found.shape)
+            stacks.check_class(path, variable, found.matlab_class, found.fields)
             if found.is_complex:
-                refuse_complex(path, variable)
-            declared = math.prod(found.shape) * DTYPE_OF_CLASS[found.matlab_class].itemsize
-            stored = path.stat().st_size
-            if declared > MOST_COMPRESSION * stored:
-                refuse_size(path, f"'{variable}'", declared, stored)
+                stacks.refuse_complex(path, variable)
+            declared = math.prod(found.shape) * stacks.DTYPE_OF_CLASS[found.matlab_class].itemsize
+            stored = os.stat(path).st_size
+            if declared > stacks.MOST_COMPRESSION * stored:
+                stacks.refuse_size(path, f"'{variable}'", declared, stored)
             yield found, *_numbers(found)
     except (_Damaged, zlib.error, struct.error, OSError) as error:
-        raise MatFileError(
+        raise ImageFileError(
             f"{path} cannot be read as MATLAB v5: {error}. Expected a complete file; it is "
             f"damaged or cut short. {GET_AGAIN}"
         ) from error
@@ -194,7 +182,7 @@ def _open(path, variable):
 
 def _find(path, file, variable):
     """Go through the elements of a file; return the wanted variable, its source behind the name."""
-    size = path.stat().st_size
+    size = os.stat(path).st_size
     file.seek(126)
     order = "<" if file.read(2) == b"IM" else ">"
     place, names, sources = 128, [], {}
@@ -212,7 +200,7 @@ def _find(path, file, variable):
     if names.count(variable) > 1:
         raise _Damaged(f"'{variable}' is in it {names.count(variable)} times")
     if variable not in names:
-        refuse_missing_variable(path, variable, [name for name in names if name])
+        stacks.refuse_missing_variable(path, variable, [name for name in names if name])
     found, place = sources[variable]
     file.seek(place)
     return found
@@ -233,7 +221,7 @@ def _variable(source):
     lengths = source.element(INT32)
     shape = struct.unpack(f"{source.order}{len(lengths) // 4}i", lengths)
     if not 2 <= len(shape) <= MOST_AXES or min(shape) < 0:
-        raise _Damaged(f"it holds a variable of shape {shape_text(shape)}")
+        raise _Damaged(f"it holds a variable of shape {stacks.shape_text(shape)}")
     name = _text(source.element(INT8, UINT8, UTF8))
     fields = _fields(source) if matlab_class == "struct" else ()
     if flags & LOGICAL:
@@ -254,10 +242,12 @@ def _numbers(found):
     """Return the source of a variable's numbers and their type, which may be a smaller one."""
     code, size, content = found.source.tag()
     dtype = np.dtype(found.source.order + NUMBERS.get(code, "V1"))
-    if not np.can_cast(dtype, DTYPE_OF_CLASS[found.matlab_class]):
+    if not np.can_cast(dtype, stacks.DTYPE_OF_CLASS[found.matlab_class]):
         raise _Damaged(f"'{found.name}' is {found.matlab_class}, stored as type {code}")
     if size != math.prod(found.shape) * dtype.itemsize:
-        raise _Damaged(f"'{found.name}' of {shape_text(found.shape)} is stored in {size:,} bytes")
+        raise _Damaged(
+            f"'{found.name}' of {stacks.shape_text(found.shape)} is stored in {size:,} bytes"
+        )
     if content is None:
         return found.source, dtype
     return _Source(io.BytesIO(content), found.source.order, size), dtype

@@ -28,6 +28,7 @@ from cytomad_lib.data.matfiles import write_mat
 
 NOTICE = "SOURCE.txt"  # beside the files: where they are from, licence, citation
 
+CUT_FILE = "montages.txt"  # in the folder of a phase: the montages that its cells are from
 TILE = 40  # pixels along each side of a tile of a montage
 CHANNELS = {"BF": "Ch3", "DNA": "Ch4"}  # image -> how the name of its montage starts
 PHASES = ("G1", "S_phase", "G2", "Prophase", "Metaphase", "Anaphase", "Telophase")
@@ -114,18 +115,29 @@ def cut_montages(root, raw=False):
         channels = {kind: np.concatenate([_tiles(p) for p in paths[kind]]) for kind in paths}
         present = np.all([np.ptp(tiles, axis=(1, 2)) > 0 for tiles in channels.values()], axis=0)
         _write_group(root / group, {kind: tiles[present] for kind, tiles in channels.items()})
+        numbers = [f"{group}/{path.stem.partition('_')[2]}\n" for path in paths["BF"]]
+        write_text(root / group / CUT_FILE, "".join(numbers))
         lines.append(f"{group}: {present.sum()} cells; {(~present).sum()} empty tiles left out.")
     there = {path.parent.relative_to(root).parts for path in root.glob("*/*/Test")}
     batches, classes = ({names[place] for names in there} for place in (0, 1))
-    names = {
-        "batches": sorted(batches),
-        "classes": [phase for phase in PHASES if phase in classes],
-    }
+    names = {"batches": sorted(batches), "classes": [phase for phase in PHASES if phase in classes]}
     quoted = {key: "[" + ", ".join(f'"{name}"' for name in names[key]) + "]" for key in names}
     write_text(root / "dataset.toml", DESCRIBED.format(**quoted))
     if not raw:
         shutil.rmtree(root / "montages", ignore_errors=True)
     return lines
+
+
+def without_cut(root, rows):
+    """Leave out the files of jurkat whose cells are in the dataset already.
+
+    If some montages of a phase are new, all those requested are needed to divide its cells anew.
+    """
+    done = {
+        line for path in Path(root).glob(f"*/*/{CUT_FILE}") for line in path.read_text().split()
+    }
+    phases = {row["group"].rpartition("/")[0] for row in rows if row["group"] not in done}
+    return [row for row in rows if row["group"].rpartition("/")[0] in phases]
 
 
 def _refuse_unpaired(folder, paths):

@@ -12,7 +12,7 @@ A request is a line of JSON. The answer is a sequence of messages, each with its
 
 Example
 -------
->>> ask(hdf5.stack, "H69_BF.mat", MatFileError, "v7.3 file", variable="BF")  # doctest: +SKIP
+>>> ask(hdf5.stack, "H69_BF.mat", ImageFileError, "v7.3 file", variable="BF")  # doctest: +SKIP
 ({'shape': [64, 64, 96], 'dtype': 'float32'}, [])
 """
 
