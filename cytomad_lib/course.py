@@ -4,6 +4,9 @@
 - `choose_preset`: `workshop` where there is a GPU, else `demo`.
 - `data`, `trained`, `fresh_folder`: the demonstration data, models that come with the kit, and a
   folder for what a notebook writes.
+- `load_with_truth`: cells and their truth, or cells without one. The environment variable
+  ``CYTOMAD_DATA`` switches the notebooks from the demonstration data to measured cells.
+- `real_cells`: public cells measured by others, fetched where there is a connection.
 - `same_cells_on_every_day`: what no experiment can do, but a simulation can.
 - `first_cell`: what every notebook begins with. It installs the kit on Google Colab.
 
@@ -14,22 +17,26 @@ Example
 >>> generator = run.generator("pretraining")
 """
 
+import ast
 import os
 import platform
 import re
 import shutil
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from IPython import get_ipython
 from joblib import cpu_count
 
 from cytomad_lib.backend import keras
 from cytomad_lib.config import DEMO, WORKSHOP
-from cytomad_lib.data.cells import CellImages
+from cytomad_lib.data.cells import CellImages, load_cells
+from cytomad_lib.data.download import DownloadError, download_dataset
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.data.layouts import LAYOUTS, LUNG
+from cytomad_lib.data.layouts import LAYOUTS, LUNG, find_layout, is_simulated
 from cytomad_lib.runs import Run
 from cytomad_lib.simulation import DEMO_DATASET, simulate_cells
 from cytomad_lib.simulation.morphology import FIELD_OF_VIEW_UM
@@ -47,7 +54,12 @@ MEMORY_LIMIT_FILES = (
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
 )
 
+MEASURED = "CYTOMAD_DATA"  # names the folder of measured cells that the notebooks use instead
 NEEDED_MEMORY_GB = 2
+# One experiment holds three phases of the cell cycle, the other a single one.
+JURKAT_GROUPS = (
+    "Experiment_1/G1", "Experiment_1/S_phase", "Experiment_1/G2", "Experiment_2/G1/CP0001",
+)  # fmt: skip
 TRAINED = Path(__file__).parents[1] / "notebooks" / "trained"
 
 NEEDED_PYTHON = "3.11"
@@ -177,7 +189,11 @@ def choose_preset():
 
 
 def data(name):
-    """Return the folder of a demonstration dataset.
+    """Return the folder of a demonstration dataset, or of the measured one that replaces it.
+
+    The environment variable ``CYTOMAD_DATA`` names a folder with measured cells in the published
+    layout, such as `download` and `subsample` write. Checks of numbers then print a line where
+    they fail: they were written for the simulated cells.
 
     Parameters
     ----------
@@ -194,7 +210,61 @@ def data(name):
     CytomadError
         If it is not there.
     """
-    return _relative(find_data(name))
+    measured = os.environ.get(MEASURED)
+    if not measured:
+        return _relative(find_data(name))
+    _print_failed_checks()
+    folder = Path(measured) / LAYOUTS[name].root_folder
+    if not folder.is_dir():
+        raise CytomadError(
+            f"{MEASURED} is set to {measured}, which has no folder {folder.name}. Expected "
+            f"measured cells there, such as `download {name} --out {measured}` fetches; or unset "
+            f"{MEASURED} to use the demonstration data."
+        )
+    return _relative(folder)
+
+
+def load_with_truth(folder, split, cells_per_group=None, image_size=None):
+    """Load cells with their batch-free truth; measured cells get their measured phase instead.
+
+    Parameters
+    ----------
+    folder, split, cells_per_group, image_size
+        As in `load_cells`.
+
+    Returns
+    -------
+    CellImages
+        With `truth`. A line is printed if the measured phase stands in for it.
+    """
+    simulated = is_simulated(find_layout(folder)[1])
+    cells = load_cells(folder, split, cells_per_group, image_size, with_truth=simulated)
+    if simulated:
+        return cells
+    print(
+        "These cells were measured: nobody knows their true phase. Below, the measured phase, with "
+        "the marks of its day, stands in wherever the text says truth."
+    )
+    return replace(cells, truth=cells.qpi)
+
+
+class _ChecksThatPrint(ast.NodeTransformer):
+    """Turns `assert test, message` into `if not test: print(message)`."""
+
+    def visit_Assert(self, node):
+        words = ast.Constant(f"Does not hold for these cells: {ast.unparse(node.test)}")
+        told = ast.Call(ast.Name("print", ast.Load()), [words], [])
+        failed = ast.UnaryOp(ast.Not(), node.test)
+        return ast.fix_missing_locations(
+            ast.copy_location(ast.If(failed, [ast.Expr(told)], []), node)
+        )
+
+
+def _print_failed_checks():
+    """In a notebook, let a check that fails print a line instead of stopping."""
+    shell = get_ipython()
+    if shell and not any(isinstance(t, _ChecksThatPrint) for t in shell.ast_transformers):
+        shell.ast_transformers.append(_ChecksThatPrint())
 
 
 def trained(name):
@@ -230,6 +300,30 @@ def trained(name):
             f"them by Run.open('results/{name}')."
         )
     return Run.open(folder)
+
+
+def real_cells(name):
+    """Fetch public cells into `results/real`, or tell why they are missing.
+
+    Of `jurkat`, only `JURKAT_GROUPS` are fetched. The environment variable ``CYTOMAD_MIRROR`` names
+    another server.
+
+    Parameters
+    ----------
+    name : {"phenotypes", "jurkat"}
+
+    Returns
+    -------
+    Path or None
+        The dataset's folder below the working folder; None if a file could not be fetched.
+    """
+    groups = JURKAT_GROUPS if name == "jurkat" else None
+    mirror = os.environ.get("CYTOMAD_MIRROR")
+    try:
+        return download_dataset(name, "results/real", None, groups, mirror, report=print)
+    except DownloadError as error:
+        print(f"The {name} cells are missing: {error}\nThe cells below that need them are skipped.")
+        return None
 
 
 def same_cells_on_every_day(class_name, n=8):

@@ -10,6 +10,7 @@ import pytest
 from cytomad_lib import course
 from cytomad_lib.config import DEMO, WORKSHOP
 from cytomad_lib.data.cells import load_cells
+from cytomad_lib.data.download import published_files
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LUNG, find_layout
 
@@ -239,3 +240,28 @@ def test_badges_need_an_address():
     found = course.badges(page, ADDRESS)
     assert found["binder"].startswith("https://mybinder.org/v2/gh/someone/kit/HEAD?")
     assert found["colab"].endswith(f"github/someone/kit/blob/main/{page}")
+
+
+# --- real cells ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["phenotypes", "jurkat"])
+def test_without_a_connection_real_cells_are_missing_and_the_reason_is_told(
+    name, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("CYTOMAD_MIRROR", "http://127.0.0.1:1")
+    assert course.real_cells(name) is None
+    told = capsys.readouterr().out
+    assert f"The {name} cells are missing: 127.0.0.1:1 cannot be reached" in told
+    assert "skipped" in told and str(tmp_path) not in told
+
+
+def test_one_montage_of_each_group_of_jurkat_is_enough(monkeypatch):
+    files = published_files("jurkat", groups=course.JURKAT_GROUPS)
+    assert len(files) == 8  # three phases and another experiment, brightfield and DNA
+    asked = []
+    monkeypatch.setattr(course, "download_dataset", lambda *words, **_: asked.append(words))
+    course.real_cells("jurkat")
+    assert asked[0][0] == "jurkat" and course.JURKAT_GROUPS in asked[0]

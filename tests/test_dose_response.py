@@ -212,10 +212,10 @@ def simulated():
     parts, rows = [], []
     for group in DRUG.groups:
         cells = simulate_cells(
-            group.class_name, 16, group.batch, seed=110, image_size=32, dose=group.dose
+            group.class_name, 30, group.batch, seed=110, image_size=32, dose=group.dose
         )
         parts.append(cells.truth)
-        rows += [(group.batch, group.class_name, group.dose)] * 16
+        rows += [(group.batch, group.class_name, group.dose)] * 30
     truth = np.concatenate(parts)
     return truth, pd.DataFrame(rows, columns=["batch", "class_name", "dose"])
 
@@ -225,9 +225,9 @@ def test_simulated_doses_are_in_order(simulated):
     measures = measure_cells(truth, 45 / 32, mask=truth > 0.15, wavelength_um=1.06)
     distances = treated(dose_distances(measures, labels, **FEW))
     by_level = distances.groupby(["class_name", "level"]).distance.mean().unstack()
-    # The mean over two batches of 16 cells leaves room for one swap of neighbours.
+    # The mean over two batches of 30 cells leaves room for one swap of neighbours.
     rho = by_level.T.corrwith(pd.Series(by_level.columns, by_level.columns), method="spearman")
-    assert (rho >= 0.9).all(), by_level
+    assert (rho > 0.9 - 1e-9).all(), by_level  # 0.9 up to rounding
     assert (by_level[5] > 2).all() and (by_level[1] < 1.5).all()
     order = dose_order(measures, labels, **QUICK)
     overall = order[order.batch == "all"]

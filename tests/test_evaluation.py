@@ -64,7 +64,8 @@ def test_images_are_probed_beside_the_features(found):
     rows = scores[scores["measure"] == "batch within class, images"]
     assert set(rows["method"]) == {"pretrained", "published recipe", "measured QPI (pixels)", TRUTH}
     by_probe = rows[["logistic", "knn", "mlp", "whitened", "cnn"]]
-    assert (by_probe.idxmax(axis=1) == rows["probe"]).all()
+    named = [by_probe.loc[row, probe] for row, probe in rows["probe"].items()]
+    assert (by_probe.max(axis=1) == named).all()  # two probes can be equally good
     assert (by_probe.max(axis=1) == rows["accuracy"]).all()
     assert (rows["null_95"].between(rows["chance"], 0.9)).all()
     assert scores.loc[scores["measure"] == "class", "cnn"].isna().all()

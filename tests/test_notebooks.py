@@ -28,6 +28,7 @@ NAMES = (
     "07_drug_response",
     "08_explore",
     "09_your_own_data",
+    "10_real_cells",
 )
 NEXT = dict(zip(NAMES, (*NAMES[1:], NAMES[0]), strict=True))  # the last one leads to the first
 MB = 1e6
@@ -77,7 +78,7 @@ def run_pytest(*words):
 # --- which there are ---------------------------------------------------------------------------
 
 
-def test_these_ten_notebooks_and_no_others():
+def test_these_eleven_notebooks_and_no_others():
     assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == sorted(NAMES)
 
 

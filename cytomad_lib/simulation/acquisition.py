@@ -303,22 +303,14 @@ def simulate_cells(
         raise SimulationError("No cells were asked for; expected at least one.")
     kind = ("twins",) if twins else (class_name, dose)
     group = "/".join(part for part in (seen_in or batch or "nominal", *kind) if part)
+    how = (treatment, group, split, batch, seed, image_size, batch_strength)
     chunks = [
-        _simulate_chunk(
-            treatment,
-            group,
-            split,
-            indices[at : at + CHUNK],
-            batch,
-            seed,
-            image_size,
-            batch_strength,
-        )
-        for at in range(0, len(indices), CHUNK)
+        _simulate_chunk(indices[at : at + CHUNK], *how) for at in range(0, len(indices), CHUNK)
     ]
-    images = [np.concatenate([chunk[i] for chunk in chunks]) for i in range(3)]
-    settings = {name: np.concatenate([chunk[3][name] for chunk in chunks]) for name in NAMES}
-    return SimulatedCells(*images, pd.DataFrame(settings, index=pd.Index(indices, name="cell")))
+    *images, settings = zip(*chunks, strict=True)
+    settings = pd.concat([pd.DataFrame(chunk) for chunk in settings], ignore_index=True)
+    settings.index = pd.Index(indices, name="cell")
+    return SimulatedCells(*map(np.concatenate, images), settings)
 
 
 def check_image_size(image_size: int) -> None:
@@ -329,7 +321,7 @@ def check_image_size(image_size: int) -> None:
         )
 
 
-def _simulate_chunk(treatment, group, split, indices, batch, seed, image_size, batch_strength):
+def _simulate_chunk(indices, treatment, group, split, batch, seed, image_size, batch_strength):
     """Simulate a few cells; returns brightfield, measured phase, true phase, settings."""
     address = f"{group}/{split}"
 

@@ -27,6 +27,7 @@ from cytomad_lib.simulation.acquisition import (
     NOMINAL,
     NOT_NEGATIVE,
     PARAMETERS,
+    Parameter,
     batch_table,
     check_image_size,
     measure_brightfield,
@@ -52,28 +53,17 @@ BATCH = "simulated"  # the batch of cells that are measured here
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One setting of the microscope.
+class Setting(Parameter):
+    """One setting of the microscope: a parameter of the acquisition, with limits.
 
     Parameters
     ----------
-    name, unit, meaning : str
-        As in `acquisition.PARAMETERS`.
-    nominal : float
-    low, high : float
-        Between these every simulated day lies.
     least, most : float
-        The limits: half of that range further, to either side, where that is possible.
+        The limits: half of the range of the simulated days further, where that is possible.
     changes : {"brightfield", "phase"}
         Which of the two measured images it changes.
     """
 
-    name: str
-    unit: str
-    meaning: str
-    nominal: float
-    low: float
-    high: float
     least: float
     most: float
     changes: str
@@ -92,15 +82,10 @@ def _make_setting(parameter):
     if parameter.name == "na":
         least, most = max(least, NA_LIMITS[0]), min(most, NA_LIMITS[1])
     return Setting(
-        parameter.name,
-        parameter.unit.replace("um", "µm"),
-        parameter.meaning,
-        parameter.nominal,
-        parameter.low,
-        parameter.high,
-        round(least, 9),
-        round(most, 9),
-        "phase" if parameter.name.startswith("qpi") else "brightfield",
+        **vars(parameter) | {"unit": parameter.unit.replace("um", "µm")},
+        least=round(least, 9),
+        most=round(most, 9),
+        changes="phase" if parameter.name.startswith("qpi") else "brightfield",
     )
 
 

@@ -4,8 +4,9 @@ Contents: :class:`CellLine` (how the cells of one line look on average), ``LUNG_
 lines of the lung dataset), :func:`cell_generators` (one random stream per cell),
 :func:`draw_cells` (random cells of a line) and :func:`optical_path` (their maps).
 
-The numbers of the lines are plausible, not measured: they make simulated lines that differ in
-size, density, nucleus and roughness about as much as real ones, with a wide overlap.
+The size, shape and spread of H1975 and H2170 follow those of real cells, which
+`tests/test_simulated_and_real_cells.py` names. All other numbers are plausible, not measured: lines
+differ in size, density, nucleus and roughness about as much as real ones, with a wide overlap.
 
 Example
 -------
@@ -33,6 +34,8 @@ TEXTURE_CUTOFF_PER_UM = 0.6
 TEXTURE_MODES = int(TEXTURE_CUTOFF_PER_UM * FIELD_OF_VIEW_UM)
 BALLS = ("lobe_x", "lobe_y", "lobe_diameter", "bleb_x", "bleb_y", "bleb_diameter")
 MAX_GRANULES = 48
+# Thickness over diameter of an average cell. The large cells of a line are flatter.
+FLATTENING = 0.90
 MAX_NUCLEOLI = 3
 
 
@@ -44,12 +47,14 @@ class CellLine:
     ----------
     diameter_um, diameter_spread : float
         Mean diameter in micrometres and its relative standard deviation.
-    aspect : float
-        Mean ratio of the longer to the shorter axis (1 = round).
+    aspect, aspect_spread : float
+        Median ratio of the longer to the shorter axis (1 = round), and the standard deviation of
+        the logarithm of ``aspect - 1``.
     nucleus_ratio : float
         Diameter of the nucleus over that of the cell.
-    delta_n : float
-        Refractive index of the cytoplasm minus that of the medium.
+    delta_n, delta_n_spread : float
+        Mean refractive index of the cytoplasm minus that of the medium, and its relative standard
+        deviation.
     nucleus_delta_n : float
         What the nucleus adds to ``delta_n``.
     granules : float
@@ -63,8 +68,10 @@ class CellLine:
     diameter_um: float
     diameter_spread: float
     aspect: float
+    aspect_spread: float
     nucleus_ratio: float
     delta_n: float
+    delta_n_spread: float
     nucleus_delta_n: float
     granules: float
     texture: float
@@ -73,14 +80,14 @@ class CellLine:
 
 # From small to large. H69 and H526 are small-cell lines: nearly filled by their nucleus.
 LUNG_LINES = {
-    #                   size  spread aspect nucl.  dn     +dn     gran  text   rough
-    "H69": CellLine(11.0, 0.07, 1.06, 0.78, 0.0300, 0.0050, 5.0, 0.035, 0.016),
-    "H526": CellLine(12.1, 0.07, 1.10, 0.74, 0.0240, 0.0085, 8.0, 0.040, 0.030),
-    "H2170": CellLine(13.2, 0.08, 1.14, 0.66, 0.0285, 0.0045, 20.0, 0.055, 0.024),
-    "H520": CellLine(14.3, 0.08, 1.08, 0.62, 0.0310, 0.0060, 12.0, 0.040, 0.016),
-    "H1975": CellLine(15.2, 0.09, 1.18, 0.58, 0.0230, 0.0095, 16.0, 0.060, 0.034),
-    "HCC827": CellLine(16.3, 0.08, 1.22, 0.52, 0.0265, 0.0060, 30.0, 0.050, 0.026),
-    "H358": CellLine(17.5, 0.09, 1.12, 0.56, 0.0220, 0.0075, 24.0, 0.055, 0.020),
+    #                   size  spread aspect spread nucl. dn    spread  +dn     gran  text   rough
+    "H69": CellLine(11.0, 0.085, 1.06, 0.5, 0.78, 0.0300, 0.045, 0.0050, 5.0, 0.035, 0.016),
+    "H526": CellLine(12.1, 0.085, 1.10, 0.5, 0.74, 0.0240, 0.045, 0.0085, 8.0, 0.040, 0.030),
+    "H2170": CellLine(13.65, 0.098, 1.12, 0.5, 0.66, 0.0285, 0.055, 0.0045, 20.0, 0.055, 0.022),
+    "H1975": CellLine(13.95, 0.092, 1.13, 0.32, 0.58, 0.0325, 0.027, 0.0055, 18.0, 0.032, 0.020),
+    "H520": CellLine(15.4, 0.095, 1.08, 0.5, 0.62, 0.0335, 0.045, 0.0060, 10.0, 0.040, 0.016),
+    "HCC827": CellLine(16.6, 0.095, 1.22, 0.5, 0.52, 0.0265, 0.045, 0.0060, 30.0, 0.050, 0.026),
+    "H358": CellLine(17.5, 0.105, 1.12, 0.5, 0.56, 0.0220, 0.045, 0.0075, 24.0, 0.055, 0.020),
 }
 
 
@@ -209,15 +216,16 @@ def draw_cells(line: CellLine, generators: Sequence[np.random.Generator]) -> Cel
     normal = np.clip(normal, -3.0, 3.0)
     column = iter(normal.T[:14])
     diameter = line.diameter_um * (1 + line.diameter_spread * next(column))
-    aspect = 1 + (line.aspect - 1) * np.exp(0.5 * next(column))
-    delta_n = line.delta_n * (1 + 0.045 * next(column))
+    aspect = 1 + (line.aspect - 1) * np.exp(line.aspect_spread * next(column))
+    delta_n = line.delta_n * (1 + line.delta_n_spread * next(column))
     nucleus_delta_n = np.clip(line.nucleus_delta_n * (1 + 0.2 * next(column)), 0.004, 0.010)
     nucleus_ratio = np.clip(line.nucleus_ratio * (1 + 0.07 * next(column)), 0.40, 0.88)
     nucleus_aspect = 1 + 0.14 * np.exp(0.5 * next(column))
     texture_strength = line.texture * np.exp(0.2 * next(column))
     roughness = line.roughness * np.exp(0.3 * next(column))
     x, y = 0.6 * next(column), 0.6 * next(column)
-    flattening = np.clip(0.93 + 0.03 * next(column), 0.85, 1.0)
+    flattening = FLATTENING * (diameter / line.diameter_um) ** -0.35
+    flattening = np.clip(flattening * (1 + 0.03 * next(column)), 0.6, 1.0)
 
     rough = normal[:, 14:].reshape(len(normal), 2, modes, 2) @ np.array([1, 1j])
     fall = OUTLINE_MODES**-1.0  # smooth outlines: high modes are weak
@@ -226,12 +234,13 @@ def draw_cells(line: CellLine, generators: Sequence[np.random.Generator]) -> Cel
     # The nucleus sits off centre, but never leaves the cell.
     room = 0.5 * diameter * (0.95 - nucleus_ratio)
     way, direction = room * np.sqrt(uniform[:, 0]), 2 * np.pi * uniform[:, 1]
-    nucleus_diameter = diameter * nucleus_ratio
+    nucleus = {
+        "nucleus_x": way * np.cos(direction),
+        "nucleus_y": way * np.sin(direction),
+        "nucleus_diameter": diameter * nucleus_ratio,
+    }
     nucleoli_count = 1 + np.floor(3 * uniform[:, 2])
-    blob = _draw_blobs(
-        blobs, nucleoli_count, np.minimum(granule_count, MAX_GRANULES), diameter, nucleus_diameter,
-        way * np.cos(direction), way * np.sin(direction),
-    )  # fmt: skip
+    granule_count = np.minimum(granule_count, MAX_GRANULES)
     return Cells(
         x=x,
         y=y,
@@ -241,26 +250,24 @@ def draw_cells(line: CellLine, generators: Sequence[np.random.Generator]) -> Cel
         flattening=flattening,
         outline=roughness[:, None] * rough[:, 0],
         delta_n=delta_n,
-        nucleus_x=way * np.cos(direction),
-        nucleus_y=way * np.sin(direction),
-        nucleus_diameter=nucleus_diameter,
+        **nucleus,
         nucleus_aspect=nucleus_aspect,
         nucleus_angle=np.pi * uniform[:, 4],
         nucleus_outline=0.04 * rough[:, 1],
         nucleus_delta_n=nucleus_delta_n,
         texture_strength=texture_strength,
         texture=(spectrum[:, 0] + 1j * spectrum[:, 1]) * _texture_envelope(),
-        **blob,
+        **_draw_blobs(blobs, nucleoli_count, granule_count, diameter, **nucleus),
         **dict.fromkeys(BALLS, np.zeros((len(x), 0))),  # untreated cells have none
     )
 
 
 def _draw_blobs(
-    uniform, nucleoli_count, granule_count, diameter, nucleus_diameter, nucleus_x, nucleus_y
+    uniform, nucleoli_count, granule_count, diameter, nucleus_x, nucleus_y, nucleus_diameter
 ):
     """Place nucleoli (first) and granules; those beyond the count get zero optical path.
 
-    The arrays have a fixed length, so a cell is computed alike whatever its neighbours need.
+    The arrays have a fixed length, so a cell does not depend on the cells beside it.
     """
     u_place, u_turn, u_size, u_peak = np.moveaxis(uniform, 1, 0)
     number = np.arange(MAX_NUCLEOLI + MAX_GRANULES)

@@ -42,7 +42,7 @@ from cytomad_lib.simulation.morphology import FIELD_OF_VIEW_UM, LUNG_LINES
 from cytomad_lib.simulation.optics import WAVELENGTH_UM
 from cytomad_lib.simulation.treatment import DRUGS, TREATED_LINE
 
-SIMULATOR_VERSION = 1  # goes up whenever the same arguments give other images
+SIMULATOR_VERSION = 2  # goes up whenever the same arguments give other images
 
 # Values are stored as whole steps of a power of two, like the grey levels of a camera: brightness
 # 0 to 2 and phase 0 to 4 rad are 256 levels each. The steps lie under the noise; they make files
