@@ -100,7 +100,7 @@ def test_pytorch_trains_where_there_is_no_tensorflow():
 
 def build_models():
     from test_batch_removal import tiny_removal
-    from test_conditional_removal import CELLS, lively_generator
+    from test_conditional_training import CELLS, lively_generator
     from test_pix2pix import tiny_model
     from training_cells import TINY
 

@@ -23,6 +23,7 @@ import numpy as np
 from cytomad_lib.data.cells import CellFiles
 from cytomad_lib.data.files import StoredArray
 from cytomad_lib.networks import seed_generators
+from cytomad_lib.training.steps import seed_engine
 
 # Images in the block that is dealt from; another one is being read. 4096 pairs of 64 x 64 pixels.
 BLOCK_BYTES = 128 * 2**20
@@ -321,6 +322,7 @@ class ReseedDropout(keras.callbacks.Callback):
         for position, generator in enumerate(self.generators):
             draw = np.random.default_rng([self.seed, epoch, position])
             generator.state.assign(draw.integers(2**31, size=2).astype("uint32"))
+        seed_engine(int(np.random.default_rng([self.seed, epoch]).integers(2**31)))
 
 
 def _own_generators(network):

@@ -12,7 +12,14 @@ from keras import ops
 
 from cytomad_lib.backend import replicas
 from cytomad_lib.training import losses
-from cytomad_lib.training.steps import Step, adam, minimise, minimise_together
+from cytomad_lib.training.steps import (
+    Recording,
+    Step,
+    adam,
+    minimise,
+    minimise_together,
+    records,
+)
 
 
 class TrackedLosses(keras.Model):
@@ -47,6 +54,13 @@ class TrackedLosses(keras.Model):
     def call(self, brightfield, training=False):
         """Generate phase images and features; see `build_generator`."""
         return self.generator(brightfield, training=training)
+
+    def make_train_function(self, force=False):
+        """Make what `fit` calls for each minibatch; Keras calls this."""
+        if not records(self):
+            super().make_train_function(force)
+        elif self.train_function is None or force:
+            self.train_function = Recording(self.train_step, self.jit_compile)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Build nothing: the networks are built. Keras 3.15 fails at it on several machines."""
