@@ -44,8 +44,7 @@ class BatchNormalization(layers.BatchNormalization):
         )
         # The operation returns the variance of the population that the values are drawn from. Keras
         # keeps that of the values themselves.
-        shape = tf.shape(inputs)
-        count = tf.cast(shape[0] * shape[1] * shape[2], "float32")
+        count = tf.cast(tf.size(inputs), "float32") / inputs.shape[-1]
         return normalised, mean, variance * (count - 1.0) / count
 
     def _normalise_on_torch(self, inputs):

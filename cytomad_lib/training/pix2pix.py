@@ -55,13 +55,6 @@ class TrackedLosses(keras.Model):
         """Generate phase images and features; see `build_generator`."""
         return self.generator(brightfield, training=training)
 
-    def make_train_function(self, force=False):
-        """Make what `fit` calls for each minibatch; Keras calls this."""
-        if not records(self):
-            super().make_train_function(force)
-        elif self.train_function is None or force:
-            self.train_function = Recording(self.train_step, self.jit_compile)
-
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Build nothing: the networks are built. Keras 3.15 fails at it on several machines."""
 
@@ -169,6 +162,13 @@ class Pix2Pix(TrackedLosses):
                 ),
             ],
         )
+
+    def make_train_function(self, force=False):
+        """Make what `fit` calls for each minibatch; Keras calls this."""
+        if not records(self):
+            super().make_train_function(force)
+        elif self.train_function is None or force:
+            self.train_function = Recording(self.train_step, self.jit_compile)
 
     def test_step(self, data):
         """Losses on validation cells, with running statistics and without dropout."""

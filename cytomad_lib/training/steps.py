@@ -64,22 +64,30 @@ class _OnePassAdam(keras.optimizers.Adam):
         import tensorflow as tf
 
         place = self._get_variable_index(variable)
-        step = keras.ops.cast(self.iterations + 1, variable.dtype)
-        beta_1, beta_2 = (
-            keras.ops.cast(beta, variable.dtype) for beta in (self.beta_1, self.beta_2)
-        )
         tf.raw_ops.ResourceApplyAdam(
             var=_resource(variable),
             m=_resource(self._momentums[place]),
             v=_resource(self._velocities[place]),
-            beta1_power=keras.ops.power(beta_1, step),
-            beta2_power=keras.ops.power(beta_2, step),
-            lr=keras.ops.cast(learning_rate, variable.dtype),
-            beta1=beta_1,
-            beta2=beta_2,
-            epsilon=keras.ops.cast(self.epsilon, variable.dtype),
-            grad=keras.ops.cast(gradient, variable.dtype),
+            grad=gradient,
+            **self.__dict__["_settings"],
         )
+
+    def _backend_update_step(self, gradients, variables, learning_rate):
+        """Compute once per step what is the same for all variables, then update them."""
+        known = {
+            "lr": learning_rate,
+            "beta1": self.beta_1,
+            "beta2": self.beta_2,
+            "epsilon": self.epsilon,
+            "step": self.iterations + 1,
+        }
+        dtype = variables[0].dtype
+        known = {name: keras.ops.cast(value, dtype) for name, value in known.items()}
+        step = known.pop("step")
+        known["beta1_power"] = keras.ops.power(known["beta1"], step)
+        known["beta2_power"] = keras.ops.power(known["beta2"], step)
+        self.__dict__["_settings"] = known  # past Keras, which would track it
+        super()._backend_update_step(gradients, variables, learning_rate)
 
 
 def _resource(variable):
