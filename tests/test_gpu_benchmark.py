@@ -2,9 +2,9 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -34,9 +34,9 @@ def run(folder):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gpu")
-    start = time.process_time()
+    before = os.times().children_user
     (folder / "printed.txt").write_text(run(folder))
-    assert time.process_time() - start < 120
+    assert os.times().children_user - before < 120  # seconds of computing, whoever else computes
     return folder
 
 
