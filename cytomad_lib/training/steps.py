@@ -300,22 +300,30 @@ class Recording:
     def __init__(self, step, compile=False):
         self.step = step
         self.compile = compile
-        self._repeats = {}  # by the shapes of the inputs: what repeats the step, and its calls
+        self._recorded = {}  # by the shapes of the inputs: operations, names of losses, calls
 
     def __call__(self, data):
         """Take a step on `data`, a list with one minibatch, as Keras' `fit` calls it.
 
         The tensors that are returned may change at the next call.
         """
+        import torch
+
         inputs = keras.tree.flatten(data[0])
         shapes = tuple(tuple(values.shape) for values in inputs)
-        if shapes not in self._repeats:
-            logs, self._repeats[shapes] = self._record(data[0], inputs)
+        if shapes not in self._recorded:
+            logs, run = self._record(data[0], inputs)
+            self._recorded[shapes] = run, tuple(logs), 0
             return logs
-        return self._repeats[shapes](inputs)
+        run, names, calls = self._recorded[shapes]
+        with torch.no_grad():
+            if calls == WARM_UP and inputs[0].is_cuda:
+                run = _cuda_graph(run, inputs)
+            self._recorded[shapes] = run, names, calls + 1
+            return dict(zip(names, run(*inputs), strict=True))
 
     def _record(self, minibatch, inputs):
-        """Take a step and record it; return its losses, and what repeats it."""
+        """Take a step; return its losses, and its operations as a function of the inputs."""
         import torch
         from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -329,26 +337,7 @@ class Recording:
         with patch("keras.src.backend.torch.random.torch_seed_generator", lambda seed: None):
             graph = make_fx(step)(*inputs)
         _keep_constants_in_place(graph)
-        run = torch.compile(graph, dynamic=False) if self.compile else graph
-        return logs, _Repeat(run, tuple(logs))
-
-
-class _Repeat:
-    """A recorded step; on an NVIDIA GPU a CUDA graph after some calls."""
-
-    def __init__(self, run, names):
-        self.run = run
-        self.names = names
-        self.calls = 0
-
-    def __call__(self, inputs):
-        import torch
-
-        self.calls += 1
-        with torch.no_grad():
-            if self.calls == WARM_UP and inputs[0].is_cuda:
-                self.run = _cuda_graph(self.run, inputs)
-            return dict(zip(self.names, self.run(*inputs), strict=True))
+        return logs, torch.compile(graph, dynamic=False) if self.compile else graph
 
 
 def _cuda_graph(run, inputs):
