@@ -23,7 +23,6 @@ Example
 import logging
 
 import keras
-import mat73
 import numpy as np
 from keras import ops
 from skimage.transform import resize
@@ -289,6 +288,8 @@ def load_cells(folder, split, image_size):
     brightfield, qpi : float32 array (n, image_size, image_size, 1)
     batch_codes, class_codes : int array (n,)
     """
+    import mat73  # for loading only: speed is also measured where it is missing
+
     layout, root = find_layout(folder)
     stacks = {kind: np.empty((0, image_size, image_size, 1), np.float32) for kind in ("BF", "QPI")}
     batch_codes, class_codes = np.empty(0, int), np.empty(0, int)

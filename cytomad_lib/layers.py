@@ -1,7 +1,7 @@
-"""Batch normalisation in one operation, where there is such a one.
+"""Batch normalisation in one operation.
 
 Keras writes it as a dozen operations, each of which goes through memory, and twice as many for the
-gradient; TensorFlow has one of each.
+gradient. TensorFlow and PyTorch have one of each.
 
 Example
 -------
@@ -18,7 +18,7 @@ layers = keras.layers
 class BatchNormalization(layers.BatchNormalization):
     """Keras' batch normalisation: the same arguments, weights and results, sooner.
 
-    Images in float32 that are trained on one device take the short way, all else Keras' own.
+    Images that are trained on one device take the short way, all else takes Keras' own.
     """
 
     def call(self, inputs, training=None, mask=None):
@@ -29,31 +29,54 @@ class BatchNormalization(layers.BatchNormalization):
         """
         if not (training and self.trainable and mask is None and self._fits(inputs)):
             return super().call(inputs, training=training, mask=mask)
+        on_torch = keras.backend.backend() == "torch"
+        normalise = self._normalise_on_torch if on_torch else self._normalise_on_tensorflow
+        normalised, mean, variance = normalise(inputs)
+        self._follow(self.moving_mean, mean)
+        self._follow(self.moving_variance, variance)
+        return normalised
+
+    def _normalise_on_tensorflow(self, inputs):
         import tensorflow as tf
 
         normalised, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             inputs, self.gamma.value, self.beta.value, epsilon=self.epsilon, is_training=True
         )
-        # What the operation reports is the variance of the population that the values are drawn
-        # from; Keras keeps that of the values themselves.
-        shape = tf.shape(inputs)
-        count = tf.cast(shape[0] * shape[1] * shape[2], "float32")
-        self._follow(self.moving_mean, mean)
-        self._follow(self.moving_variance, variance * (count - 1.0) / count)
-        return normalised
+        # The operation returns the variance of the population that the values are drawn from. Keras
+        # keeps that of the values themselves.
+        count = tf.cast(tf.size(inputs), "float32") / inputs.shape[-1]
+        return normalised, mean, variance * (count - 1.0) / count
+
+    def _normalise_on_torch(self, inputs):
+        import torch
+
+        normalised, mean, inverse = torch.native_batch_norm(
+            inputs.permute(0, 3, 1, 2),  # a view: in memory, the channels stay last
+            self.gamma.value,
+            self.beta.value,
+            None,
+            None,
+            training=True,
+            momentum=0.0,
+            eps=self.epsilon,
+        )
+        mean, inverse = mean.detach(), inverse.detach()
+        return normalised.permute(0, 2, 3, 1), mean, inverse.pow(-2) - self.epsilon
 
     def _follow(self, running, found):
         running.assign(running * self.momentum + found * (1.0 - self.momentum))
 
     def _fits(self, inputs):
+        # On TensorFlow, half precision is left to Keras.
+        precisions = {"tensorflow": ("float32",), "torch": ("float32", "bfloat16")}
         return (
-            keras.backend.backend() == "tensorflow"
-            and len(inputs.shape) == 4
+            len(inputs.shape) == 4
             and self.axis in (-1, 3)
-            and self.compute_dtype == inputs.dtype == "float32"
+            and self.compute_dtype == keras.backend.standardize_dtype(inputs.dtype)
+            and self.compute_dtype in precisions[keras.backend.backend()]
             and self.scale
             and self.center
             and not self.synchronized
             and not getattr(self, "renorm", False)  # Keras 3.13 has none
-            and self.epsilon > 1.001e-5  # the least that the operation takes
+            and self.epsilon > 1.001e-5  # the least that TensorFlow's operation takes
         )

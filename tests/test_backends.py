@@ -13,7 +13,9 @@ import importlib.util
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -95,12 +97,36 @@ def test_pytorch_trains_where_there_is_no_tensorflow():
     assert "discriminator_loss" in shown
 
 
+@needs_torch
+def test_recorded_steps_are_the_ordinary_ones(tmp_path):
+    """Both draw their dropout from PyTorch's own generator, from one seed."""
+    on_backend("torch", tmp_path, "record")
+    for kind in ("Pix2Pix", "BatchRemoval"):
+        ordinary, recorded = (np.load(tmp_path / f"{kind}_{way}.npz") for way in (0, 1))
+        assert ordinary.files == recorded.files and "loss" in ordinary.files
+        for name in ordinary.files:
+            found, wanted = recorded[name], ordinary[name]
+            np.testing.assert_allclose(
+                found, wanted, rtol=1e-3, atol=1e-5, err_msg=f"{kind} {name}"
+            )
+        # Dropout is drawn anew in each step: with the weights held still, the loss would repeat.
+        assert len(set(recorded["loss"].tolist())) == STEPS
+
+
+@needs_torch
+def test_on_a_gpu_fit_records_and_resumes_exactly(tmp_path):
+    on_backend("torch", tmp_path, "resume")
+    whole, resumed = (np.load(tmp_path / f"{name}.npy") for name in ("whole", "resumed"))
+    np.testing.assert_allclose(resumed, whole, rtol=1e-5)
+    assert len(whole) == 3
+
+
 # --- what runs in the other processes ----------------------------------------------------------
 
 
 def build_models():
     from test_batch_removal import tiny_removal
-    from test_conditional_removal import CELLS, lively_generator
+    from test_conditional_training import CELLS, lively_generator
     from test_pix2pix import tiny_model
     from training_cells import TINY
 
@@ -117,10 +143,14 @@ def build_models():
     )
     conditional = replace(TINY, conditional=recipe)
     settings = batch_shares(CELLS.labels), conditional, STEPS
+    image_removal = ImageRemoval(lively_generator(), *settings, seed=0)
+    # Some numbers of the summary hardly vary among such images. Divided by their own spread, they
+    # would be made of rounding.
+    image_removal.image_summary.standardise.epsilon = 1e-2
     return {
         "Pix2Pix": tiny_model(),
         "BatchRemoval": tiny_removal(),
-        "ImageRemoval": ImageRemoval(lively_generator(), *settings, seed=0),
+        "ImageRemoval": image_removal,
         "FeatureRemoval": FeatureRemoval(lively_generator(), *settings, seed=0),
     }
 
@@ -215,7 +245,57 @@ def take_steps(folder):
     np.savez(folder / f"losses_{backend}.npz", **found)
 
 
+def record_steps(folder):
+    """Take the same steps layer by layer and from a recording."""
+    import torch
+
+    from cytomad_lib.training.steps import Recording
+
+    feed = minibatches()
+    for kind in ("Pix2Pix", "BatchRemoval"):
+        for recorded in (0, 1):
+            model = build_models()[kind]
+            model.compile()
+            recording = Recording(model.train_step)
+            torch.manual_seed(0)
+            found = {}
+            with patch("keras.src.backend.torch.random.torch_seed_generator", lambda seed: None):
+                for number in range(STEPS):
+                    batch = {
+                        name: torch.as_tensor(feed[f"{number}/{name}"])
+                        for name in ("brightfield", "qpi", "batch", "class_name")
+                    }
+                    minibatch = batch.pop("brightfield"), batch
+                    terms = recording([minibatch]) if recorded else model.train_step(minibatch)
+                    for name, value in terms.items():
+                        found.setdefault(name, []).append(float(value))
+            np.savez(folder / f"{kind}_{recorded}.npz", **found)
+
+
+def train_and_resume(folder):
+    """Train a run of three epochs at once, and another one in two parts, as on a GPU."""
+    from training_cells import TINY, make_cells
+
+    from cytomad_lib.plots.live import StopAfter
+    from cytomad_lib.runs import Run
+    from cytomad_lib.training import pix2pix
+    from cytomad_lib.training.recipes import pretrain
+
+    pix2pix.records = lambda model: True
+    cells = make_cells(6)
+
+    def losses(name, callbacks=()):
+        run = Run.create(folder / name, TINY, cells, "lung", seed=0)
+        return pretrain(run, cells, cells, callbacks=callbacks)["loss"].to_numpy()
+
+    np.save(folder / "whole.npy", losses("whole"))
+    with suppress(KeyboardInterrupt):
+        losses("parts", [StopAfter(1)])
+    np.save(folder / "resumed.npy", losses("parts"))
+
+
 if __name__ == "__main__":
     from pathlib import Path
 
-    take_steps(Path(sys.argv[1]))
+    work = {"record": record_steps, "resume": train_and_resume}
+    work.get(sys.argv[-1], take_steps)(Path(sys.argv[1]))

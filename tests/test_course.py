@@ -1,8 +1,12 @@
+import builtins
+import json
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -13,6 +17,8 @@ from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.download import published_files
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LUNG, find_layout
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 # --- the machine ---------------------------------------------------------------------------------
 
@@ -63,6 +69,41 @@ def test_without_a_gpu_the_small_preset_is_chosen(monkeypatch):
     assert course.choose_preset() == DEMO
     monkeypatch.setattr(course, "find_gpus", lambda: ["gpu:0"])
     assert course.choose_preset() == WORKSHOP
+
+
+class Anything(dict):
+    """Names of a notebook; what is not set here does nothing."""
+
+    def __missing__(self, name):
+        if hasattr(builtins, name):
+            raise KeyError(name)
+        return MagicMock()
+
+
+@pytest.mark.parametrize(
+    "notebook, name",
+    [("04_pretraining", "preset"), ("05_batch_removal", "preset")] + [("09_your_own_data", "tiny")],
+)
+@pytest.mark.parametrize("gpus, chosen", [([], DEMO), (["gpu:0"], WORKSHOP)])
+def test_notebooks_that_train_take_the_larger_preset_on_a_gpu(
+    notebook, name, gpus, chosen, monkeypatch, capsys
+):
+    monkeypatch.setattr(course, "find_gpus", lambda: gpus)
+    monkeypatch.setattr("cytomad_lib.workflow.train", MagicMock())
+    monkeypatch.setattr(course, "fresh_folder", MagicMock())
+    cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    (source,) = [source for source in sources if "course.choose_preset()" in source]
+
+    def create(folder, preset, *others, **options):
+        return SimpleNamespace(preset=preset)
+
+    names = Anything(course=course, replace=replace, Run=SimpleNamespace(create=create))
+    exec(source, {}, names)
+    assert names[name].base_filters == chosen.base_filters
+    assert names[name].image_size == (32 if name == "tiny" else chosen.image_size)
+    printed = capsys.readouterr().out
+    assert repr(chosen.name) in printed and ("GPU" in printed) == bool(gpus)
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,8 @@ def untraced_steps():
     """Train step by step, without tracing: for tests of what is done with a trained network.
 
     Tracing a training takes seconds, each of its steps a fraction of one. Trainings as they are
-    traced for a user are tested in `test_pretraining`, `test_batch_removal`,
-    `test_conditional_removal`, `test_runs`, and as a whole chain in `test_workflow`.
+    traced for a user are tested in `test_pix2pix`, `test_batch_removal`,
+    `test_conditional_training`, `test_runs`, and as a whole chain in `test_workflow`.
     """
     if "tensorflow" not in sys.modules:
         yield  # PyTorch never traces

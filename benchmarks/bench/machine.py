@@ -14,7 +14,6 @@ from pathlib import Path
 
 from cytomad_lib.backend import keras
 from cytomad_lib.runs import versions
-from cytomad_lib.training.steps import accelerator
 
 PRODUCT_SIZE = 4096  # rows and columns of the matrices whose product measures the machine
 PRODUCT_SECONDS = 0.3  # shorter products are repeated until they take so long
@@ -91,3 +90,39 @@ def peak_memory():
     except ImportError:  # Windows
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def accelerator():
+    """Return the name of the GPU that the backend computes on, or None if it has none."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_name()
+        return "Apple GPU (MPS)" if torch.backends.mps.is_available() else None
+    import tensorflow as tf
+
+    devices = tf.config.list_physical_devices("GPU")
+    if not devices:
+        return None
+    details = tf.config.experimental.get_device_details(devices[0])
+    return details.get("device_name", devices[0].name)
+
+
+def accelerator_peak():
+    """Return the most memory in use on the GPU since the last call, in bytes; None if not known."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        if not torch.cuda.is_available():
+            return None
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+    import tensorflow as tf
+
+    if not tf.config.list_physical_devices("GPU"):
+        return None
+    peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    tf.config.experimental.reset_memory_stats("GPU:0")
+    return peak

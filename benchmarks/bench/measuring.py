@@ -20,7 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.bench.cells import write_files
-from benchmarks.bench.machine import PRODUCT_SIZE, MatrixProduct, machine_facts
+from benchmarks.bench.machine import (
+    PRODUCT_SIZE,
+    MatrixProduct,
+    accelerator,
+    accelerator_peak,
+    machine_facts,
+)
 from benchmarks.bench.processes import in_new_process
 from benchmarks.bench.table import BenchResult, Measurement
 from benchmarks.bench.work import (
@@ -41,7 +47,6 @@ from cytomad_lib.config import DEMO, PUBLISHED
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.training.stages import say
-from cytomad_lib.training.steps import accelerator, accelerator_peak
 
 PRESETS = {"published": PUBLISHED, "demo": DEMO}
 

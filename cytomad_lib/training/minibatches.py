@@ -15,7 +15,7 @@ Example
 ((10, 64, 64, 1), (10,))
 """
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -23,6 +23,7 @@ import numpy as np
 from cytomad_lib.data.cells import CellFiles
 from cytomad_lib.data.files import StoredArray
 from cytomad_lib.networks import seed_generators
+from cytomad_lib.training.steps import seed_engine
 
 # Images in the block that is dealt from; another one is being read. 4096 pairs of 64 x 64 pixels.
 BLOCK_BYTES = 128 * 2**20
@@ -219,7 +220,7 @@ class StreamedMinibatches(Minibatches):
     def __init__(self, read, n, batch_size, files, cell_bytes, **options):
         self.files = np.asarray(files)
         self.block = batch_size * max(1, BLOCK_BYTES // (cell_bytes * batch_size))
-        self._blocks = {}  # by number: the one that is dealt from, the one that is being read
+        self._blocks = {}  # by number: positions, and what is or will be read there
         super().__init__(read, n, batch_size, **options)
 
     def on_epoch_end(self):
@@ -233,15 +234,19 @@ class StreamedMinibatches(Minibatches):
         number = start // self.block
         self._begin(number)
         self._blocks = {k: self._blocks[k] for k in self._blocks if k in (number, number + 1)}
-        block = self._blocks[number].wait()
+        positions, block = self._blocks[number]
+        inputs, targets = block.result()
         self._begin(number + 1)
-        return block.pick(self._order[start:end])
+        rows = np.searchsorted(positions, self._order[start:end])
+        return inputs[rows], keras.tree.map_structure(lambda values: values[rows], targets)
 
     def _begin(self, number):
         """Begin to read a block, if there is one of this number and it was not begun before."""
         positions = self._order[number * self.block : (number + 1) * self.block]
         if number not in self._blocks and len(positions):
-            self._blocks[number] = _Block(self.read, np.sort(positions))
+            positions, reader = np.sort(positions), ThreadPoolExecutor(1, "reading ahead")
+            self._blocks[number] = positions, reader.submit(self.read, positions)
+            reader.shutdown(wait=False)  # the thread ends with its block
 
     def _shuffled(self, random):
         # Slices of another cut in every epoch, so that neighbours part.
@@ -256,35 +261,6 @@ class StreamedMinibatches(Minibatches):
             if self.groups is not None:
                 block[:] = _spread_groups(block, self.groups, random)
         return order
-
-
-class _Block(threading.Thread):
-    """Cells on their way into memory; `positions` in rising order."""
-
-    def __init__(self, read, positions):
-        super().__init__(name="reading ahead")
-        self.positions = positions
-        self._read = read
-        self._error = None
-        self.start()
-
-    def run(self):
-        try:
-            self.inputs, self.targets = self._read(self.positions)
-        except Exception as error:
-            self._error = error
-
-    def wait(self):
-        self.join()
-        if self._error is not None:
-            raise self._error
-        return self
-
-    def pick(self, positions):
-        rows = np.searchsorted(self.positions, positions)
-        if isinstance(self.targets, dict):
-            return self.inputs[rows], {name: some[rows] for name, some in self.targets.items()}
-        return self.inputs[rows], self.targets[rows]
 
 
 def _spread_groups(order, groups, random):
@@ -321,6 +297,7 @@ class ReseedDropout(keras.callbacks.Callback):
         for position, generator in enumerate(self.generators):
             draw = np.random.default_rng([self.seed, epoch, position])
             generator.state.assign(draw.integers(2**31, size=2).astype("uint32"))
+        seed_engine(int(np.random.default_rng([self.seed, epoch]).integers(2**31)))
 
 
 def _own_generators(network):

@@ -12,7 +12,14 @@ from keras import ops
 
 from cytomad_lib.backend import replicas
 from cytomad_lib.training import losses
-from cytomad_lib.training.steps import Step, adam, minimise, minimise_together
+from cytomad_lib.training.steps import (
+    Recording,
+    Step,
+    adam,
+    minimise,
+    minimise_together,
+    records,
+)
 
 
 class TrackedLosses(keras.Model):
@@ -155,6 +162,13 @@ class Pix2Pix(TrackedLosses):
                 ),
             ],
         )
+
+    def make_train_function(self, force=False):
+        """Make what `fit` calls for each minibatch; Keras calls this."""
+        if not records(self):
+            super().make_train_function(force)
+        elif self.train_function is None or force:
+            self.train_function = Recording(self.train_step, self.jit_compile)
 
     def test_step(self, data):
         """Losses on validation cells, with running statistics and without dropout."""

@@ -1,4 +1,4 @@
-"""Gradient steps, steps without, and GPUs: the file that knows TensorFlow from PyTorch.
+"""Gradient steps, and computing without them: the file that knows TensorFlow from PyTorch.
 
 Everything else in the kit is written with `keras` and `keras.ops` and runs on both.
 
@@ -10,14 +10,18 @@ Example
 >>> loss = minimise(lambda: {"loss": w * w}, [w], optimizer)["loss"]   # 9.0; w is now 2.4
 """
 
+import warnings
 import weakref
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from unittest.mock import patch
 
 import keras
 
 BACKENDS = ("tensorflow", "torch")
+# Steps of a recording before it becomes a CUDA graph: cuDNN chooses its algorithms in them.
+WARM_UP = 3
 _COMPILED = weakref.WeakKeyDictionary()  # by network
 
 
@@ -60,22 +64,30 @@ class _OnePassAdam(keras.optimizers.Adam):
         import tensorflow as tf
 
         place = self._get_variable_index(variable)
-        step = keras.ops.cast(self.iterations + 1, variable.dtype)
-        beta_1, beta_2 = (
-            keras.ops.cast(beta, variable.dtype) for beta in (self.beta_1, self.beta_2)
-        )
         tf.raw_ops.ResourceApplyAdam(
             var=_resource(variable),
             m=_resource(self._momentums[place]),
             v=_resource(self._velocities[place]),
-            beta1_power=keras.ops.power(beta_1, step),
-            beta2_power=keras.ops.power(beta_2, step),
-            lr=keras.ops.cast(learning_rate, variable.dtype),
-            beta1=beta_1,
-            beta2=beta_2,
-            epsilon=keras.ops.cast(self.epsilon, variable.dtype),
-            grad=keras.ops.cast(gradient, variable.dtype),
+            grad=gradient,
+            **self.__dict__["_settings"],
         )
+
+    def _backend_update_step(self, gradients, variables, learning_rate):
+        """Compute once per step what is the same for all variables, then update them."""
+        known = {
+            "lr": learning_rate,
+            "beta1": self.beta_1,
+            "beta2": self.beta_2,
+            "epsilon": self.epsilon,
+            "step": self.iterations + 1,
+        }
+        dtype = variables[0].dtype
+        known = {name: keras.ops.cast(value, dtype) for name, value in known.items()}
+        step = known.pop("step")
+        known["beta1_power"] = keras.ops.power(known["beta1"], step)
+        known["beta2_power"] = keras.ops.power(known["beta2"], step)
+        self.__dict__["_settings"] = known  # past Keras, which would track it
+        super()._backend_update_step(gradients, variables, learning_rate)
 
 
 def _resource(variable):
@@ -249,37 +261,135 @@ def _values(step):
     return [variable.value for variable in step.variables]
 
 
-def accelerator():
-    """Return the name of the GPU that the backend computes on, or None if it has none."""
+def records(model):
+    """Return whether the training steps of a model are recorded: on PyTorch, on an NVIDIA GPU.
+
+    Scaling the loss of float16 needs a decision in Python at every step, so such steps are not.
+
+    Parameters
+    ----------
+    model : keras.Model
+        With a `generator`.
+    """
+    if keras.backend.backend() != "torch" or model.run_eagerly:
+        return False
+    import torch
+
+    return torch.cuda.is_available() and model.generator.compute_dtype != "float16"
+
+
+class Recording:
+    """A training step as one list of PyTorch's operations, repeated without Keras.
+
+    PyTorch gets its operations from Keras one by one, and that takes longer than a GPU needs to
+    compute them. The first call with inputs of some shape is an ordinary step; what PyTorch
+    computes in it is written down: both passes, and the updates of weights, optimizers and metrics.
+    The calls after it repeat that list. After a few of them, a GPU gets it as one CUDA graph.
+
+    A recording holds for as long as the variables are assigned to, as Keras does, and not replaced.
+    Dropout is drawn from PyTorch's own generator; see `seed_engine`.
+
+    Parameters
+    ----------
+    step : callable
+        Takes a minibatch of tensors, nested in tuples and dictionaries; returns a dict of tensors.
+    compile : bool
+        Let PyTorch's compiler fuse the operations. That takes minutes.
+    """
+
+    def __init__(self, step, compile=False):
+        self.step = step
+        self.compile = compile
+        self._recorded = {}  # by the shapes of the inputs: operations, names of losses, calls
+
+    def __call__(self, data):
+        """Take a step on `data`, a list with one minibatch, as Keras' `fit` calls it.
+
+        The tensors that are returned may change at the next call.
+        """
+        import torch
+
+        inputs = keras.tree.flatten(data[0])
+        shapes = tuple(tuple(values.shape) for values in inputs)
+        if shapes not in self._recorded:
+            logs, run = self._record(data[0], inputs)
+            self._recorded[shapes] = run, tuple(logs), 0
+            return logs
+        run, names, calls = self._recorded[shapes]
+        with torch.no_grad():
+            if calls == WARM_UP and inputs[0].is_cuda:
+                run = _cuda_graph(run, inputs)
+            self._recorded[shapes] = run, names, calls + 1
+            return dict(zip(names, run(*inputs), strict=True))
+
+    def _record(self, minibatch, inputs):
+        """Take a step; return its losses, and its operations as a function of the inputs."""
+        import torch
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        logs = {}
+
+        def step(*inputs):
+            logs.update(self.step(keras.tree.pack_sequence_as(minibatch, inputs)))
+            return list(logs.values())
+
+        # A generator of Keras gets its seed from the GPU at every draw, and the GPU would wait.
+        with patch("keras.src.backend.torch.random.torch_seed_generator", lambda seed: None):
+            graph = make_fx(step)(*inputs)
+        _keep_constants_in_place(graph)
+        return logs, torch.compile(graph, dynamic=False) if self.compile else graph
+
+
+def _cuda_graph(run, inputs):
+    """Return `run` as a CUDA graph; or as it is, with a warning, if CUDA refuses."""
+    import torch
+
+    places, graph = [values.clone() for values in inputs], torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    try:
+        with torch.cuda.graph(graph):
+            outputs = run(*places)
+    except RuntimeError as error:
+        warnings.warn(f"Training runs without a CUDA graph, and slower: {error}", stacklevel=2)
+        return run
+
+    def replay(*inputs):
+        for place, values in zip(places, inputs, strict=True):
+            place.copy_(values, non_blocking=True)
+        graph.replay()
+        return outputs
+
+    return replay
+
+
+def _keep_constants_in_place(graph):
+    """Compute once what a recording makes of constants: a CUDA graph cannot copy from the CPU."""
+    import torch
+
+    moving = {
+        torch.ops.aten.lift_fresh_copy.default,
+        torch.ops.aten._to_copy.default,
+        torch.ops.aten.detach.default,
+    }
+    for node in list(graph.graph.nodes):
+        source = node.args[0] if node.target in moving else None
+        if getattr(source, "op", None) != "get_attr" or isinstance(
+            getattr(graph, source.target), torch.nn.Parameter
+        ):
+            continue
+        if any(user.target._schema.is_mutable for user in node.users if callable(user.target)):
+            continue  # changed in place, so that every step needs a new one
+        name = f"_kept_{node.name}"
+        graph.register_buffer(name, node.target(getattr(graph, source.target), **node.kwargs))
+        with graph.graph.inserting_before(node):
+            node.replace_all_uses_with(graph.graph.get_attr(name))
+        graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def seed_engine(seed):
+    """Seed PyTorch's own generator, from which a `Recording` draws; nothing on TensorFlow."""
     if keras.backend.backend() == "torch":
         import torch
 
-        if torch.cuda.is_available():
-            return torch.cuda.get_device_name()
-        return "Apple GPU (MPS)" if torch.backends.mps.is_available() else None
-    import tensorflow as tf
-
-    devices = tf.config.list_physical_devices("GPU")
-    if not devices:
-        return None
-    details = tf.config.experimental.get_device_details(devices[0])
-    return details.get("device_name", devices[0].name)
-
-
-def accelerator_peak():
-    """Return the most memory in use on the GPU since the last call, in bytes; None if not known."""
-    if keras.backend.backend() == "torch":
-        import torch
-
-        if not torch.cuda.is_available():
-            return None
-        peak = torch.cuda.max_memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        return peak
-    import tensorflow as tf
-
-    if not tf.config.list_physical_devices("GPU"):
-        return None
-    peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
-    tf.config.experimental.reset_memory_stats("GPU:0")
-    return peak
+        torch.manual_seed(seed)
