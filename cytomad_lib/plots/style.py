@@ -32,7 +32,7 @@ from cytomad_lib.data.files import written_beside
 
 DPI = 150
 CSS_PIXELS_PER_INCH = 96
-ALT_LENGTH = 600  # characters
+ALT_LENGTH = 1000  # characters
 
 BRIGHTFIELD_MAP = "gray"
 PHASE_MAP = "viridis"
