@@ -371,6 +371,7 @@ def student_copies(out, notebooks=NOTEBOOKS):
         shutil.copyfile(Path(notebooks) / name, out / name)
     for source in sources:
         notebook = nbformat.read(source, as_version=4)
+        notebook.metadata.pop("widgets", None)  # the state of the explorers, large
         notebook.cells = [c for c in notebook.cells if "solution" not in c.metadata.get("tags", ())]
         for cell in notebook.cells:
             if cell.cell_type == "code":
@@ -389,7 +390,7 @@ def slides(out, notebooks=NOTEBOOKS):
     import nbformat
     from nbconvert import SlidesExporter
 
-    out, exporter, pages = Path(out), SlidesExporter(exclude_input=True), []
+    out, exporter, pages = Path(out), SlidesExporter(exclude_input=True, reveal_scroll=True), []
     for source in _sources(notebooks, out):
         notebook = nbformat.read(source, as_version=4)
         for cell in notebook.cells:
