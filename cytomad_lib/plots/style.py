@@ -116,7 +116,7 @@ def alt_text(figure):
     panels = [panel for panel in figure.axes if panel.get_label() != "<colorbar>"]
     images = [panel for panel in panels if panel.images]
     names = [text for panel in images for text in (panel.get_title(), panel.get_ylabel()) if text]
-    words = [figure.get_suptitle()]
+    words = [figure.get_suptitle(), figure.get_supylabel(), figure.get_supxlabel()]
     if images:
         words.append(f"{len(images)} images: {', '.join(dict.fromkeys(names)) or 'untitled'}")
     words += [_panel_words(panel) for panel in panels if not panel.images]
