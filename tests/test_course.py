@@ -359,3 +359,22 @@ def test_the_notebooks_themselves_are_never_overwritten(tmp_path):
     with pytest.raises(CytomadError, match="Found 0 notebooks"):
         course.slides(tmp_path / "out", tmp_path)
     assert before == {path: path.read_bytes() for path in before}
+
+
+def test_the_handout_has_the_published_numbers():
+    text = (course.NOTEBOOKS.parent / "docs" / "handout.md").read_text(encoding="utf-8")
+    stages = re.findall(r"^\| (pretraining|classifiers|batch removal) \| (\d+)", text, re.M)
+    assert dict(stages) == {
+        "pretraining": str(PUBLISHED.pretraining_epochs),
+        "classifiers": str(PUBLISHED.classifier_epochs),
+        "batch removal": str(PUBLISHED.removal_epochs),
+    }
+    assert f"MAE × {PUBLISHED.weight_mae_pretraining:.0f} " in text
+    assert f"measured phase | {PUBLISHED.weight_mae_removal:.0f} |" in text
+    assert f'"measured" | {PUBLISHED.weight_adversarial:.0f} |' in text
+    classifiers = rf'\| (?:true class|"first batch") \| {PUBLISHED.weight_classifier:.0f}\b'
+    assert len(re.findall(classifiers, text)) == 4
+    assert f"{PUBLISHED.n_features} features" in text
+    assert f"{PUBLISHED.n_features // PUBLISHED.batch_mlps} disjoint" in text
+    refits = f"Every {PUBLISHED.refit_every} epochs, four new batch MLPs, {PUBLISHED.refit_epochs}"
+    assert refits in text
