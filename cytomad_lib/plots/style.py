@@ -126,7 +126,7 @@ def alt_text(figure):
         if bar not in panels
     ]
     words += [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-    said = ". ".join(" ".join(text.split()) for text in words if text.strip())
+    said = ". ".join(dict.fromkeys(" ".join(text.split()) for text in words if text.strip()))
     return textwrap.shorten(said, ALT_LENGTH, placeholder=" …")
 
 
