@@ -291,6 +291,21 @@ def leave_batch_out(
 
 
 @app.command()
+def course(
+    out: Out,
+    student: Annotated[bool, typer.Option("--student", help="Copies without solutions.")] = False,
+    slides: Annotated[bool, typer.Option("--slides", help="Slides for a browser (HTML).")] = False,
+):
+    """Write the notebooks for a class: copies for students, slides, or by default both."""
+    from cytomad_lib import course as lessons
+
+    both = student == slides
+    made = lessons.student_copies(out) if student or both else []
+    made += lessons.slides(out) if slides or both else []
+    print(f"Wrote {len(made)} files into {out}")
+
+
+@app.command()
 def bench(
     out: Out = Path("results/bench"),
     preset: Annotated[str, typer.Option(help="published, demo or both.")] = "both",

@@ -2,21 +2,26 @@ import builtins
 import json
 import os
 import re
+import shutil
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest.mock import MagicMock
 
+import nbformat
 import numpy as np
 import pytest
 
 from cytomad_lib import course
-from cytomad_lib.config import DEMO, WORKSHOP
+from cytomad_lib.evaluation.dissection import block_table
+from cytomad_lib.config import DEMO, PUBLISHED, WORKSHOP
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.download import published_files
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LUNG, find_layout
+from cytomad_lib.networks import build_generator, encoder_widths
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
@@ -306,3 +311,134 @@ def test_one_montage_of_each_group_of_jurkat_is_enough(monkeypatch):
     monkeypatch.setattr(course, "download_dataset", lambda *words, **_: asked.append(words))
     course.real_cells("jurkat")
     assert asked[0][0] == "jurkat" and course.JURKAT_GROUPS in asked[0]
+# --- answers to exercises ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "exercise, answer, verdict",
+    [
+        ("02-1", 2128, "right"),
+        ("02-1", 2112, "right"),  # within 2 %
+        ("02-1", 2048, "nearly"),
+        ("02-1", 136, "wrong"),
+        ("02-2", " C ", "right"),
+        ("02-2", "b", "nearly"),
+        ("02-2", "a", "wrong"),
+        ("03-1", (1.03, 0.73), "right"),
+        ("03-1", (0.73, 1.03), "wrong"),
+        ("03-1", [1.0, 2.0, 3.0], "wrong"),
+        ("03-1", "ln 2", "wrong"),
+        ("06-1", 1 / 7, "wrong"),
+        ("06-1", None, "no answer yet"),
+    ],
+)
+def test_an_answer_is_right_nearly_right_or_wrong(exercise, answer, verdict, capsys):
+    course.check(exercise, answer)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{exercise}: {verdict}.")
+    assert ("Hint: " in line) == (verdict in ("nearly", "wrong"))
+
+
+def test_an_unknown_exercise_is_told():
+    with pytest.raises(CytomadError, match="'10-1'.*00-1, .*09-2"):
+        course.check("10-1", "a")
+
+
+def test_the_answers_that_can_be_computed_are_right():
+    answers = tomllib.loads(course.ANSWERS.read_text())
+    patches = np.array([0.9, 0.6, 0.5, 0.2])
+    window = 1
+    for stride in (1, 1, 1, 2, 2):
+        window = (window - 1) * stride + 4
+    table = block_table(build_generator(64, 8))
+    computed = {
+        "01-2": 1 / 3,
+        "02-1": table.loc["encoder 2", "parameters"],
+        "02-3": len(encoder_widths(256, 64)),
+        "03-1": [-np.log(1 - patches).mean(), -np.log(patches).mean()],
+        "03-2": window,
+        "05-2": np.log(7) * PUBLISHED.weight_classifier / PUBLISHED.weight_mae_removal,
+        "06-1": 1 / 3,
+    }
+    for exercise, number in computed.items():
+        assert answers[exercise]["answer"] == pytest.approx(number, rel=2e-3), exercise
+    assert answers["01-1"]["answer"] == len(load_cells(course.data("lung"), "Train")) / 21
+
+
+def exercises_of_the_notebooks():
+    for path in sorted(course.NOTEBOOKS.glob("[0-9]*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "code":
+                yield from re.findall(r'course\.check\("([^"]+)"', "".join(cell["source"]))
+
+
+def test_every_exercise_has_a_check_and_every_check_an_answer():
+    answers = tomllib.loads(course.ANSWERS.read_text())
+    assert set(exercises_of_the_notebooks()) == set(answers)
+    for path in course.NOTEBOOKS.glob("[0-9]*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+        titles = re.findall(r"^#+ Exercise \d", "\n".join(texts), re.M)
+        own = [name for name in answers if name.startswith(path.name[:2])]
+        assert len(titles) == len(own), path.name
+
+
+# --- for a class ---------------------------------------------------------------------------------
+
+
+def test_student_copies_have_no_solutions_and_no_outputs(tmp_path):
+    copies = course.student_copies(tmp_path / "student")
+    assert [path.name for path in copies] == sorted(
+        path.name for path in course.NOTEBOOKS.glob("*.ipynb")
+    )
+    for path in copies:
+        ours = nbformat.read(course.NOTEBOOKS / path.name, as_version=4)
+        copy = nbformat.read(path, as_version=4)
+        nbformat.validate(copy)
+        assert "@title Solution" not in path.read_text(encoding="utf-8")
+        assert any("solution" in cell.metadata.get("tags", ()) for cell in ours.cells)
+        assert "course.check(" in path.read_text(encoding="utf-8")
+        code = [cell for cell in copy.cells if cell.cell_type == "code"]
+        assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+        assert code[0].source == course.first_cell() and "widgets" not in copy.metadata
+    assert (tmp_path / "student" / "glossary.md").is_file()
+    assert (tmp_path / "student" / "trained" / "trade_off.csv").is_file()
+
+
+def test_slides_show_texts_and_figures_but_no_code_and_no_solution(tmp_path):
+    (tmp_path / "one").mkdir()
+    shutil.copy(course.NOTEBOOKS / "02_generator.ipynb", tmp_path / "one")
+    (page,) = course.slides(tmp_path / "slides", tmp_path / "one")
+    text = page.read_text(encoding="utf-8")
+    assert page.name == "02_generator.slides.html"
+    assert "The bottleneck" in text and "data:image/png;base64" in text
+    assert text.count("<section>") > 20
+    assert "keras.Sequential" not in text and "my_count = 4 * 4" not in text
+
+
+def test_the_notebooks_themselves_are_never_overwritten(tmp_path):
+    before = {path: path.read_bytes() for path in course.NOTEBOOKS.glob("*.ipynb")}
+    with pytest.raises(CytomadError, match="another folder"):
+        course.student_copies(course.NOTEBOOKS)
+    with pytest.raises(CytomadError, match="Found 0 notebooks"):
+        course.slides(tmp_path / "out", tmp_path)
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_the_handout_has_the_published_numbers():
+    text = (course.NOTEBOOKS.parent / "docs" / "handout.md").read_text(encoding="utf-8")
+    stages = re.findall(r"^\| (pretraining|classifiers|batch removal) \| (\d+)", text, re.M)
+    assert dict(stages) == {
+        "pretraining": str(PUBLISHED.pretraining_epochs),
+        "classifiers": str(PUBLISHED.classifier_epochs),
+        "batch removal": str(PUBLISHED.removal_epochs),
+    }
+    assert f"MAE × {PUBLISHED.weight_mae_pretraining:.0f} " in text
+    assert f"measured phase | {PUBLISHED.weight_mae_removal:.0f} |" in text
+    assert f'"measured" | {PUBLISHED.weight_adversarial:.0f} |' in text
+    classifiers = rf'\| (?:true class|"first batch") \| {PUBLISHED.weight_classifier:.0f}\b'
+    assert len(re.findall(classifiers, text)) == 4
+    assert f"{PUBLISHED.n_features} features" in text
+    assert f"{PUBLISHED.n_features // PUBLISHED.batch_mlps} disjoint" in text
+    refits = f"Every {PUBLISHED.refit_every} epochs, four new batch MLPs, {PUBLISHED.refit_epochs}"
+    assert refits in text

@@ -181,6 +181,41 @@ def test_solutions_are_there_and_folded(name):
     assert titled == solutions
 
 
+def figures_without_words(notebook):
+    """List the cells that show a picture without a text for readers who cannot see it."""
+    return [
+        cell.source
+        for cell in code_cells(notebook)
+        for output in cell.outputs
+        if "image/png" in output.get("data", {})
+        and len(output.metadata.get("image/png", {}).get("alt", "")) < 20
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_figure_is_described_in_words(name):
+    assert figures_without_words(read(name)) == []
+
+
+def test_a_figure_without_words_is_found():
+    picture = nbformat.v4.new_output("display_data", {"image/png": "iVBORw0KGgo="})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("f", outputs=[picture])])
+    assert figures_without_words(notebook) == ["f"]
+    picture.metadata = {"image/png": {"alt": "Loss against epoch, from 3 to 0.5"}}
+    assert figures_without_words(notebook) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_exercise_begins_with_a_prediction_and_questions_are_folded(name):
+    notebook = read(name)
+    for place, cell in enumerate(notebook.cells):
+        if cell.cell_type == "markdown" and re.search(r"^#+ Exercise \d", cell.source, re.M):
+            assert "**Your prediction" in cell.source
+            assert "course.check(" in notebook.cells[place + 1].source
+    text = prose(notebook)
+    assert text.count("<details><summary>") == text.count("</details>") == 2
+
+
 def test_together_they_are_small():
     files = sum(path.stat().st_size for path in FOLDER.glob("*.ipynb"))
     trained = [path for path in (FOLDER / "trained").rglob("*") if path.is_file()]

@@ -18,6 +18,7 @@ from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.evaluation import biophysics
 from cytomad_lib.networks import build_generator
 from cytomad_lib.plots import explorers
+from cytomad_lib.plots.style import alt_text
 from cytomad_lib.prediction import Prediction
 from cytomad_lib.simulation.microscope_settings import day_settings
 
@@ -62,13 +63,14 @@ def assert_all_changed(before, now):
 
 def test_an_explorer_is_displayed_as_a_widget_or_as_a_picture(cells, monkeypatch):
     explorer = explorers.browse_cells(cells)
-    bundle = explorer._repr_mimebundle_(include=None, exclude=None)
+    bundle, about = explorer._repr_mimebundle_(include=None, exclude=None)
+    assert about["image/png"]["alt"] == alt_text(explorer.figure) != ""
     view = bundle["application/vnd.jupyter.widget-view+json"]
     assert view["model_id"] == explorer.box.model_id
     picture = mpl_image.imread(io.BytesIO(base64.b64decode(bundle["image/png"])))
     assert picture.shape[0] > 100 and picture.std() > 0.05
     monkeypatch.setitem(sys.modules, "google.colab", object())
-    assert "image/png" not in explorer._repr_mimebundle_()
+    assert "image/png" not in explorer._repr_mimebundle_()[0]
 
 
 def test_every_slider_waits_until_it_is_let_go(cells, generator):

@@ -5,8 +5,9 @@ import pytest
 from figure_checks import every_figure_is_legible  # noqa: F401
 from matplotlib.colors import to_rgba
 
-from cytomad_lib import networks
+from cytomad_lib import config, networks
 from cytomad_lib.evaluation.dissection import block_table
+from cytomad_lib.plots import diagrams
 from cytomad_lib.plots import networks as figures
 from cytomad_lib.plots.style import METHOD_COLOURS
 
@@ -24,6 +25,27 @@ def texts_of(figure):
 
 def shown(figure):
     return [axes.images[0] for axes in figure.axes if axes.images]
+
+
+def test_the_whole_method_has_nine_terms_with_their_weights():
+    texts = texts_of(diagrams.method_diagram(config.PUBLISHED))
+    terms = [text for text in texts if "target: " in text]
+    assert len(terms) == 9
+    weights = [float(text.rpartition("weight ")[2]) for text in terms]
+    assert weights == [300, 1] + 7 * [100]
+    assert sum("“first batch”" in text for text in terms) == 5
+    assert sum("128 of the 512 features, 75-50-25" in text for text in terms) == 4
+    assert any("512 features, 250-100-50-25" in text for text in terms)
+
+
+def test_the_widths_in_the_diagram_are_those_of_the_networks():
+    for network, widths in (
+        (networks.build_cell_type_mlp(7), "250-100-50-25"),
+        (networks.build_batch_mlp(7), "75-50-25"),
+    ):
+        hidden = [layer.units for layer in network.layers[1:-1]]
+        assert "-".join(map(str, hidden)) == widths
+        assert any(widths in text for text in texts_of(diagrams.method_diagram(config.DEMO)))
 
 
 def test_feature_maps_show_those_that_vary_most():
@@ -69,7 +91,7 @@ def test_strips_have_a_row_per_cell():
 
 
 def test_diagram_names_every_block_with_its_shape(generator_table):
-    texts = texts_of(figures.unet_diagram(generator_table))
+    texts = texts_of(diagrams.unet_diagram(generator_table))
     for name, row in generator_table.iterrows():
         own = [text for text in texts if text.startswith(f"{name}\n")]
         assert len(own) == 1
@@ -79,14 +101,14 @@ def test_diagram_names_every_block_with_its_shape(generator_table):
 
 
 def test_diagram_has_a_skip_at_every_level(generator_table):
-    (panel,) = figures.unet_diagram(generator_table).axes
+    (panel,) = diagrams.unet_diagram(generator_table).axes
     dashed = [patch for patch in panel.patches if patch.get_linestyle() in ("--", "dashed")]
     assert len(dashed) == (generator_table["joined"] > 0).sum() == 6
 
 
 def test_diagram_of_a_discriminator_is_refused():
     with pytest.raises(ValueError, match="convolution 1"):
-        figures.unet_diagram(block_table(networks.build_discriminator(32, 2)))
+        diagrams.unet_diagram(block_table(networks.build_discriminator(32, 2)))
 
 
 def test_parameter_bars_are_as_long_as_there_are_parameters(generator_table):

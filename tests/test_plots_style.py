@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from figure_checks import contrast_with_white, linear
 from PIL import Image
 from skimage.color import rgb2lab
 
@@ -26,12 +27,6 @@ COLOUR_BLIND = {
 }
 
 
-def linear(colours):
-    """Return sRGB colours as linear RGB, (colours, 3)."""
-    rgb = np.array([matplotlib.colors.to_rgb(colour) for colour in colours])
-    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-
-
 def srgb(rgb):
     rgb = np.clip(rgb, 0, 1)
     return np.where(rgb <= 0.0031308, rgb * 12.92, 1.055 * rgb ** (1 / 2.4) - 0.055)
@@ -39,8 +34,12 @@ def srgb(rgb):
 
 @pytest.mark.parametrize("palette", [*PALETTES, [style.GREY]])
 def test_colours_have_a_contrast_of_three_with_white(palette):
-    luminance = linear(palette) @ [0.2126, 0.7152, 0.0722]
-    assert (1.05 / (luminance + 0.05)).min() >= 3
+    assert contrast_with_white(palette).min() >= 3
+
+
+@pytest.mark.parametrize("pale", ["#DDCC77", "#88CCEE", "#CCBB44"])
+def test_a_pale_colour_is_found(pale):
+    assert contrast_with_white([pale]).min() < 3
 
 
 @pytest.mark.parametrize("palette", PALETTES)
@@ -114,6 +113,29 @@ def test_a_notebook_shows_150_dpi_at_the_size_in_inches():
     width, height = struct.unpack(">II", base64.b64decode(data["image/png"])[16:24])
     assert (width, height) == (600, 450)
     assert metadata["image/png"]["width"] == 4 * 96
+
+
+def test_a_figure_is_described_in_words():
+    figure = plots.first_batch_share({"after": pd.Series({"batch_cnn": 0.93})}, 0.2)
+    figure.suptitle("What the classifiers say")
+    said = figure._repr_mimebundle_()[1]["image/png"]["alt"]
+    assert said == style.alt_text(figure) and "What the classifiers say" in said
+    assert "batch cnn" in said and "93" in said
+
+    images = np.random.default_rng(0).random((2, 8, 8, 1))
+    grid = plots.image_grid({"Brightfield": images, "Phase": images}, 1.0, ["cell A", "cell B"])
+    said = style.alt_text(grid)
+    assert all(word in said for word in ("4 images", "Brightfield", "Phase", "cell B", "rad"))
+
+
+def test_the_ends_of_lines_are_described_and_long_descriptions_end():
+    panel = style.new_figure(4, 3).subplots()
+    panel.plot([3.0, 2.0, 0.5], label="training loss")
+    panel.set(xlabel="epoch", ylabel="loss")
+    assert "loss against epoch" in style.alt_text(panel.figure)
+    assert "training loss from 3 to 0.5" in style.alt_text(panel.figure)
+    panel.set_title("word " * 500)
+    assert len(style.alt_text(panel.figure)) <= style.ALT_LENGTH
 
 
 def test_figures_do_not_belong_to_pyplot():

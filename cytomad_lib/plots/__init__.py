@@ -1,7 +1,7 @@
 """Every figure of the kit, one function each; each returns the figure.
 
-The modules are `cells`, `training`, `networks`, `scores`, `removal` and `doses`, and their figures
-can be called as `plots.image_grid(…)`. `style` holds what they share. A function with one panel
+The modules are `cells`, `training`, `diagrams`, `networks`, `scores`, `removal` and `doses`; call
+their figures as `plots.image_grid(…)`. `style` holds what they share. A function with one panel
 takes `ax=`, to draw into a panel of yours. `live` shows a training while it runs, `explorers` are
 figures with sliders, `report` writes an HTML page; these three are imported by name.
 
@@ -18,6 +18,7 @@ from cytomad_lib.plots.cells import (
     points_by_batch,
     transferred_cells,
 )
+from cytomad_lib.plots.diagrams import method_diagram, unet_diagram
 from cytomad_lib.plots.doses import batch_beside_drug, dose_order, dose_response, measures_by_dose
 from cytomad_lib.plots.networks import (
     feature_maps,
@@ -28,7 +29,6 @@ from cytomad_lib.plots.networks import (
     path_bars,
     predicted_probabilities,
     sensitivity_map,
-    unet_diagram,
 )
 from cytomad_lib.plots.removal import (
     batch_clouds,

@@ -376,6 +376,7 @@ def histograms_by_batch(values, batch, n_bins=30):
             panel.set(yticks=[], ylabel="")
         column[-1].set_xlabel(name)
     sns.despine(figure, left=True)
+    figure.supylabel("number of cells (line: median)", fontsize=10)
     for panel, one in zip(axes[:, 0], colours, strict=True):
         panel.set_ylabel(one, rotation=0, ha="right", va="center")
     return figure

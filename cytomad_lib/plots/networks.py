@@ -1,6 +1,5 @@
-"""Figures of networks: how they are built, the activations of their layers, and their outputs.
+"""Figures of networks: their parameters, the activations of their layers, and their outputs.
 
-- `unet_diagram`: the blocks of a generator, their shapes and the skip connections.
 - `parameter_bars`: the parameters of each block.
 - `feature_maps`: the activations of blocks for one cell.
 - `feature_strips`: the bottleneck features of several cells, as rows of a map.
@@ -13,123 +12,16 @@ Tables and arrays come from `cytomad_lib.evaluation.dissection`.
 
 Example
 -------
->>> figure = unet_diagram(block_table(build_generator(image_size=64, base_filters=8)))
->>> figure.savefig("generator.png")
+>>> figure = parameter_bars(block_table(build_generator(image_size=64, base_filters=8)))
+>>> figure.savefig("parameters.png")
 """
 
 import numpy as np
 import pandas as pd
-from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.patches import Rectangle
 
 from cytomad_lib.plots import style
-
-# Kinds of blocks, by the first word of their names.
-BLOCK_COLOURS = {
-    "input": style.GREY,
-    "encoder": style.METHOD_COLOURS[0],
-    "bottleneck": style.METHOD_COLOURS[1],
-    "decoder": style.METHOD_COLOURS[2],
-    "tail": style.METHOD_COLOURS[3],
-    "image": style.GREY,
-}
-OTHER_BLOCK = style.METHOD_COLOURS[4]
-BOX = (1.8, 0.86)  # width and height of a box of the diagram, in steps between levels
-
-
-def unet_diagram(table, title="", ax=None):
-    """Draw a generator: down to the bottleneck on the left, up again on the right.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        From `dissection.block_table` of a generator.
-    title : str
-    ax : Axes, optional
-
-    Returns
-    -------
-    Figure
-        A box per block with the shape of its output: pixels, and below them maps; "+" are the maps
-        that a skip connection adds. Dashed: skip connections.
-
-    Raises
-    ------
-    ValueError
-        If the table is not of a generator.
-    """
-    down = [name for name in table.index if name.startswith("encoder")]
-    if "bottleneck" not in table.index or not down:
-        raise ValueError(
-            f"Found the blocks {list(table.index)}; expected those of a generator, with an encoder "
-            "and a bottleneck."
-        )
-    size = table.loc[down[0], "height"] * 2
-    depth, places = len(down) + 1, _places(table, down)
-    right, bottom = places["image"][0], -depth
-    figure, panel = style.panel_of(ax, 0.55 * right, 0.86 * depth + 1.2)
-    panel.set(xlim=(-1.1, right + 1.1), ylim=(bottom - 0.6, 0.75))
-    panel.set_axis_off()
-    for name, place in places.items():
-        shape = f"{size}×{size}\n{table.loc['tail 1', 'joined']}"
-        _box(panel, place, name, shape if name == "input" else _shape_text(table.loc[name]))
-    chain = ["input", *table.index]
-    for before, after in zip(chain[:-1], chain[1:], strict=True):
-        _main_path(panel, places[before], places[after])
-    for level, name in enumerate(["input", *down]):
-        target = "tail 1" if level == 0 else f"decoder {depth - level}"
-        start, end = places[name][0] + BOX[0] / 2, places[target][0] - BOX[0] / 2
-        look = {"color": style.GREY, "linestyle": "--", "zorder": 1}
-        _arrow(panel, (start, -level), (end, -level), **look)
-    middle = places["tail 1"][0] / 2
-    panel.text(middle, 0.12, "skip connection", ha="center", color="0.35")
-    legend = (
-        "in each box: height × width in pixels,\nand the number of maps;\n"
-        "“+”: maps from a skip connection"
-    )
-    panel.text(right + 0.9, bottom, legend, ha="right", va="center", color="0.35")
-    panel.set_title(title)
-    return figure
-
-
-def _places(table, down):
-    """Return the centre of the box of each block."""
-    depth = len(down) + 1
-    places = {"input": (0, 0), "bottleneck": (depth, -depth)}
-    for level, name in enumerate(down, start=1):
-        places[name] = (level, -level)
-        places[f"decoder {depth - level}"] = (2 * depth - level, -level)
-    ends = [*(name for name in table.index if name.startswith("tail")), "image"]
-    return places | {name: (2 * depth + 2.1 * k, 0) for k, name in enumerate(ends)}
-
-
-def _shape_text(block):
-    joined = f" + {block['joined']}" if block["joined"] else ""
-    return f"{block['height']}×{block['width']}\n{block['channels']}{joined}"
-
-
-def _box(panel, place, name, shape):
-    corner = place[0] - BOX[0] / 2, place[1] - BOX[1] / 2
-    colour = _colour_of(name)
-    for look in ({"alpha": 0.22, "zorder": 2}, {"fill": False, "linewidth": 1.4, "zorder": 3}):
-        panel.add_patch(Rectangle(corner, *BOX, facecolor=colour, edgecolor=colour, **look))
-    panel.text(*place, f"{name}\n{shape}", ha="center", va="center", zorder=4, linespacing=1.1)
-
-
-def _main_path(panel, start, end):
-    """Draw an arrow from box to box: down, up or to the right."""
-    (x0, y0), (x1, y1) = start, end
-    away, side = np.sign(y1 - y0) * BOX[1] / 2, 0.25 if y1 != y0 else BOX[0] / 2
-    ends = (x0 + side, y0 + away), (x1 - side, y1 - away)
-    _arrow(panel, *ends, color="0.2", zorder=5)
-
-
-def _arrow(panel, start, end, **look):
-    style = {"arrowstyle": "-|>", "mutation_scale": 9, "shrinkA": 0, "shrinkB": 0}
-    panel.add_patch(FancyArrowPatch(start, end, linewidth=1.2, **style, **look))
-
-
-def _colour_of(block):
-    return BLOCK_COLOURS.get(block.split()[0], OTHER_BLOCK)
+from cytomad_lib.plots.diagrams import BLOCK_COLOURS, colour_of
 
 
 def parameter_bars(table, title="", ax=None):
@@ -148,7 +40,7 @@ def parameter_bars(table, title="", ax=None):
         The scale is linear, to show where nearly all parameters are.
     """
     figure, panel = style.panel_of(ax, 7.5, 0.29 * len(table) + 1.0)
-    colours = {name: _colour_of(name) for name in table.index}
+    colours = {name: colour_of(name) for name in table.index}
     named = table.rename_axis("block").reset_index()
     look = {"hue": "block", "palette": colours, "width": 0.75}
     style.labelled_bars(panel, named, "parameters", "block", " {:,.0f}", **look)

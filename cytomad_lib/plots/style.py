@@ -7,6 +7,7 @@
 - `draw_image`, `scale_bar`, `colour_limits`: images in micrometres.
 - `heatmap`, `percent_map`, `labelled_bars`, `scatter`: seaborn's, with the defaults of this kit.
 - `save_figure`: to a file, complete or not at all.
+- `alt_text`: a figure in words, for readers who cannot see it.
 
 Example
 -------
@@ -17,6 +18,8 @@ Example
 
 import base64
 import io
+import re
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,7 @@ from cytomad_lib.data.files import written_beside
 
 DPI = 150
 CSS_PIXELS_PER_INCH = 96
+ALT_LENGTH = 1000  # characters
 
 BRIGHTFIELD_MAP = "gray"
 PHASE_MAP = "viridis"
@@ -61,8 +65,9 @@ class Figure(mpl_figure.Figure):
     def _repr_mimebundle_(self, **_):
         """Return the PNG with its width in the page, where an inch is an inch."""
         picture = base64.b64encode(as_png(self)).decode()
-        width = {"width": round(self.get_figwidth() * CSS_PIXELS_PER_INCH)}
-        return {"image/png": picture, "text/plain": repr(self)}, {"image/png": width}
+        width = round(self.get_figwidth() * CSS_PIXELS_PER_INCH)
+        about = {"width": width, "alt": alt_text(self)}
+        return {"image/png": picture, "text/plain": repr(self)}, {"image/png": about}
 
 
 def new_figure(width, height, title=""):
@@ -94,6 +99,54 @@ def as_png(figure):
     few = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(small, format="png", optimize=True)
     return small.getvalue()
+
+
+def alt_text(figure):
+    """Describe a figure in words: its titles, axes, labels, lines and written values.
+
+    Parameters
+    ----------
+    figure : Figure
+
+    Returns
+    -------
+    str
+        At most `ALT_LENGTH` characters. HTML pages made from a notebook show it to screen readers.
+    """
+    panels = [panel for panel in figure.axes if panel.get_label() != "<colorbar>"]
+    images = [panel for panel in panels if panel.images]
+    names = [text for panel in images for text in (panel.get_title(), panel.get_ylabel()) if text]
+    words = [figure.get_suptitle(), figure.get_supylabel(), figure.get_supxlabel()]
+    if images:
+        words.append(f"{len(images)} images: {', '.join(dict.fromkeys(names)) or 'untitled'}")
+    words += [_panel_words(panel) for panel in panels if not panel.images]
+    words += [
+        f"colour scale: {bar.get_ylabel() or bar.get_xlabel()}"
+        for bar in figure.axes
+        if bar not in panels
+    ]
+    words += [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    said = ". ".join(dict.fromkeys(" ".join(text.split()) for text in words if text.strip()))
+    return textwrap.shorten(said, ALT_LENGTH, placeholder=" …")
+
+
+def _panel_words(panel):
+    """Describe one panel that is not an image."""
+    axes = [label for label in (panel.get_ylabel(), panel.get_xlabel()) if label]
+    ticks = [*panel.get_yticklabels(), *panel.get_xticklabels()]
+    kinds = [text.get_text() for text in ticks if re.search("[A-Za-z]", text.get_text())]
+    lines = [(line.get_label(), np.asarray(line.get_ydata(), float)) for line in panel.lines]
+    ends = [
+        f"{label} from {y[0]:.3g} to {y[-1]:.3g}"
+        for label, y in lines
+        if len(y) > 2 and not label.startswith("_")
+    ]
+    legend = panel.get_legend()
+    named = [text.get_text() for text in legend.get_texts()] if legend else []
+    written = [text.get_text() for text in panel.texts]
+    parts = [panel.get_title(), " against ".join(axes)]
+    parts += [", ".join(part) for part in (kinds, ends or named, written)]
+    return ": ".join(part for part in parts if part.strip())
 
 
 def save_figure(figure, path, dpi=DPI):

@@ -20,7 +20,7 @@ import ipywidgets
 import numpy as np
 
 from cytomad_lib.plots.explorer_figures import setting_label
-from cytomad_lib.plots.style import CSS_PIXELS_PER_INCH, as_png
+from cytomad_lib.plots.style import CSS_PIXELS_PER_INCH, alt_text, as_png
 
 ALL = "all"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -92,7 +92,7 @@ class Explorer:
         bundle = {"text/plain": f"{type(self).__name__}: use the sliders", _WIDGET: view}
         if "google.colab" not in sys.modules:  # which might prefer the picture
             bundle["image/png"] = base64.b64encode(self.image.value).decode()
-        return bundle
+        return bundle, {"image/png": {"alt": alt_text(self.figure)}}
 
 
 class CellExplorer(Explorer):
