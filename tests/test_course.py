@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from cytomad_lib import course
-from cytomad_lib.evaluation.dissection import block_table
 from cytomad_lib.config import DEMO, PUBLISHED, WORKSHOP
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.download import published_files
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LUNG, find_layout
+from cytomad_lib.evaluation.dissection import block_table
 from cytomad_lib.networks import build_generator, encoder_widths
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -311,6 +311,8 @@ def test_one_montage_of_each_group_of_jurkat_is_enough(monkeypatch):
     monkeypatch.setattr(course, "download_dataset", lambda *words, **_: asked.append(words))
     course.real_cells("jurkat")
     assert asked[0][0] == "jurkat" and course.JURKAT_GROUPS in asked[0]
+
+
 # --- answers to exercises ------------------------------------------------------------------------
 
 
