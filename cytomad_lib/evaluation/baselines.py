@@ -55,7 +55,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from cytomad_lib.conditional.erasure import fit_leace, spread_of, within_class_concept
+from cytomad_lib.evaluation.erasure import fit_leace, spread_of, within_class_concept
 from cytomad_lib.evaluation.probes import within_class_batch_accuracy
 from cytomad_lib.evaluation.tasks import ProbeError, check_features, need_two
 
