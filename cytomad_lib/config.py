@@ -25,11 +25,15 @@ UPDATES = ("alternating", "simultaneous")  # of generator and discriminator, see
 EDGE_PIXELS = 4  # at the image's edge, where zeros from outside reach through the generator's tail
 BACKGROUND = 0.005  # of an image's largest value (some 0.01 rad): fainter pixels are background
 CELL_MASK = 0.04  # of an image's largest value: brighter pixels are the cell, which is blurred
-HEAD_WIDTHS = (32, 32)  # hidden units of the feature head
+HEAD_WIDTHS = (64, 64)  # hidden units of the feature head
 ADVERSARY_WIDTHS = (128, 64)  # hidden units of the adversary of the images
 ADVERSARY_DROPOUT = 0.2  # it is fitted on the cells of the replay buffer again and again
-CLASS_HEAD_WIDTHS = (64,)  # hidden units of the class head beside the feature encoder
-CLASS_HEAD_DROPOUT = 0.3
+CLASS_HEAD_WIDTHS = (64,)  # hidden units of the class head beside encoder and feature head
+CLASS_HEAD_DROPOUT = 0.2
+
+# The measures that the features are trained to predict
+OUTLIERS = 0.005  # share of the cells at either end whose measures are clipped
+SMALL_GROUP = 5  # cells; the spread of a smaller group is not estimated
 
 # Its loss of structure
 STRUCTURE_UM = 2.0  # micrometres of a field of 45: finer detail counts as structure
@@ -53,8 +57,6 @@ RIDGE = 1e-3  # of each term's own power: frequencies without signal get a filte
 TINY_POWER = 1e-12  # far below the noise of any camera
 
 # Alignment of the features by MMD
-ALIGNED_DIRECTIONS = 16  # leading directions of the features that the head takes
-CONSTANT = 1e-3  # of the spread along the first direction: below it a direction is constant
 CELLS_PER_CLASS = 300  # in each step
 ALIGNMENT_RATE = 3e-3  # learning rate at the start; it falls to 0
 ALIGNMENT_RAMP = 0.3  # part of the steps over which the weight of the MMD grows from 0
@@ -82,8 +84,10 @@ class Conditional:
     ema_decay : float
         Decay, per step, of the running mean of the weights that make the images; that mean is what
         is delivered. It grows to this value over the first steps.
-    directions : int
-        Number of directions of the features that are kept.
+    feature_filters : int
+        Base filters of the feature encoder.
+    n_encoded, n_features : int
+        Number of features per cell that the encoder makes, and that the head delivers.
     generator_rate, adversary_rate : float
         Learning rates (Adam). The generator's falls to a tenth towards the end.
     adversary_steps : int
@@ -103,8 +107,13 @@ class Conditional:
         inside the cell that is lost (`losses.lost_structure`).
     weight_adversary, weight_linear_mmd : float
         Weights of the batch terms on the image's summary; see `ConditionalAdversary.losses_of`.
-    weight_mmd : float
-        Weight of the MMD between batches, beside 1 for the class, when the features are aligned.
+    weight_pairs, weight_correlation : float
+        Weights, beside 1 for the class and 1 for the measures, when the encoder is trained: of the
+        squared difference between the features of a cell on two days, and of the squared
+        correlations between features.
+    aligned_measures, aligned_mmd, aligned_correlation : float
+        Weights, beside 1 for the class, when the features are aligned: of the error of the
+        measures, of the MMD between batches, and of the squared correlations.
     """
 
     image_epochs: int = 50
@@ -114,7 +123,9 @@ class Conditional:
     transferred: float = 0.5
     blur: float = 1.25 / 64
     ema_decay: float = 0.995
-    directions: int = 2
+    feature_filters: int = 24
+    n_encoded: int = 32
+    n_features: int = 8
     generator_rate: float = 7e-4
     adversary_rate: float = 1e-3
     adversary_steps: int = 3
@@ -122,12 +133,16 @@ class Conditional:
     replay_sample: int = 1050
     whitening_floor: float = 0.1
     ramp: float = 0.5
-    alignment_steps: int = 200
+    alignment_steps: int = 400
     weight_mae: float = 60.0
     weight_structure: float = 10.0
     weight_adversary: float = 1.5
     weight_linear_mmd: float = 0.02
-    weight_mmd: float = 15.0
+    weight_pairs: float = 1.0
+    weight_correlation: float = 0.05
+    aligned_measures: float = 4.0
+    aligned_mmd: float = 30.0
+    aligned_correlation: float = 0.2
 
     def check_cells(self):
         """Refuse numbers of cells that do not go together.
@@ -288,8 +303,7 @@ DEMO = Preset(
     norm_momentum=0.9,
     conditional=Conditional(
         image_epochs=16,
-        feature_epochs=24,
-        directions=3,
+        feature_epochs=16,
         replay_buffer=1500,
         adversary_steps=2,
     ),
@@ -302,7 +316,7 @@ STUDY = replace(
     classifier_epochs=6,
     removal_epochs=8,
     refit_epochs=20,
-    conditional=Conditional(image_epochs=6, feature_epochs=8),
+    conditional=Conditional(image_epochs=6, feature_epochs=10),
 )
 WORKSHOP = Preset(
     name="workshop",

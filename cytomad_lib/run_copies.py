@@ -17,7 +17,7 @@ import numpy as np
 from cytomad_lib.data.errors import RunError
 from cytomad_lib.data.files import FileInMemory, write_text
 from cytomad_lib.history import HISTORY
-from cytomad_lib.runs import ERASED, IMAGES, SETTINGS, Run, count_cells, versions
+from cytomad_lib.runs import ALIGNED, IMAGES, SETTINGS, Run, count_cells, versions
 from cytomad_lib.weights import check_run_weights
 
 HALF_MAX = 6e4  # larger numbers have no half precision
@@ -28,7 +28,7 @@ def copy_networks(run, folder, judges=True):
 
     Settings, losses, and of each stage the networks that are kept, without the checkpoints.
     The weights are rounded to seven bits behind the point, as in bfloat16; that changes a phase
-    by some 0.01 rad. What erases directions of the features stays exact. A copy can be opened
+    by some 0.01 rad. A copy can be opened
     and predicted with; a stage that was finished can be built upon, one that was not cannot be
     resumed.
 
@@ -121,8 +121,8 @@ def _is_handed_on(run, path, judges):
     if path.name.startswith("checkpoint") or path.parent == run.folder / IMAGES:
         return False
     if path.name.startswith("generator"):
-        # Where there is an erased one, that is the stage's generator.
-        return path.name == ERASED or not (path.parent / ERASED).exists()
+        # Where there is an aligned one, that is the stage's generator.
+        return path.name == ALIGNED or not (path.parent / ALIGNED).exists()
     return judges
 
 
@@ -140,9 +140,7 @@ def _copy_rounded(path, copy):
         def add(name, item):
             if isinstance(item, h5py.Group):
                 target = new.require_group(name)
-            elif _may_be_rounded(item) and not (path.name == ERASED and item.ndim == 2):
-                # The linear map that erases directions stays exact: of a rounded one, so much of
-                # them is left that a probe can read the batch there.
+            elif _may_be_rounded(item):
                 numbers = _rounded(item[()])
                 target = new.create_dataset(name, data=numbers, compression="gzip", shuffle=True)
             else:

@@ -42,7 +42,7 @@ from cytomad_lib.weights import load_run_weights
 SETTINGS = "run.json"
 IMAGES = "conditional/images"  # the first part of that stage, with losses of its own
 GENERATED = "generated"  # images on which classifiers are fitted, if too large for memory
-ERASED = "generator_erased.weights.h5"  # the conditional recipe's generator, when all is done
+ALIGNED = "generator_aligned.weights.h5"  # the conditional recipe's generator, when all is done
 RECIPES = ("published", "conditional")  # of batch removal
 STAGES = ("pretraining", *RECIPES)  # stages that leave a generator
 JUDGED_STAGES = ("pretraining", "published")  # of these, stages with a discriminator
@@ -213,8 +213,8 @@ class Run:
         if stage != "conditional":
             return self.load(stage, "generator", self.new_generator())
         generator = self.new_conditional_generator()
-        if (self.folder / stage / ERASED).exists():
-            load_run_weights(generator, self.folder / stage / ERASED)
+        if (self.folder / stage / ALIGNED).exists():
+            load_run_weights(generator, self.folder / stage / ALIGNED)
             return generator
         return self.load(stage, "generator", generator)
 
@@ -312,7 +312,7 @@ class Run:
         """Build the generator of the conditional recipe, untrained."""
         from cytomad_lib.conditional.networks import build_conditional_generator
 
-        build = partial(build_conditional_generator, blur=self.preset.conditional.blur)
+        build = partial(build_conditional_generator, recipe=self.preset.conditional)
         return self._build(build, "conditional_generator", precision)
 
     def new_discriminator(self, precision="float32"):

@@ -5,6 +5,7 @@ import pytest
 from keras import ops
 
 from cytomad_lib.conditional import networks
+from cytomad_lib.config import Conditional
 from cytomad_lib.networks import build_generator
 
 
@@ -24,10 +25,6 @@ def some_images(n=12, mean=0.9, spread=0.2, seed=0):
 
 def outputs_of(generator, images, training=False):
     return [ops.convert_to_numpy(made) for made in generator(images, training=training)]
-
-
-def features_of(generator):
-    return generator.get_layer("feature_encoder").get_layer("features")
 
 
 def test_normalising_gives_every_image_the_same_brightness_and_contrast():
@@ -101,17 +98,29 @@ def test_blur_takes_the_edge_for_a_mirror():
     assert not blurred(np.zeros((1, 16, 16, 1), "float32"), 0.1).any()
 
 
-def test_a_head_that_is_not_fitted_changes_no_feature():
-    features = np.random.default_rng(0).normal(size=(6, 32)).astype("float32")
-    head = networks.build_conditional_generator(16, 4, seed=3).get_layer("feature_head")
-    np.testing.assert_allclose(ops.convert_to_numpy(head(features)), features, atol=1e-6)
-    assert not head.trainable_variables
+def test_the_head_standardises_the_few_numbers_that_it_delivers():
+    encoded = 3 + 2 * np.random.default_rng(0).normal(size=(300, 32)).astype("float32")
+    head = networks.build_feature_head(32, 5, seed=3)
+    for _ in range(40):  # its running statistics settle
+        head(encoded, training=True)
+    features = ops.convert_to_numpy(head(encoded))
+    assert features.shape == (300, 5)
+    np.testing.assert_allclose(features.mean(axis=0), 0, atol=0.15)
+    np.testing.assert_allclose(features.std(axis=0), 1, atol=0.05)
+
+
+def test_number_of_features_is_that_of_the_recipe_for_every_width():
+    recipe = Conditional(feature_filters=2, n_encoded=10, n_features=3)
+    generator = networks.build_conditional_generator(16, 4, seed=0, recipe=recipe)
+    assert generator.output_shape[1] == (None, 3)
+    assert generator.get_layer("feature_encoder").output_shape == (None, 10)
 
 
 def test_images_are_blurred_where_that_is_asked_for():
     images = some_images(4)
     sharp, smooth = (
-        lively(networks.build_conditional_generator(16, 4, seed=3, blur=blur)) for blur in (0, 0.1)
+        lively(networks.build_conditional_generator(16, 4, seed=3, recipe=Conditional(blur=blur)))
+        for blur in (0, 0.1)
     )
     image = outputs_of(sharp, images)[0]
     assert image.std() > 0.005
@@ -127,7 +136,8 @@ def before_cleaning(conditional, images):
 def test_images_of_the_conditional_generator_have_no_edge_of_their_own():
     images = np.ones((1, 32, 32, 1), "float32")  # nothing that would tell one pixel from another
     images[0, 0, 0] = 1.1
-    conditional = lively(networks.build_conditional_generator(32, 4, seed=0))
+    recipe = Conditional(blur=0)
+    conditional = lively(networks.build_conditional_generator(32, 4, seed=0, recipe=recipe))
     made = outputs_of(conditional, images)[0][0, ..., 0]
     assert np.ptp(before_cleaning(conditional, images)[0, :4, :, 0]) > 0
     np.testing.assert_array_equal(made[:4], made[7:3:-1])
@@ -182,33 +192,8 @@ def test_adopted_weights_make_the_same_image():
     np.testing.assert_allclose(after, wanted, atol=0.01 * wanted.std())
 
 
-def test_an_adopted_encoder_reads_what_the_pretrained_one_reads():
-    images = some_images(mean=0.9, spread=0.2)
-    pretrained = lively(build_generator(16, 4, norm_momentum=0.8, seed=0))
-    pretrained(some_images(seed=1), training=True)  # moves the running statistics
-    conditional = networks.build_conditional_generator(16, 4, seed=1)
-    networks.adopt_weights(conditional, pretrained, 0.9, 0.2)
-    wanted, found = outputs_of(pretrained, images)[1], outputs_of(conditional, images)[1]
-    assert wanted.std() > 0.005
-    # Not standardised yet, but for the floor of the variance.
-    np.testing.assert_allclose(found * np.sqrt(1.001), wanted, atol=0.02 * wanted.max())
-
-
-def test_standardised_features_have_one_mean_and_spread_over_the_cells():
-    generator = lively(networks.build_conditional_generator(16, 4, seed=0))
-    _, features = outputs_of(generator, some_images(40), training=True)
+def test_encoded_features_have_one_mean_and_spread_over_the_cells():
+    encoder = lively(networks.build_feature_encoder(16, 4, seed=0))
+    features = ops.convert_to_numpy(encoder(some_images(40), training=True))
     np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-4)
     assert 0.5 < np.median(features.std(axis=0)) <= 1.001
-
-
-def test_the_last_linear_map_changes_the_features_alone():
-    generator = lively(networks.build_conditional_generator(16, 4, seed=0))
-    image, features = outputs_of(generator, some_images())
-    matrix = np.random.default_rng(0).normal(size=(32, 32)).astype("float32")
-    features_of(generator).set_weights([matrix, np.full(32, 2.0)])
-    same_image, mapped = outputs_of(generator, some_images())
-    np.testing.assert_array_equal(same_image, image)
-    np.testing.assert_allclose(mapped, features @ matrix + 2, atol=1e-3)
-    trainable = {id(weight) for weight in generator.trainable_weights}
-    fixed = features_of(generator).weights + generator.get_layer("normalise_image").weights
-    assert not any(id(weight) in trainable for weight in fixed)

@@ -1,4 +1,4 @@
-"""The conditional recipe: who moves in which step, what is asked for and when, what is erased."""
+"""The conditional recipe: which weights move in a step, which loss terms count, and when."""
 
 from dataclasses import replace
 
@@ -17,9 +17,9 @@ from cytomad_lib.conditional.training import (
     _LateFall,
     _turned,
     _turned_back,
-    erase_linear_trace,
     image_statistics,
     match_total_phase,
+    transfer_all,
     transfer_at_random,
 )
 from cytomad_lib.config import Conditional
@@ -28,34 +28,42 @@ from cytomad_lib.training.batch_removal import generate
 
 CELLS = make_cells()
 STEPS = 8
+N_MEASURES = 2
 NO_ADVERSARY = {"weight_adversary": 0.0, "weight_linear_mmd": 0.0}
 
 
 def lively_generator():
     """Return a generator whose features and images vary from cell to cell."""
-    generator = build_conditional_generator(**TINY.image_network, seed=0)
+    unblurred = Conditional(blur=0, n_features=3)
+    generator = build_conditional_generator(**TINY.image_network, seed=0, recipe=unblurred)
     generator.set_weights([4 * w if w.ndim == 4 else w for w in generator.get_weights()])
     return generator
 
 
 def tiny_model(kind, **changed):
     preset = replace(TINY, conditional=replace(TINY.conditional, **changed))
-    model = kind(lively_generator(), batch_shares(CELLS.labels), preset, STEPS, seed=0)
+    sizes = {ImageRemoval: [batch_shares(CELLS.labels)], FeatureRemoval: [7, N_MEASURES]}[kind]
+    model = kind(lively_generator(), *sizes, preset, STEPS, seed=0)
     model.compile()
     return model
 
 
 def minibatch_of(cells):
-    """Return the cells of all groups in turn."""
-    return one_minibatch(cells.select(np.arange(len(cells)).reshape(4, -1).T.ravel()))
+    """Return the cells of all groups in turn, with their area and peak, and themselves mirrored."""
+    cells = cells.select(np.arange(len(cells)).reshape(4, -1).T.ravel())
+    brightfield, targets = one_minibatch(cells)
+    area, peak = (cells.qpi > 0.1).mean(axis=(1, 2, 3)), cells.qpi.max(axis=(1, 2, 3))
+    measures = np.stack([area, peak], axis=1).astype("float32")
+    return brightfield, targets | {"measures": measures, "transferred": brightfield[:, ::-1]}
 
 
 def all_losses(model, cells=CELLS):
     """Return the loss terms of cells, without training."""
     brightfield, targets = minibatch_of(cells)
-    image, features = model.generator(brightfield)
+    image, _ = model.generator(brightfield)
     if isinstance(model, FeatureRemoval):
-        terms = model.losses_of(features, targets, training=False)
+        features = model._features(brightfield, training=False)
+        terms = model.losses_of(ops.tile(features, (2, 1)), targets, training=False)
     else:
         terms = model.losses_of(image, model.image_summary(image), targets)
     return {name: float(value) for name, value in terms.items()}
@@ -181,10 +189,49 @@ def test_a_step_on_images_moves_all_that_makes_them_and_nothing_that_reads_featu
     assert ops.convert_to_numpy(model.adversary.buffer_filled).sum() == len(CELLS)
 
 
-def test_a_step_on_features_moves_encoder_and_class_head():
+def test_a_step_on_features_moves_encoder_and_readers():
     model = tiny_model(FeatureRemoval)
-    moving = [Kernels(model.encoder), model.class_head]
+    moving = [Kernels(model.encoder), model.readers]
     step_that_moves(model, moving, still=model.generator.get_layer("generator"))
+
+
+def test_pairs_cost_what_their_features_differ_by():
+    model = tiny_model(FeatureRemoval, ramp=0.5)
+    _, targets = minibatch_of(CELLS)
+    features = np.random.default_rng(0).normal(size=(len(CELLS), 32)).astype("float32")
+
+    def terms(other, steps):
+        model.optimizer.iterations.assign(steps)
+        both = np.concatenate([features, other])
+        found = model.losses_of(ops.convert_to_tensor(both), targets, training=False)
+        return {name: float(value) for name, value in found.items()}
+
+    assert terms(features, STEPS)["pairs"] == 0
+    at_first, at_last = terms(features + 0.5, 0), terms(features + 0.5, STEPS)
+    assert at_last["pairs"] == pytest.approx(0.25, rel=1e-4)
+    gained = at_last["loss"] - at_first["loss"]
+    assert gained == pytest.approx(0.25 * model.recipe.weight_pairs, rel=1e-3)
+
+
+def test_every_cell_of_a_pair_is_shown_on_a_day_of_its_class():
+    shares = np.zeros((7, 7), "float32")
+    shares[0, [0, 2]], shares[2, [5]] = (0.5, 0.5), 1.0
+    targets = {
+        "qpi": np.zeros((40, 4, 4, 1), "float32"),
+        "class_name": np.repeat([0, 2], 20),
+        "batch": np.full(40, 2),
+    }
+
+    def transfer(brightfield, qpi, own, other):
+        return brightfield + other[:, None, None, None]
+
+    images = np.zeros((40, 4, 4, 1), "float32")
+    found, changed_targets = transfer_all(transfer, shares)(
+        images, targets, np.random.default_rng(0)
+    )
+    assert not found.any()
+    days = changed_targets["transferred"][:, 0, 0, 0]
+    assert set(days[:20]) == {0, 2} and set(days[20:]) == {5}
 
 
 def test_images_are_normalised_by_running_statistics_that_stay():
@@ -383,24 +430,3 @@ def test_image_statistics_are_means_over_the_cells(monkeypatch):
     in_slices = type(CELLS).in_slices
     monkeypatch.setattr(type(CELLS), "in_slices", lambda cells: in_slices(cells, 5))
     assert image_statistics(CELLS) == pytest.approx((mean, spread))
-
-
-def test_erasure_changes_the_features_and_not_the_images():
-    # A stripe in the images of one batch.
-    cells = make_cells(per_group=30)
-    cells.brightfield[cells.batch_codes == 2, :, 4] += 3
-    generator = lively_generator()
-    for _ in range(10):
-        generator(cells.brightfield, training=True)  # running statistics that fit the features
-    before = generate(generator, cells)
-    erase_linear_trace(generator, before)
-    after = generate(generator, cells)
-    np.testing.assert_array_equal(after["images"], before["images"])
-
-    def gaps(features):
-        """Distance of the batches' means in each class, in units of the spread of a feature."""
-        own = [features[i : i + 30].mean(axis=0) for i in range(0, 120, 30)]
-        return [np.abs(own[i + 1] - own[i]).max() / features.std() for i in (0, 2)]
-
-    assert min(gaps(before["features"])) > 0.2
-    assert max(gaps(after["features"])) < 1e-3

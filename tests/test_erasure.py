@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from test_baselines import COLUMNS, LABELS, SHIFTED, crossed_labels, one_hot
 
-from cytomad_lib.conditional.erasure import fit_leace, spread_of, within_class_concept
+from cytomad_lib.evaluation.erasure import fit_leace, spread_of, within_class_concept
 
 
 def codes(labels):
@@ -111,15 +111,6 @@ def test_a_shift_of_each_class_its_own_way_is_left():
     own = class_name == 1
     gap = np.diff(means_of(erased, own & (batch == 0), own & (batch == 1)), axis=0)
     assert np.abs(gap).mean() > 0.5  # 1 before
-
-
-def test_the_affine_map_equals_calling():
-    erase = fit_leace(SHIFTED, within_class_concept(*codes(LABELS)))
-    matrix, offset = erase.as_affine()
-    assert (matrix.shape, offset.shape) == ((COLUMNS, COLUMNS), (COLUMNS,))
-    fresh = np.random.default_rng(5).normal(3, 2, (20, COLUMNS))
-    np.testing.assert_allclose(fresh @ matrix + offset, erase(fresh), atol=1e-5)
-    assert np.abs(fresh @ matrix + offset - fresh).max() > 0.1
 
 
 def test_features_that_never_vary_stay_and_nothing_is_nan():

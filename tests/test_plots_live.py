@@ -137,7 +137,7 @@ def test_all_models_of_batch_removal_can_be_followed():
     models = [
         BatchRemoval(build_generator(**size), build_discriminator(**size), classifiers, TINY),
         ImageRemoval(generator, shares, TINY, 4, seed=0),
-        FeatureRemoval(generator, shares, TINY, 4, seed=0),
+        FeatureRemoval(generator, len(shares), 2, TINY, 4, seed=0),
     ]
     live = LiveView(FEW)
     for number, model in enumerate(models):

@@ -325,7 +325,7 @@ def test_the_conditional_recipe_needs_no_classifiers(conditional):
     trained = {"history.csv", "checkpoint_000002.weights.h5", "generator_000002.weights.h5"}
     assert {path.name for path in (folder / "images").iterdir()} == trained
     names = {path.name for path in folder.iterdir()}
-    assert names == trained | {"images", "generator_erased.weights.h5"}
+    assert names == trained | {"images", "generator_aligned.weights.h5"}
     parts = [pd.read_csv(path)["seconds"].sum() for path in folder.rglob("history.csv")]
     assert len(parts) == 2
     assert conditional.training_seconds("conditional") == pytest.approx(sum(parts))
@@ -337,7 +337,7 @@ def test_the_conditional_recipe_survives_interruptions(whole, conditional, tmp_p
     cut_at = [
         "images/checkpoint_000002.weights.h5",
         "conditional/checkpoint_000002.weights.h5",
-        "conditional/generator_erased.weights.h5",
+        "conditional/generator_aligned.weights.h5",
     ]
 
     def save_or_stop(model, path):
@@ -359,49 +359,36 @@ def test_the_conditional_recipe_survives_interruptions(whole, conditional, tmp_p
         one.history("conditional").drop(columns="seconds") for one in (conditional, run)
     )
     pd.testing.assert_frame_equal(ours, theirs, rtol=1e-4, atol=1e-4)
-    *ours, matrix, offset = conditional.generator("conditional").get_weights()
-    *theirs, other_matrix, other_offset = run.generator("conditional").get_weights()
+    ours, theirs = (one.generator("conditional").get_weights() for one in (conditional, run))
     for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5)
-    # The map that erases inverts a covariance, which lets rounding grow.
-    np.testing.assert_allclose(matrix, other_matrix, atol=1e-3)
-    np.testing.assert_allclose(offset, other_offset, atol=1e-3)
+        np.testing.assert_allclose(a, b, atol=5e-4)
 
 
-def test_the_conditional_generator_is_the_erased_one(conditional):
+def test_the_conditional_generator_is_the_aligned_one(conditional):
     last = conditional.new_conditional_generator()
     # The images are those of the first part: learning to read features does not change them.
     last.load_weights(conditional.folder / "conditional/images/generator_000002.weights.h5")
     images = last.get_layer("generator").get_weights()
     last.load_weights(conditional.folder / "conditional" / "generator_000002.weights.h5")
-    erased = conditional.generator("conditional")
-    *drawn, kernel, bias = erased.get_layer("generator").get_weights()
+    aligned = conditional.generator("conditional")
+    *drawn, kernel, bias = aligned.get_layer("generator").get_weights()
     for a, b in zip(images, drawn, strict=False):
         np.testing.assert_array_equal(a, b)
     # But for one factor, which brings their total to the measured one.
     factor = kernel.sum() / images[-2].sum()
     np.testing.assert_allclose(kernel, factor * images[-2], rtol=1e-5)
     np.testing.assert_allclose(bias, factor * images[-1], rtol=1e-5)
-    *ours, matrix, offset = erased.get_layer("feature_encoder").get_weights()
-    *theirs, identity, zero = last.get_layer("feature_encoder").get_weights()
-    for a, b in zip(ours, theirs, strict=True):
+    encoders = [generator.get_layer("feature_encoder") for generator in (aligned, last)]
+    for a, b in zip(*(encoder.get_weights() for encoder in encoders), strict=True):
         np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(identity, np.eye(TINY.n_features))
-    assert not zero.any()
-    assert offset.any() and np.abs(matrix - identity).max() > 0.01
-    assert directions_of(conditional) == conditional.preset.conditional.directions
-    assert last.get_layer("feature_head").get_weights()[0].shape == identity.shape
-
-
-def directions_of(run):
-    """Count the directions in which the features of a run's conditional generator vary."""
-    features = predict(run.generator("conditional"), CELLS).features
-    spread = np.linalg.svd(features - features.mean(axis=0), compute_uv=False)
-    return (spread > 1e-3 * spread[0]).sum()
+    heads = [generator.get_layer("feature_head") for generator in (aligned, last)]
+    ours, theirs = (head.get_weights()[0] for head in heads)
+    assert np.abs(ours - theirs).max() > 0.01
+    features = predict(aligned, CELLS).features
+    assert features.shape == (len(CELLS), conditional.preset.conditional.n_features)
 
 
 def test_the_conditional_generator_sees_a_cell_by_itself_and_no_brightness(conditional):
-    # Before the erasure: on so few cells, its map makes the last digits large.
     generator = conditional.new_conditional_generator()
     generator.load_weights(conditional.folder / "conditional" / "generator_000002.weights.h5")
     together = generator.predict(CELLS.brightfield, verbose=0)
@@ -521,15 +508,6 @@ def test_callbacks_watch_batch_removal(whole, tmp_path, recipe, epochs):
     watcher = Watcher(run, recipe)
     remove_batches(run, CELLS, VALID, recipe=recipe, callbacks=[watcher])
     assert watcher.seen == epochs  # the conditional recipe's first part has losses of its own
-
-
-@untraced_steps()
-def test_a_copy_leaves_nothing_of_the_directions_that_were_erased(whole, tmp_path):
-    preset = replace(TINY, conditional=replace(TINY.conditional, image_epochs=1, feature_epochs=1))
-    run = branch(whole, tmp_path / "run", CELLS, preset)
-    remove_batches(run, CELLS, VALID, recipe="conditional")
-    for found in (run, copy_networks(run, tmp_path / "copy")):
-        assert directions_of(found) == preset.conditional.directions
 
 
 @untraced_steps()

@@ -1,7 +1,7 @@
 """The networks of the conditional recipe, and the layers that clean its images.
 
 * `build_conditional_generator`: the published generator, and a second encoder for the features.
-* `build_feature_encoder`, `build_residual_mlp`, `build_leaky_mlp`: its parts.
+* `build_feature_encoder`, `build_feature_head`, `build_leaky_mlp`: its parts.
 * `adopt_weights`: start from a pretrained generator.
 * `NormaliseImage`, `CleanBackground`, `BlurImage`: layers before and behind the generator.
 
@@ -10,14 +10,20 @@ Example
 >>> generator = build_conditional_generator(image_size=32, base_filters=4)
 >>> image, features = generator(np.zeros((1, 32, 32, 1)))
 >>> image.shape, features.shape
-((1, 32, 32, 1), (1, 32))
+((1, 32, 32, 1), (1, 12))
 """
 
 import numpy as np
 from keras import Input, Model, layers, ops, saving
 from scipy.ndimage import gaussian_filter1d
 
-from cytomad_lib.config import BACKGROUND, CELL_MASK, EDGE_PIXELS, HEAD_WIDTHS
+from cytomad_lib.config import (
+    BACKGROUND,
+    CELL_MASK,
+    EDGE_PIXELS,
+    HEAD_WIDTHS,
+    Conditional,
+)
 from cytomad_lib.networks import (
     LEAKY_SLOPE,
     KernelSeeds,
@@ -32,101 +38,92 @@ from cytomad_lib.networks import (
 
 
 def build_conditional_generator(
-    image_size=128,
-    base_filters=64,
-    norm_momentum=0.99,
-    seed=None,
-    channels=1,
-    blur=0.0,
+    image_size=128, base_filters=64, norm_momentum=0.99, seed=None, channels=1, recipe=None
 ):
     """Build the generator of the conditional recipe, whose features have an encoder of their own.
 
     Every brightfield image gets one brightness and contrast (`NormaliseImage`). The published
     generator (layer "generator") makes the phase image from that. To draw it, its encoder has to
-    know the day; so another one of the same shape ("feature_encoder") reads the features. They go
-    through a head ("feature_head") that leaves them as they are until `align_features` fits it.
+    know the day. So another encoder ("feature_encoder") reads the features, and a head
+    ("feature_head") maps them to the few numbers that are delivered.
 
-    Returns and errors as in `build_generator`; the features are standardised.
+    Returns and errors as in `build_generator`, but for the number of features.
 
     Parameters
     ----------
     image_size, base_filters, norm_momentum, seed, channels
         As in `build_generator`.
-    blur : float
-        Standard deviation of the blur of the images, as part of their side (`BlurImage`).
+    recipe : Conditional, optional
+        Its `feature_filters`, `n_encoded`, `n_features`, and `blur` of the images.
     """
     check_sizes(image_size, base_filters)
-    seeds = KernelSeeds(seed)
-    sizes = (image_size, base_filters, norm_momentum)
+    seeds, recipe = KernelSeeds(seed), recipe or Conditional()
     brightfield = Input((image_size, image_size, channels), name="brightfield")
     shown = NormaliseImage(dtype="float32", name="normalise_image")(brightfield)
-    # No dropout: its noise would hide from the adversaries what can be read without it.
-    image, _ = build_generator(*sizes, seeds.next(), dropout=0.0, channels=channels)(shown)
+    # No dropout: its noise would hide from the adversary what can be read without it.
+    sizes = (image_size, base_filters, norm_momentum, seeds.next())
+    image, _ = build_generator(*sizes, dropout=0.0, channels=channels)(shown)
     clean = CleanBackground(EDGE_PIXELS, BACKGROUND, dtype="float32", name="clean_background")
-    image = clean(image)
-    image = BlurImage(blur, dtype="float32", name="blur_image")(image)
-    features = build_feature_encoder(*sizes, seeds.next(), channels)(shown)
-    features = _build_feature_head(8 * base_filters, seeds.next())(features)
+    image = BlurImage(recipe.blur, dtype="float32", name="blur_image")(clean(image))
+    sizes = (image_size, recipe.feature_filters, norm_momentum, seeds.next())
+    encoder = build_feature_encoder(*sizes, channels, recipe.n_encoded)
+    head = build_feature_head(recipe.n_encoded, recipe.n_features, seeds.next())
+    features = head(encoder(shown))
     return Model(brightfield, [image, features], name="conditional_generator")
 
 
 def build_feature_encoder(
-    image_size=128, base_filters=64, norm_momentum=0.99, seed=None, channels=1
+    image_size=128, base_filters=24, norm_momentum=0.99, seed=None, channels=1, n_features=32
 ):
-    """Build an encoder like the generator's, down to its bottleneck.
+    """Build an encoder like the generator's, down to a bottleneck of standardised features.
 
-    The bottleneck features are standardised (mean 0, variance 1 over the cells) and go through one
-    more linear map, for the erasure at the end.
+    Standardised: mean 0 and variance 1 over the cells. Without a ReLU, no feature is silent.
 
-    Parameters and errors as in `build_generator`.
+    Parameters
+    ----------
+    image_size, base_filters, norm_momentum, seed, channels
+        As in `build_generator`.
+    n_features : int
 
     Returns
     -------
     keras.Model
-        `(n, size, size, channels)` brightfield -> `(n, 8 * base_filters)` features.
+        `(n, size, size, channels)` brightfield -> `(n, n_features)`.
     """
     check_sizes(image_size, base_filters)
-    seeds, n_features = KernelSeeds(seed), 8 * base_filters
+    seeds = KernelSeeds(seed)
     brightfield = Input((image_size, image_size, channels), name="brightfield")
-    widths = encoder_widths(image_size, base_filters)
-    encoded = encode(brightfield, widths, seeds, norm_momentum)
-    bottleneck = layers.ReLU()(convolution(n_features, 2, seeds)(encoded[-1]))
-    standard = layers.BatchNormalization(
-        momentum=norm_momentum,
-        center=False,
-        scale=False,
-        dtype="float32",
-        name="standardised_features",
-    )(layers.Flatten()(bottleneck))
-    features = layers.Dense(
-        n_features, kernel_initializer="identity", trainable=False, dtype="float32", name="features"
-    )(standard)
+    encoded = encode(brightfield, encoder_widths(image_size, base_filters), seeds, norm_momentum)
+    bottleneck = layers.Flatten()(convolution(n_features, 2, seeds)(encoded[-1]))
+    features = _standardise(norm_momentum)(bottleneck)
     return Model(brightfield, features, name="feature_encoder")
 
 
-def _build_feature_head(n_features, seed):
-    """Build the head that `conditional.mmd_alignment` fits: a linear map plus a residual MLP."""
+def build_feature_head(n_inputs, n_outputs, seed=None):
+    """Build the head that `conditional.mmd_alignment` fits: a linear map plus a residual MLP.
+
+    Returns
+    -------
+    keras.Model
+        `(n, n_inputs)` -> `(n, n_outputs)`, standardised.
+    """
+    seeds = KernelSeeds(seed)
     with computing_in("float32"):
-        features = Input((n_features,))
-        linear = layers.Dense(
-            n_features, use_bias=False, kernel_initializer="identity", name="linear"
-        )(features)
-        residual = build_residual_mlp(n_features, n_features, seed)(features)
-        head = Model(features, layers.Add()([linear, residual]), name="feature_head")
-    head.trainable = False
-    return head
+        encoded = Input((n_inputs,))
+        linear = dense(n_outputs, seeds, None)(encoded)
+        residual = build_leaky_mlp(n_inputs, HEAD_WIDTHS, n_outputs, 0.0, seeds.next())(encoded)
+        features = _standardise(0.9)(layers.Add()([linear, residual]))
+        return Model(encoded, features, name="feature_head")
 
 
-def build_residual_mlp(n_inputs, n_outputs, seed):
-    """Build the head's residual MLP, `(n, n_inputs)` -> `(n, n_outputs)`, which starts at 0."""
-    mlp = build_leaky_mlp(n_inputs, HEAD_WIDTHS, n_outputs, 0.0, seed, name="residual_mlp")
-    last = mlp.layers[-1]
-    last.set_weights([np.zeros_like(weight) for weight in last.get_weights()])
-    return mlp
+def _standardise(momentum):
+    return layers.BatchNormalization(
+        momentum=momentum, center=False, scale=False, dtype="float32", name="standardised_features"
+    )
 
 
 def adopt_weights(conditional, pretrained, mean, spread):
-    """Copy images and encoder of a pretrained generator into a conditional one.
+    """Copy a pretrained generator into a conditional one; the feature encoder is not changed.
 
     Parameters
     ----------
@@ -138,12 +135,6 @@ def adopt_weights(conditional, pretrained, mean, spread):
     """
     conditional.get_layer("generator").set_weights(pretrained.get_weights())
     conditional.get_layer("normalise_image").set_weights([np.array([mean, spread])])
-    own = ("standardised_features", "features")
-    encoder = conditional.get_layer("feature_encoder")
-    takers = [layer for layer in encoder.layers if layer.weights and layer.name not in own]
-    givers = [layer for layer in pretrained.layers if layer.weights]  # the encoder comes first
-    for taker, giver in zip(takers, givers, strict=False):
-        taker.set_weights(giver.get_weights())
 
 
 def build_leaky_mlp(n_inputs, widths, n_outputs, dropout, seed=None, activation=None, name=None):

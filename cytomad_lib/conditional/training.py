@@ -11,16 +11,16 @@ from keras import ops
 
 from cytomad_lib.conditional.adversary import ConditionalAdversary
 from cytomad_lib.conditional.batch_effect import BatchEffect
-from cytomad_lib.conditional.erasure import fit_leace, within_class_concept
 from cytomad_lib.conditional.image_summary import ImageSummary
 from cytomad_lib.conditional.losses import lost_structure
-from cytomad_lib.conditional.networks import build_leaky_mlp
-from cytomad_lib.config import CLASS_HEAD_DROPOUT, CLASS_HEAD_WIDTHS, STRUCTURE_UM
+from cytomad_lib.conditional.mmd_alignment import build_readers, squared_correlations
+from cytomad_lib.config import STRUCTURE_UM
 from cytomad_lib.training import losses
 from cytomad_lib.training.pix2pix import TrackedLosses
 from cytomad_lib.training.steps import adam, compiled, minimise
 
 SHOWN_BATCH = "shown_batch"  # in the targets, beside "batch": what the brightfield image shows
+TRANSFERRED = "transferred"  # in the targets: the brightfield images as other batches show them
 FIELD_UM = 45  # side of the published images
 LARGEST_FACTOR = 2.0  # by which `match_total_phase` changes the images
 
@@ -85,6 +85,11 @@ class _Removal(TrackedLosses):
         decay = ops.minimum(self.ema_decay, step / (9.0 + step))
         for weight, mean in zip(self.trained_weights, self.means, strict=True):
             mean.assign(mean + (1.0 - decay) * (weight - mean))
+
+    def _ramp(self):
+        """Return a factor that grows from 0 to 1, so that the batch terms come last."""
+        done = ops.cast(self.optimizer.iterations, "float32")
+        return ops.minimum(done / max(self.recipe.ramp * self.steps, 1.0), 1.0)
 
     def _draw_turns(self, images):
         """Draw for each cell whether it is mirrored, upside down, and turned by 90 degrees."""
@@ -202,80 +207,113 @@ class ImageRemoval(_Removal):
         )
         return terms | {"loss": loss}
 
-    def _ramp(self):
-        """Return a factor that grows from 0 to 1, so that the adversary is fitted first."""
-        done = ops.cast(self.optimizer.iterations, "float32")
-        return ops.minimum(done / max(self.recipe.ramp * self.steps, 1.0), 1.0)
-
     def _images(self, brightfield):
         """Generate images with the running statistics of the pretraining, which do not change."""
         return self.clean_background(self.unet(self.normalise(brightfield), training=False)[0])
 
 
 class FeatureRemoval(_Removal):
-    """Train the encoder whose features forget the batch and keep the class.
+    """Train the encoder of the features on pairs: each cell as it is, and as on another day.
+
+    The features of both must tell the class and the cell's measures, whose batch is removed, and
+    must be alike.
 
     Parameters
     ----------
     generator : keras.Model
         As for `ImageRemoval`. The generator of the images does not change.
-    shares, preset, steps
+    n_classes, n_measures : int
+        Of the targets.
+    preset, steps
         As for `ImageRemoval`.
     seed : int, optional
-        Of the initial weights of the class head, of its dropout, and of the turns.
+        Of the initial weights of what reads the features, of its dropout, and of the turns.
     """
 
-    def __init__(self, generator, shares, preset, steps, seed=None):
-        seeds = np.random.default_rng(seed).integers(2**31, size=3).tolist()
-        super().__init__(
-            generator, ("class_head",), preset, steps, seeds[2], name="feature_removal"
-        )
+    clipnorm = 5.0
+
+    def __init__(self, generator, n_classes, n_measures, preset, steps, seed=None):
+        seeds = np.random.default_rng(seed).integers(2**31, size=2).tolist()
+        terms = ("class_head", "measures", "pairs", "correlation")
+        super().__init__(generator, terms, preset, steps, seeds[1], name="feature_removal")
         self.encoder = generator.get_layer("feature_encoder")
-        self.class_head = build_leaky_mlp(
-            preset.n_features,
-            CLASS_HEAD_WIDTHS,
-            len(shares),
-            CLASS_HEAD_DROPOUT,
-            seeds[0],
-            "softmax",
-            name="class_head",
-        )
+        n_features = self.encoder.output_shape[1]
+        self.readers = build_readers(n_features, n_classes, n_measures, seeds[0])
 
     @property
     def trained_weights(self):
         """The weights that are trained."""
-        return self.encoder.trainable_variables + self.class_head.trainable_variables
+        return self.encoder.trainable_variables + self.readers.trainable_variables
 
     @property
     def seed_generators(self):
         """Networks and generators of random numbers that `ReseedDropout` seeds anew."""
-        return [self.class_head, self.turn_seed]
+        return [self.readers, self.turn_seed]
 
     def train_step(self, data):
-        """Update the encoder and the class head."""
+        """Update the encoder and what reads its features."""
         brightfield, targets = data
 
         def feature_losses():
-            turned = _turned(brightfield, self._draw_turns(brightfield))
-            return self.losses_of(self._features(turned, training=True), targets, training=True)
+            images = [brightfield, targets[TRANSFERRED]]
+            pair = [_turned(image, self._draw_turns(image)) for image in images]
+            features = self._features(ops.concatenate(pair), training=True)
+            return self.losses_of(features, targets, training=True)
 
         terms = minimise(feature_losses, self.trained_weights, self.optimizer)
         return self.track(terms, ops.shape(brightfield)[0])
 
     def test_step(self, data):
-        """Compute the losses on validation cells, with running statistics."""
+        """Compute the losses on validation cells, as they are, with running statistics."""
         brightfield, targets = data
-        terms = self.losses_of(self._features(brightfield, False), targets, training=False)
+        features = self._features(brightfield, training=False)
+        terms = self.losses_of(ops.tile(features, (2, 1)), targets, training=False)
         return self.track(terms, ops.shape(brightfield)[0])
 
     def losses_of(self, features, targets, training):
-        """Return the loss terms on features (n, n_features); see `ImageRemoval.losses_of`."""
-        probabilities = self.class_head(features, training=training)
-        cross_entropy = losses.cross_entropy(targets["class_name"], probabilities)
-        return {"class_head": cross_entropy, "loss": cross_entropy}
+        """Return the loss terms.
+
+        Parameters
+        ----------
+        features : tensor (2 n, n_features)
+            Of the cells, then of the same cells on other days.
+        targets : dict
+            `"class_name"` (n,) codes and `"measures"` (n, n_measures).
+
+        Returns
+        -------
+        dict of scalar tensors
+            `"loss"` is what is minimised.
+        """
+        probabilities, measures = self.readers(features, training=training)
+        one, other = ops.split(features, 2)
+        twice = ops.tile(targets["measures"], (2, 1))
+        terms = {
+            "class_head": losses.cross_entropy(ops.tile(targets["class_name"], 2), probabilities),
+            "measures": ops.mean((measures - twice) ** 2),
+            "pairs": ops.mean((one - other) ** 2),
+            "correlation": squared_correlations(features),
+        }
+        loss = terms["class_head"] + terms["measures"]
+        loss += self.recipe.weight_correlation * terms["correlation"]
+        return terms | {"loss": loss + self._ramp() * self.recipe.weight_pairs * terms["pairs"]}
 
     def _features(self, brightfield, training):
         return self.encoder(self.normalise(brightfield), training=training)
+
+
+def transfer_all(transfer, shares):
+    """Return a function that adds every cell on another day: `change` of `Minibatches.of_cells`.
+
+    Parameters as in `transfer_at_random`. The images are added to the targets as `"transferred"`.
+    """
+
+    def change(brightfield, targets, random):
+        other = _draw_batches(shares[targets["class_name"]], random)
+        moved = transfer(brightfield, targets["qpi"], targets["batch"], other)
+        return brightfield, targets | {TRANSFERRED: moved}
+
+    return change
 
 
 def transfer_at_random(transfer, shares, recipe):
@@ -299,8 +337,7 @@ def transfer_at_random(transfer, shares, recipe):
     def change(brightfield, targets, random):
         shown = targets["batch"].copy()
         moved = np.flatnonzero(random.random(len(shown)) < recipe.transferred)
-        reach = np.cumsum(shares[targets["class_name"][moved]], axis=1)
-        shown[moved] = np.argmax(reach > random.random((len(moved), 1)) * reach[:, -1:], axis=1)
+        shown[moved] = _draw_batches(shares[targets["class_name"][moved]], random)
         brightfield = brightfield.copy()
         brightfield[moved] = transfer(
             brightfield[moved], targets["qpi"][moved], targets["batch"][moved], shown[moved]
@@ -308,6 +345,12 @@ def transfer_at_random(transfer, shares, recipe):
         return brightfield, targets | {SHOWN_BATCH: shown}
 
     return change
+
+
+def _draw_batches(shares, random):
+    """Draw a batch for each row of shares (n, batches)."""
+    reach = np.cumsum(shares, axis=1)
+    return np.argmax(reach > random.random((len(shares), 1)) * reach[:, -1:], axis=1)
 
 
 def image_statistics(cells):
@@ -360,29 +403,6 @@ def match_total_phase(generator, cells, scales):
     factor = np.clip(measured / generated, 1 / LARGEST_FACTOR, LARGEST_FACTOR)
     last = [layer for layer in generator.get_layer("generator").layers if layer.weights][-1]
     last.set_weights([weight * factor for weight in last.get_weights()])
-
-
-def erase_linear_trace(generator, made):
-    """Project out of the features what a linear probe could still find: LEACE within class.
-
-    Parameters
-    ----------
-    generator : keras.Model
-        From `build_conditional_generator`; its last linear map is set, once. The images do not
-        change.
-    made : dict
-        What `generate` returns for the training cells.
-
-    Returns
-    -------
-    dict
-        `made` with the features that the generator has now.
-    """
-    concept = within_class_concept(made["batch_codes"], made["class_codes"])
-    erase = fit_leace(made["features"], concept)
-    matrix, offset = erase.as_affine()
-    generator.get_layer("feature_encoder").get_layer("features").set_weights([matrix, offset])
-    return made | {"features": (made["features"] @ matrix + offset).astype("float32")}
 
 
 @keras.saving.register_keras_serializable("cytomad_lib")

@@ -53,8 +53,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from cytomad_lib.conditional.erasure import fit_leace, spread_of, within_class_concept
 from cytomad_lib.evaluation.combat import combat, keep_constant
+from cytomad_lib.evaluation.erasure import fit_leace, spread_of, within_class_concept
 from cytomad_lib.evaluation.probes import within_class_batch_accuracy
 from cytomad_lib.evaluation.tasks import ProbeError, check_features, need_two
 

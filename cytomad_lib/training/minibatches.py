@@ -94,7 +94,7 @@ class Minibatches(keras.utils.PyDataset):
         self._arrange()
 
     @classmethod
-    def of_cells(cls, cells, batch_size, **options):
+    def of_cells(cls, cells, batch_size, measures=None, **options):
         """Minibatches `(brightfield, {"qpi", "batch", "class_name"})` of cells.
 
         The images are float32 `(n, size, size, 1)`, the batch and class int32 codes `(n,)`.
@@ -106,6 +106,8 @@ class Minibatches(keras.utils.PyDataset):
         cells : CellImages or CellFiles
             Anything with `len()` and `read(indices)`.
         batch_size : int
+        measures : array (cells, measures), optional
+            Is added to the targets as `"measures"`.
         **options
             As for `Minibatches`. In training (`shuffle`) an incomplete last minibatch is left
             out, as batch normalisation on very few cells is erratic; which cells these are
@@ -119,6 +121,8 @@ class Minibatches(keras.utils.PyDataset):
                 "batch": some.batch_codes,
                 "class_name": some.class_codes,
             }
+            if measures is not None:
+                targets["measures"] = measures[positions]
             return some.brightfield, targets
 
         options = {"keep_last": not options.get("shuffle", True)} | options

@@ -1,8 +1,8 @@
 """Closed-form erasure of what a linear probe could find (LEACE).
 
-The conditional recipe uses it behind the encoder: it projects out the linear trace of the batch
-inside the classes. The map is fitted on the training cells. It needs neither the batch nor the
-class of the cells that it is applied to.
+A baseline of batch removal: it projects out the linear trace of the batch inside the classes. The
+map is fitted on the training cells. It needs neither the batch nor the class of the cells that it
+is applied to.
 
 Example
 -------
@@ -59,14 +59,6 @@ class Leace:
         """Return the features (cells, features), float32, without the concept."""
         features = np.asarray(features, dtype=float)
         return (features - (features - self.mean) @ self.reads @ self.writes.T).astype(np.float32)
-
-    def as_affine(self):
-        """Return the same map as `matrix` (features, features) and `offset` (features,).
-
-        `features @ matrix + offset` is what calling it gives, so that a network can hold it.
-        """
-        taken = self.reads @ self.writes.T
-        return np.eye(len(self.mean)) - taken, self.mean @ taken
 
 
 def fit_leace(features, concept, rank_tolerance=1e-6):
