@@ -11,7 +11,7 @@ True
 
 import numpy as np
 
-from cytomad_lib.conditional.erasure import spread_of
+from cytomad_lib.evaluation.erasure import spread_of
 from cytomad_lib.evaluation.tasks import ProbeError, check_features
 
 
