@@ -136,10 +136,7 @@ def check_same_layout(run, data):
 def load_with_truth_if_there(data, split, image_size):
     """Load a split, with the batch-free truth if the dataset has it."""
     files = CellFiles(data, split, image_size=image_size)
-    layout, root = files.layout, files.root
-    if "QPI_TRUE" in layout.contrasts and any(
-        (root / group.file(split, "QPI_TRUE")).exists() for group in layout.groups
-    ):
+    if files.has_truth:
         files = CellFiles(data, split, image_size=image_size, with_truth=True)
     return files.read(np.arange(len(files)))
 
