@@ -142,8 +142,8 @@ def build_models():
         generator_rate=1e-4,
     )
     conditional = replace(TINY, conditional=recipe)
-    settings = batch_shares(CELLS.labels), conditional, STEPS
-    image_removal = ImageRemoval(lively_generator(), *settings, seed=0)
+    shares = batch_shares(CELLS.labels)
+    image_removal = ImageRemoval(lively_generator(), shares, conditional, STEPS, seed=0)
     # Some numbers of the summary hardly vary among such images. Divided by their own spread, they
     # would be made of rounding.
     image_removal.image_summary.standardise.epsilon = 1e-2
@@ -151,7 +151,7 @@ def build_models():
         "Pix2Pix": tiny_model(),
         "BatchRemoval": tiny_removal(),
         "ImageRemoval": image_removal,
-        "FeatureRemoval": FeatureRemoval(lively_generator(), *settings, seed=0),
+        "FeatureRemoval": FeatureRemoval(lively_generator(), 7, 2, conditional, STEPS, seed=0),
     }
 
 
@@ -193,7 +193,13 @@ def minibatches():
 
     cells = make_cells(per_group=MINIBATCH * STEPS // 4)
     groups = cells.batch_codes * 7 + cells.class_codes
-    feed = Minibatches.of_cells(cells, MINIBATCH, seed=0, groups=groups)
+    measures = np.random.default_rng(0).normal(size=(len(cells), 2)).astype("float32")
+
+    def moved_by_two(brightfield, targets, random):
+        return brightfield, targets | {"transferred": np.roll(brightfield, 2, axis=1)}
+
+    options = {"groups": groups, "measures": measures, "change": moved_by_two}
+    feed = Minibatches.of_cells(cells, MINIBATCH, seed=0, **options)
     return {
         f"{number}/{name}": values
         for number in range(STEPS)
@@ -209,7 +215,7 @@ def take_steps(folder):
 
         def __init__(self, feed, number):
             super().__init__()
-            names = ("qpi", "batch", "class_name")
+            names = ("qpi", "batch", "class_name", "measures", "transferred")
             self.images = feed[f"{number}/brightfield"]
             self.targets = {name: feed[f"{number}/{name}"] for name in names}
 

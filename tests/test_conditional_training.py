@@ -49,12 +49,12 @@ def tiny_model(kind, **changed):
 
 
 def minibatch_of(cells):
-    """Return the cells of all groups in turn, with their area and peak, and themselves mirrored."""
+    """Return the cells of all groups in turn, with their area and peak, and moved by two pixels."""
     cells = cells.select(np.arange(len(cells)).reshape(4, -1).T.ravel())
     brightfield, targets = one_minibatch(cells)
     area, peak = (cells.qpi > 0.1).mean(axis=(1, 2, 3)), cells.qpi.max(axis=(1, 2, 3))
     measures = np.stack([area, peak], axis=1).astype("float32")
-    return brightfield, targets | {"measures": measures, "transferred": brightfield[:, ::-1]}
+    return brightfield, targets | {"measures": measures, "transferred": np.roll(brightfield, 2, axis=1)}
 
 
 def all_losses(model, cells=CELLS):
