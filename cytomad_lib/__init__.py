@@ -38,8 +38,8 @@ _MODULE_OF = {
     "fit_classifiers": "training.recipes",
     "remove_batches": "training.recipes",
     "predict": "prediction",
-    "evaluate": "evaluation",
-    "compare": "comparison",
+    "evaluate": "evaluation.evaluate",
+    "compare": "evaluation.compare",
 }
 __all__ = sorted(_MODULE_OF)
 

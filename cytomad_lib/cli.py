@@ -237,11 +237,11 @@ def evaluate(
     seed: Seed = 0,
 ):
     """Score a run on a split, by probes that the generator never met."""
-    from cytomad_lib import evaluation
+    from cytomad_lib.evaluation.evaluate import evaluate
     from cytomad_lib.runs import Run
 
     data = _data(data, out)
-    _show(evaluation.evaluate(Run.open(run), data, split, out, seed, True, image_probe), out)
+    _show(evaluate(Run.open(run), data, split, out, seed, True, image_probe), out)
 
 
 @app.command()
@@ -255,12 +255,12 @@ def compare(
     image_probe: ImageProbe = True,
 ):
     """Train and evaluate from several seeds; goes on where it stopped when called again."""
-    from cytomad_lib import comparison
     from cytomad_lib.config import find_preset
+    from cytomad_lib.evaluation import compare
 
     settings = find_preset(preset), _seeds(seeds), _recipes(recipe), cells, _verbosity()
-    found = comparison.compare(_data(data, out), out, *settings, image_probe)
-    print(f"\n{found.summary()}\n\nTable: {out / comparison.TABLE}\nReport: {found.page}")
+    found = compare.compare(_data(data, out), out, *settings, image_probe)
+    print(f"\n{found.summary()}\n\nTable: {out / compare.TABLE}\nReport: {found.page}")
 
 
 @app.command()
@@ -274,16 +274,16 @@ def leave_batch_out(
     seed: Seed = 0,
 ):
     """Train without one batch, then tell the classes apart in it."""
-    from cytomad_lib import comparison
     from cytomad_lib.config import find_preset
-    from cytomad_lib.evaluation import as_text
+    from cytomad_lib.evaluation import compare
+    from cytomad_lib.evaluation.tables import as_text
 
     settings = find_preset(preset), _recipes(recipe), seed, cells, _verbosity()
-    table = comparison.leave_batch_out(_data(data, out), out, batch, *settings)
+    table = compare.leave_batch_out(_data(data, out), out, batch, *settings)
     shown = table[["method", "accuracy", "chance", "null_95", "n_cells", "n_not_counted"]]
     print(f"\nClass accuracy in {batch}, which neither generator nor probe ever saw")
     print(as_text(shown.set_index("method")))
-    print(f"\nTable: {out / comparison.LEFT_OUT}")
+    print(f"\nTable: {out / compare.LEFT_OUT}")
 
 
 @app.command()

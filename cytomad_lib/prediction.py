@@ -13,7 +13,7 @@ a generator that normalises by what it is given and drops units also then. So ev
 to one mean and spread: what sets a batch apart is hidden, and since a group is of one class, the
 class decides how a cell is normalised. At the microscope nobody knows the class beforehand, so
 such results cannot be had from new cells. Use `"running"`; the others are there to reproduce
-published results and to show the difference (`cytomad_lib.analysis.inference_leak`).
+published results and to show the difference (`cytomad_lib.evaluation.inference_leak`).
 
 Example
 -------

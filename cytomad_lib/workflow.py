@@ -3,7 +3,7 @@
 * `simulate`: write a simulated dataset.
 * `train`: pretraining and batch removal by one or both recipes, into one run folder.
 * `predict_split`: images and features of a split, as files; `predict_by_file`: by an old `.h5`.
-* `evaluate`: scores on a split, figures and a report; see `cytomad_lib.evaluation`.
+* `evaluate`: scores on a split, figures and a report; see `evaluation.evaluate`.
 * `demo`: all of it on the demonstration dataset.
 
 Example
@@ -21,13 +21,10 @@ from cytomad_lib.data.check import value_warnings
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LAYOUTS, find_layout, refuse_inside
 from cytomad_lib.devices import find_devices
-from cytomad_lib.evaluation import (
-    METHOD_NAMES,
-    announce,
-    check_same_layout,
-    evaluate,
-    save_loss_figures,
-)
+from cytomad_lib.evaluation.draw import save_loss_figures
+from cytomad_lib.evaluation.evaluate import evaluate
+from cytomad_lib.evaluation.results import METHOD_NAMES
+from cytomad_lib.evaluation.score import announce, check_same_layout
 from cytomad_lib.legacy import load_legacy_generator
 from cytomad_lib.locks import check_free
 from cytomad_lib.prediction import predict, write_prediction
@@ -339,8 +336,9 @@ def demo(out, data=None, preset=DEMO, seed=0, verbose=0, dataset="lung"):
     cells_per_group = DEMO_CELLS.get(dataset) if data is None else None
     data = demo_dataset(out, dataset) if data is None else data
     run = train(data, out, preset, seed, cells_per_group, verbose, RECIPES)
-    # The image probe trains networks of its own, and each peer is probed: too long for a demo.
-    evaluation = evaluate(run, data, "Test", out, seed, verbose > 0, image_probe=False, peers=False)
+    # The image probe trains networks, and each baseline is probed: too long for a demo.
+    quick = {"image_probe": False, "baselines": False}
+    evaluation = evaluate(run, data, "Test", out, seed, verbose > 0, **quick)
     for stage, prediction in evaluation.predictions.items():
         write_prediction(prediction, Path(out) / "TestData" / stage, stage, overwrite=True)
     return evaluation

@@ -41,8 +41,8 @@ GRACE = 3  # seconds within which its workers must have followed
 def work(data: Path, out: Path):
     """Train, and probe something in other processes."""
     from cytomad_lib import workflow
-    from cytomad_lib.analysis.probes import score_side_by_side
     from cytomad_lib.data.cells import load_cells
+    from cytomad_lib.evaluation.probes import score_side_by_side
 
     print("begun", flush=True)
     with untraced_steps():

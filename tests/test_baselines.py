@@ -1,4 +1,4 @@
-"""The peers must do what their papers say, and say what they have seen."""
+"""The baselines must do what their papers say, and name the labels that they use."""
 
 import logging
 import sys
@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cytomad_lib.analysis import baselines
-from cytomad_lib.analysis.probes import ProbeError
 from cytomad_lib.data.layouts import LUNG
+from cytomad_lib.evaluation import baselines
+from cytomad_lib.evaluation.probes import ProbeError
 
 PER_GROUP = 40
 COLUMNS = 16
@@ -77,29 +77,29 @@ LABELS = lung_labels()
 CLEAN, SHIFTED = make_features(LABELS)
 
 
-# --- the set of peers ------------------------------------------------------------------------
+# --- the set of baselines --------------------------------------------------------------------
 
 
-def test_all_peers_are_there_and_flagged():
+def test_all_baselines_are_there_and_flagged():
     _, train = make_features(LABELS, cell_seed=1)
-    peers = baselines.peer_features(SHIFTED, LABELS, train, LABELS)
-    assert tuple(peers) == ALL
-    assert {name for name, peer in peers.items() if peer.oracle} == ORACLES
-    for name, peer in peers.items():
-        assert peer.name == name and peer.note
-        assert ("class" in peer.note) == peer.oracle
-        if peer.features is not None:
-            assert len(peer.features) == len(SHIFTED)
-            assert peer.features.dtype == np.float32
-            assert np.isfinite(peer.features).all()
-    np.testing.assert_array_equal(peers["untouched"].features, SHIFTED.astype(np.float32))
+    corrected = baselines.baseline_features(SHIFTED, LABELS, train, LABELS)
+    assert tuple(corrected) == ALL
+    assert {name for name, baseline in corrected.items() if baseline.oracle} == ORACLES
+    for name, baseline in corrected.items():
+        assert baseline.name == name and baseline.note
+        assert ("class" in baseline.note) == baseline.oracle
+        if baseline.features is not None:
+            assert len(baseline.features) == len(SHIFTED)
+            assert baseline.features.dtype == np.float32
+            assert np.isfinite(baseline.features).all()
+    np.testing.assert_array_equal(corrected["untouched"].features, SHIFTED.astype(np.float32))
 
 
 def test_only_oracles_look_at_the_class_of_the_test_cells():
     _, train = make_features(LABELS, cell_seed=1)
     wrong = LABELS.assign(class_name=np.roll(LABELS["class_name"].to_numpy(), 17))
-    right = baselines.peer_features(SHIFTED, LABELS, train, LABELS)
-    other = baselines.peer_features(SHIFTED, wrong.astype("category"), train, LABELS)
+    right = baselines.baseline_features(SHIFTED, LABELS, train, LABELS)
+    other = baselines.baseline_features(SHIFTED, wrong.astype("category"), train, LABELS)
     for name in ALL:
         if right[name].features is not None and other[name].features is not None:
             same = np.array_equal(right[name].features, other[name].features)
@@ -107,11 +107,11 @@ def test_only_oracles_look_at_the_class_of_the_test_cells():
 
 
 def test_without_training_cells_leace_is_a_note():
-    peers = baselines.peer_features(SHIFTED, LABELS)
+    corrected = baselines.baseline_features(SHIFTED, LABELS)
     for name in ("LEACE", "LEACE within class"):
-        assert peers[name].features is None
-        assert "training cells" in peers[name].note
-    assert peers["ComBat"].features is not None
+        assert corrected[name].features is None
+        assert "training cells" in corrected[name].note
+    assert corrected["ComBat"].features is not None
 
 
 def spoiled_features():
@@ -130,11 +130,11 @@ def test_features_that_never_vary_stay_and_nothing_is_nan(monkeypatch, installed
     else:
         monkeypatch.setitem(sys.modules, "harmonypy", None)
     features = spoiled_features()
-    for name, peer in baselines.peer_features(features, LABELS, features, LABELS).items():
+    for name, baseline in baselines.baseline_features(features, LABELS, features, LABELS).items():
         if name == "Harmony" and not installed:
             continue
-        assert np.isfinite(peer.features).all(), name
-        assert np.abs(peer.features).max() < 50, name
+        assert np.isfinite(baseline.features).all(), name
+        assert np.abs(baseline.features).max() < 50, name
     found = {
         "standardised": baselines.standardise_batches(features, LABELS),
         "ComBat": baselines.combat(features, LABELS),
@@ -152,12 +152,12 @@ def test_features_that_never_vary_stay_and_nothing_is_nan(monkeypatch, installed
 def test_collapsed_features_do_not_stop_the_table():
     pytest.importorskip("harmonypy")
     features = np.full((len(LABELS), 4), 0.7)
-    peers = baselines.peer_features(features, LABELS, features, LABELS)
-    for name, peer in peers.items():
+    corrected = baselines.baseline_features(features, LABELS, features, LABELS)
+    for name, baseline in corrected.items():
         if name.startswith("ComBat"):
-            assert peer.features is None and "0 features vary" in peer.note
+            assert baseline.features is None and "0 features vary" in baseline.note
         else:
-            assert np.ptp(peer.features) == 0, name
+            assert np.ptp(baseline.features) == 0, name
 
 
 # --- components, and the null control ---------------------------------------------------------
@@ -191,7 +191,7 @@ def test_where_no_unit_is_active_all_that_vary_are_taken():
     assert baselines.active_components(features)(features).shape == (200, 2)
 
 
-def test_no_peer_writes_a_batch_into_cells_that_have_none():
+def test_no_baseline_writes_a_batch_into_cells_that_have_none():
     """Two halves of the same cells: the zeros of silent units must not tell them apart."""
     pytest.importorskip("harmonypy")
     labels = lung_labels(30)
@@ -311,9 +311,9 @@ def test_combat_needs_linked_batches_and_two_cells():
     features = np.random.default_rng(0).normal(size=(18, 5))
     with pytest.raises(ProbeError, match="share no class"):
         baselines.combat(features, apart, with_class=True)
-    peers = baselines.peer_features(features, apart)
-    assert peers["ComBat with class"].features is None
-    assert "link all batches" in peers["ComBat with class"].note
+    corrected = baselines.baseline_features(features, apart)
+    assert corrected["ComBat with class"].features is None
+    assert "link all batches" in corrected["ComBat with class"].note
     with pytest.raises(ProbeError, match="B2 has one cell"):
         baselines.combat(features[:10], apart[:10])
 
@@ -324,8 +324,8 @@ def test_combat_needs_linked_batches_and_two_cells():
 def test_leace_within_class_keeps_class_means_and_removes_batches_of_new_cells():
     _, train = make_features(LABELS, cell_seed=1, spread=0, columns=40)
     _, test = make_features(LABELS, cell_seed=2, spread=0, columns=40)
-    peers = baselines.peer_features(test, LABELS, train, LABELS)
-    within, plain = peers["LEACE within class"].features, peers["LEACE"].features
+    corrected = baselines.baseline_features(test, LABELS, train, LABELS)
+    within, plain = corrected["LEACE within class"].features, corrected["LEACE"].features
     test = baselines.active_components(train)(test)
     # What is left is the sampling error of 40 cells; components have a spread of 1.
     assert batch_gap(within, LABELS) < PER_GROUP**-0.5 < 0.5 * batch_gap(test, LABELS)
@@ -345,10 +345,10 @@ def _categories(labels):
 
 def test_missing_harmony_is_a_note_not_an_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "harmonypy", None)
-    peers = baselines.peer_features(SHIFTED, LABELS)
-    assert tuple(peers) == ALL
-    assert peers["Harmony"].features is None and not peers["Harmony"].oracle
-    assert "pip install harmonypy" in peers["Harmony"].note
+    corrected = baselines.baseline_features(SHIFTED, LABELS)
+    assert tuple(corrected) == ALL
+    assert corrected["Harmony"].features is None and not corrected["Harmony"].oracle
+    assert "pip install harmonypy" in corrected["Harmony"].note
 
 
 def test_harmony_mixes_crossed_batches_keeps_classes_and_is_silent(capfd, caplog):
@@ -393,4 +393,4 @@ def test_harmony_takes_as_many_cells_as_features():
 )
 def test_errors_say_what_was_found(arguments, message):
     with pytest.raises(ProbeError, match=message):
-        baselines.peer_features(*arguments)
+        baselines.baseline_features(*arguments)

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy.special import ellipe
 
-from cytomad_lib.analysis import biophysics
-from cytomad_lib.analysis.image_quality import ImageShapeError, foreground_mask
 from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.evaluation import biophysics
+from cytomad_lib.evaluation.image_quality import ImageShapeError, foreground_mask
 from cytomad_lib.simulation.optics import DRY_MASS_ALPHA, WAVELENGTH_UM
 
 FIELD = 40.0  # micrometres

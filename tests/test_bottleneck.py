@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 
-from cytomad_lib.analysis import bottleneck
-from cytomad_lib.analysis.bottleneck import split_generator
 from cytomad_lib.conditional.networks import build_conditional_generator
 from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.evaluation import bottleneck
+from cytomad_lib.evaluation.bottleneck import split_generator
 from cytomad_lib.networks import build_cell_type_mlp, build_generator
 
 RANDOM = np.random.default_rng(5)

@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 from training_cells import GROUPS, ONE_EPOCH, write_dataset
 
-from cytomad_lib import comparison
-from cytomad_lib.comparison import compare, leave_batch_out
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LUNG
+from cytomad_lib.evaluation import compare as comparison
+from cytomad_lib.evaluation.compare import compare, leave_batch_out
 from cytomad_lib.runs import Run
 
 pytestmark = pytest.mark.usefixtures("untraced")
@@ -54,14 +54,14 @@ def test_images_times_and_references_are_in_the_table(made):
     times = table.loc[comparison.TIME]
     assert times[["pretrained", "published recipe"]].notna().all()
     assert pd.isna(times["truth (pixels)"])
-    peers = found.peers_table()
-    assert peers.index[0] == "pretrained" and "LEACE" in peers.index
+    baselines = found.baselines_table()
+    assert baselines.index[0] == "pretrained" and "LEACE" in baselines.index
 
 
 def test_the_page_holds_its_figures(made):
     out, _ = made
     page = (out / "compare.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 3  # scores, cells, peers
+    assert page.count("data:image/png;base64,") == 3  # scores, cells, baselines
     assert "SIMULATED" in page and "4, 7" in page and str(out) not in page
 
 

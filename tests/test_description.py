@@ -19,7 +19,7 @@ from cytomad_lib.data.description import read_description
 from cytomad_lib.data.errors import CytomadError, DatasetError
 from cytomad_lib.data.layouts import DRUG, LUNG, dose_level, find_layout
 from cytomad_lib.data.matfiles import write_mat
-from cytomad_lib.evaluation import check_same_layout
+from cytomad_lib.evaluation.score import check_same_layout
 from cytomad_lib.runs import Run
 
 pytestmark = pytest.mark.usefixtures("untraced")
@@ -510,7 +510,7 @@ def test_two_channels_are_predicted_and_evaluated(run, mine, tmp_path):
     prediction = workflow.predict_split(run, mine, "Test", "conditional", tmp_path / "made")
     assert (tmp_path / "made" / "CytoMAD_test_conditional_Mon_HeLa.mat").exists()
     assert not list((tmp_path / "made").glob("*_BF.mat"))  # it would hold one channel of two
-    options = {"image_probe": False, "peers": False}
+    options = {"image_probe": False, "baselines": False}
     found = workflow.evaluate(run, mine, "Test", tmp_path / "scores", **options)
     np.testing.assert_allclose(
         found.predictions["conditional"].features, prediction.features, atol=1e-5
@@ -542,7 +542,7 @@ def test_a_run_refuses_what_is_not_its_data(run, own, tmp_path):
 def test_the_target_may_be_no_phase(tmp_path):
     root = write_dosed(tmp_path / "screen")
     run = workflow.train(root, tmp_path / "run", replace(ONE_EPOCH, removal_epochs=0), recipes=())
-    options = {"image_probe": False, "peers": False}
+    options = {"image_probe": False, "baselines": False}
     found = workflow.evaluate(run, root, "Test", tmp_path / "out", **options)
     assert "MAE, measured" in found.images
     name = find_layout(root)[0].target.name

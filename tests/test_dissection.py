@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from cytomad_lib import networks
-from cytomad_lib.analysis import dissection
-from cytomad_lib.analysis.bottleneck import split_generator
-from cytomad_lib.analysis.dissection import DissectionError
 from cytomad_lib.conditional import networks as conditional_networks
+from cytomad_lib.evaluation import dissection
+from cytomad_lib.evaluation.bottleneck import split_generator
+from cytomad_lib.evaluation.dissection import DissectionError
 
 SIZE = 32
 RNG = np.random.default_rng(0)

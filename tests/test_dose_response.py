@@ -4,14 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cytomad_lib.analysis.biophysics import measure_cells
-from cytomad_lib.analysis.dose_response import (
+from cytomad_lib.data.layouts import DRUG
+from cytomad_lib.evaluation.biophysics import measure_cells
+from cytomad_lib.evaluation.dose_response import (
     MAX_COMPONENTS,
     dose_distances,
     dose_order,
     dose_positions,
 )
-from cytomad_lib.data.layouts import DRUG
 from cytomad_lib.simulation.acquisition import simulate_cells
 
 FEW = {"n_bootstrap": 60}

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from cytomad_lib.analysis.embedding import umap_coordinates
+from cytomad_lib.evaluation.embedding import umap_coordinates
 
 
 def test_map_is_reproducible_quiet_and_keeps_groups_apart():

@@ -1,4 +1,4 @@
-"""Evaluations: all tables and figures, a page that needs nothing else, peers beside the stages."""
+"""Evaluations: all tables and figures, a complete page, baselines beside the stages."""
 
 import re
 from dataclasses import replace
@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from training_cells import GROUPS, ONE_EPOCH, write_dataset
 
-from cytomad_lib import evaluation, pages
-from cytomad_lib.analysis import image_probe
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.data.matfiles import write_mat
-from cytomad_lib.evaluation import TRUTH, evaluate
+from cytomad_lib.evaluation import draw, image_probe, image_tables, pages, probes, results, score
+from cytomad_lib.evaluation.evaluate import evaluate
+from cytomad_lib.evaluation.image_tables import TRUTH
 from cytomad_lib.simulation.write import simulate_dataset
 from cytomad_lib.workflow import train
 
@@ -50,7 +50,7 @@ def test_all_that_was_promised_is_written(found):
         "image_scores.csv",
         "cell_measures.csv",
         "mixing.csv",
-        "peers.csv",
+        "baselines.csv",
         "not_scored.csv",
         "figures",
         "report.html",
@@ -80,9 +80,8 @@ def test_a_faint_mark_of_the_batch_at_one_place_is_found(monkeypatch):
     images[:, 4:12, 4:12] = 2 + random.normal(0, 0.1, (60, 8, 8, 1))
 
     def probed():
-        asked = evaluation._ask_cnn({"cells": images}, labels, 0, progress=False)
-        null = asked["cells"]
-        return evaluation._or_pixels(asked, {"cells": images}, {}, null, labels, 0)["cells"]
+        cnn = score._probe_by_cnn({"cells": images}, labels, 0, progress=False)["cells"]
+        return score._stronger(cnn, None, images, cnn, labels, 0)
 
     none = probed()
     images[1::2, 0, 0] = 1e-3
@@ -92,37 +91,40 @@ def test_a_faint_mark_of_the_batch_at_one_place_is_found(monkeypatch):
     assert found.measure == "batch within class, images"
 
 
-def test_peers_are_named_marked_and_apart(found):
+def test_baselines_are_named_marked_and_apart(found):
     _, made = found
-    peers = set(made.scores.loc[made.scores["kind"] == "peer", "method"])
-    assert {"LEACE", "ComBat with class (oracle)"} <= peers and "untouched" not in peers
-    assert not peers & set(made.main_scores["method"])
-    table = made.peer_table()
-    assert table.index[0] == "pretrained" and set(table.index[1:]) == peers
+    baselines = set(made.scores.loc[made.scores["kind"] == "baseline", "method"])
+    assert {"LEACE", "ComBat with class (oracle)"} <= baselines and "untouched" not in baselines
+    assert not baselines & set(made.main_scores["method"])
+    table = made.baseline_table()
+    assert table.index[0] == "pretrained" and set(table.index[1:]) == baselines
     # All there is, is in the table; all that is missing, in a sentence.
-    assert peers == set(made.peers.loc[made.peers["available"], "peer"])
-    assert set(made.mixing["method"]) == peers | {
+    assert baselines == set(made.baselines.loc[made.baselines["available"], "baseline"])
+    assert set(made.mixing["method"]) == baselines | {
         "pretrained",
         "published recipe",
         "batches shuffled",
     }
 
 
-def test_the_null_control_stands_beside_the_peers(found):
+def test_the_null_control_stands_beside_the_baselines(found):
     out, made = found
-    peers = pd.read_csv(out / "peers.csv")
-    assert peers["null_control"].between(0.1, 1).all() and (peers["null_control_95"] > 0.5).all()
-    assert list(made.peer_table()["null_control"].dropna()) == list(peers["null_control"])
+    baselines = pd.read_csv(out / "baselines.csv")
+    assert (
+        baselines["null_control"].between(0.1, 1).all()
+        and (baselines["null_control_95"] > 0.5).all()
+    )
+    assert list(made.baseline_table()["null_control"].dropna()) == list(baselines["null_control"])
     table = pd.DataFrame(
         [("ComBat", True, 0.98, 0.55, "n"), ("LEACE", True, 0.5, 0.55, "n")],
-        columns=["peer", "available", "null_control", "null_control_95", "note"],
+        columns=["baseline", "available", "null_control", "null_control_95", "note"],
     )
-    (remark,) = evaluation.peer_remarks(table)
+    (remark,) = results.baseline_remarks(table)
     assert remark.startswith("ComBat writes a batch in") and "0.98" in remark
 
 
-def test_a_missing_peer_is_said_in_summary_and_report(run, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "_training_cells", lambda run, data: None)
+def test_a_missing_baseline_is_said_in_summary_and_report(run, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(score, "training_cells", lambda run, data: None)
     made = evaluate(run, data, "Test", tmp_path, image_probe=False)
     assert "LEACE" not in set(made.scores["method"])
     for text in (made.summary(), (tmp_path / "report.html").read_text(encoding="utf-8")):
@@ -130,7 +132,7 @@ def test_a_missing_peer_is_said_in_summary_and_report(run, data, tmp_path, monke
 
 
 def test_the_training_cells_are_found_again(run, data):
-    labels = evaluation._training_cells(run, data).labels
+    labels = score.training_cells(run, data).labels
     assert (labels.groupby(["batch", "class_name"], observed=True).size() == 5).all()
     assert labels["cell"].max() == 4  # the first five of each file, as in training
 
@@ -138,7 +140,7 @@ def test_the_training_cells_are_found_again(run, data):
 def test_other_training_cells_are_not_taken_for_those_of_the_run(run, tmp_path):
     counts = {"Train": 4, "Test": 8}
     simulate_dataset(tmp_path, "lung", 16, counts, seed=1, groups=GROUPS, progress=False)
-    assert evaluation._training_cells(run, tmp_path) is None
+    assert score.training_cells(run, tmp_path) is None
 
 
 def test_the_report_is_complete_in_itself(found):
@@ -173,7 +175,7 @@ def test_nothing_is_written_into_the_run(run, data, tmp_path):
         return {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
 
     before = state()
-    made = evaluate(run, data, "Test", tmp_path / "out", image_probe=False, peers=False)
+    made = evaluate(run, data, "Test", tmp_path / "out", image_probe=False, baselines=False)
     assert state() == before
     assert (tmp_path / "out" / "figures" / "losses_pretraining.png") in made.figures
 
@@ -196,23 +198,23 @@ def test_of_any_design_what_can_be_is_scored(run, tmp_path, monkeypatch, groups,
     assert measures - {"batch within class, images"} == scored
     left_out = pd.read_csv(out / "not_scored.csv")
     unasked = set(left_out.loc[left_out["left_out"] == "all", "measure"])
-    assert set(evaluation.FEATURE_MEASURES) - unasked == scored
+    assert set(probes.MEASURES) - unasked == scored
     assert made.not_scored_lines()[0] in made.summary()
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "What was not scored, and why" in page
     # What needs no other batch and class is there.
     assert len(pd.read_csv(out / "image_scores.csv")) == 4
-    assert ("peers" in unasked) == ("batch within class" not in scored)
+    assert ("baselines" in unasked) == ("batch within class" not in scored)
 
 
 def test_an_unknown_split_and_a_missing_target_are_said_before_any_work(
     run, data, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(evaluation, "predict", lambda *args: pytest.fail("predicted"))
+    monkeypatch.setattr(score, "predict", lambda *args: pytest.fail("predicted"))
     with pytest.raises(CytomadError, match="'Tset'.*Train, Valid, Test"):
         evaluate(run, data, "Tset", tmp_path)
     without = SimpleNamespace(qpi=None)
-    monkeypatch.setattr(evaluation, "load_with_truth_if_there", lambda *args: without)
+    monkeypatch.setattr(score, "load_with_truth_if_there", lambda *args: without)
     with pytest.raises(CytomadError, match="Test split of .* has no measured phase.*predict"):
         evaluate(run, data, "Test", tmp_path)
     assert not list(tmp_path.iterdir())
@@ -222,15 +224,15 @@ def test_without_a_wavelength_dry_mass_is_left_out_with_a_note(data):
     cells = load_cells(data, "Test", with_truth=True)
     assert cells.wavelength_um == 1.06
     left_out = []
-    measures = evaluation._phase_measures(replace(LUNG, wavelength_um=None), left_out)
+    measures = image_tables.phase_measures(replace(LUNG, wavelength_um=None), left_out)
     ((what, _, why),) = left_out
     assert what == "dry mass" and "wavelength_um" in why and "dataset.toml" in why
     blind = replace(cells, wavelength_um=None)
-    table = evaluation.cell_measure_errors({"m": cells.truth * 1.1}, blind, measures)
+    table = image_tables.cell_measure_errors({"m": cells.truth * 1.1}, blind, measures)
     assert set(table["measure"]) == {"area_um2", "mean_phase_rad"}
     red = replace(cells, wavelength_um=0.53).select([0, 1])  # half of 1.06
     masses = [
-        evaluation.cell_measure_errors({"m": c.qpi * 1.1}, c)
+        image_tables.cell_measure_errors({"m": c.qpi * 1.1}, c)
         .set_index(["reference", "measure"])
         .loc[("measured", "dry_mass_pg"), "reference_mean"]
         for c in (red, cells.select([0, 1]))
@@ -240,7 +242,9 @@ def test_without_a_wavelength_dry_mass_is_left_out_with_a_note(data):
 
 def test_measures_of_cells_against_known_errors(data):
     cells = load_cells(data, "Test", with_truth=True)
-    table = evaluation.cell_measure_errors({"scaled": 1.1 * cells.truth, TRUTH: cells.truth}, cells)
+    table = image_tables.cell_measure_errors(
+        {"scaled": 1.1 * cells.truth, TRUTH: cells.truth}, cells
+    )
     against = table[(table["method"] == "scaled") & (table["reference"] == "truth")]
     mass = against.set_index("measure").loc["dry_mass_pg"]
     # Ten percent more phase is ten percent more dry mass, give or take the outline.
@@ -258,7 +262,7 @@ def test_the_cells_shown_are_of_different_lines_and_batches():
         }
     )
     # C was seen in batch 2 only, which is taken: better shown twice than not at all.
-    assert list(evaluation._one_cell_of_each_class(labels)) == [0, 3, 4]
+    assert list(draw.one_cell_of_each_class(labels)) == [0, 3, 4]
 
 
 def test_without_truth_files_only_the_measured_phase_is_compared(data, tmp_path):
@@ -270,7 +274,7 @@ def test_without_truth_files_only_the_measured_phase_is_compared(data, tmp_path)
         for kind, images in (("BF", test.brightfield), ("QPI", test.qpi)):
             stack = np.moveaxis(images[rows, ..., 0], 0, -1)
             write_mat(root / batch / name / "Test" / f"{name}_{kind}.mat", {kind: stack})
-    row = evaluation._image_row(test.qpi, test)
+    row = image_tables._image_row(test.qpi, test)
     assert "MAE, truth (rad)" not in row
     assert row["MAE, measured (rad)"] == 0
-    assert evaluation.load_with_truth_if_there(root, "Test", 16).truth is None
+    assert score.load_with_truth_if_there(root, "Test", 16).truth is None

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from cytomad_lib.analysis.image_probe import image_batch_accuracy
-from cytomad_lib.analysis.probes import ProbeError
+from cytomad_lib.evaluation.image_probe import image_batch_accuracy
+from cytomad_lib.evaluation.probes import ProbeError
 
 SIZE = 24
 NOISE = 0.03

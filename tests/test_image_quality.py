@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
-from cytomad_lib.analysis import image_quality as quality
+from cytomad_lib.evaluation import image_quality as quality
 from cytomad_lib.simulation.optics import DRY_MASS_ALPHA, WAVELENGTH_UM
 
 PIXEL = 0.25

@@ -9,7 +9,7 @@ import pytest
 from tf24_files import randomised
 from training_cells import TINY, make_cells
 
-from cytomad_lib.analysis.inference_leak import (
+from cytomad_lib.evaluation.inference_leak import (
     GROUPS,
     MIXED,
     RUNNING,

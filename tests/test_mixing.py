@@ -6,9 +6,9 @@ import pytest
 from sklearn.metrics import silhouette_samples
 from sklearn.metrics.pairwise import cosine_distances, euclidean_distances
 
-from cytomad_lib.analysis import mixing
-from cytomad_lib.analysis.probes import ProbeError
 from cytomad_lib.data.layouts import LUNG
+from cytomad_lib.evaluation import mixing
+from cytomad_lib.evaluation.probes import ProbeError
 
 
 def lung_labels(per_group=40):

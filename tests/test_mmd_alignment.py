@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from keras import ops
 
-from cytomad_lib.analysis import probes
 from cytomad_lib.conditional import mmd_alignment
 from cytomad_lib.conditional.adversary import batch_shares
 from cytomad_lib.conditional.erasure import fit_leace, within_class_concept
 from cytomad_lib.conditional.networks import build_conditional_generator
 from cytomad_lib.config import ALIGNED_DIRECTIONS, CELLS_PER_CLASS, Conditional
+from cytomad_lib.evaluation import probes
 
 RECIPE = Conditional(alignment_steps=200, directions=2)
 N_FEATURES = 32

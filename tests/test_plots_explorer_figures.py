@@ -6,7 +6,7 @@ import pytest
 from figure_checks import every_figure_is_legible  # noqa: F401
 from training_cells import make_cells
 
-from cytomad_lib.analysis import biophysics
+from cytomad_lib.evaluation import biophysics
 from cytomad_lib.plots import explorer_figures
 from cytomad_lib.simulation.microscope_settings import SETTINGS
 

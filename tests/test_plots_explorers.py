@@ -12,10 +12,10 @@ from figure_checks import every_figure_is_legible  # noqa: F401
 from matplotlib import image as mpl_image
 from training_cells import make_cells
 
-from cytomad_lib.analysis import biophysics
 from cytomad_lib.conditional.networks import build_conditional_generator
 from cytomad_lib.data.cells import CellImages
 from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.evaluation import biophysics
 from cytomad_lib.networks import build_generator
 from cytomad_lib.plots import explorers
 from cytomad_lib.prediction import Prediction

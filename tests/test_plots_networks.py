@@ -6,7 +6,7 @@ from figure_checks import every_figure_is_legible  # noqa: F401
 from matplotlib.colors import to_rgba
 
 from cytomad_lib import networks
-from cytomad_lib.analysis.dissection import block_table
+from cytomad_lib.evaluation.dissection import block_table
 from cytomad_lib.plots import networks as figures
 from cytomad_lib.plots.style import METHOD_COLOURS
 

@@ -12,8 +12,8 @@ from PIL import Image
 from skimage.color import rgb2lab
 
 from cytomad_lib import networks, plots
-from cytomad_lib.analysis.dissection import block_table
 from cytomad_lib.data.errors import WriteError
+from cytomad_lib.evaluation.dissection import block_table
 from cytomad_lib.plots import style
 
 PALETTES = (style.BATCH_COLOURS, style.CLASS_COLOURS, style.METHOD_COLOURS)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cytomad_lib.analysis import probes
+from cytomad_lib.evaluation import probes
 
 DESIGN = {"H69": (1, 3, 4), "H358": (1, 2, 5), "H520": (3, 6, 7), "H526": (2, 5, 6)}
 PER_GROUP = 20

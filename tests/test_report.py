@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from cytomad_lib import plots
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.plots.report import PNG_START, Section, format_scores, seed_summary, write_report
+from cytomad_lib.evaluation.tables import format_scores, seed_summary
+from cytomad_lib.plots.report import PNG_START, Section, write_report
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 

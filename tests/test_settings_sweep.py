@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cytomad_lib.analysis.settings_sweep import score_settings, setting_harm, sweep_settings
 from cytomad_lib.data.errors import SimulationError
+from cytomad_lib.evaluation.settings_sweep import score_settings, setting_harm, sweep_settings
 from cytomad_lib.simulation.microscope_settings import SETTINGS, SimulatedMicroscope
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cytomad_lib.analysis.biophysics import measure_cells
 from cytomad_lib.data.layouts import DRUG
+from cytomad_lib.evaluation.biophysics import measure_cells
 from cytomad_lib.simulation.acquisition import simulate_cells
 from cytomad_lib.simulation.morphology import (
     LUNG_LINES,

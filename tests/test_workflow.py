@@ -115,7 +115,7 @@ def test_every_figure_is_there(evaluation, results):
 def test_the_same_demo_again_gives_the_same_scores(evaluation, results, data):
     run = Run.open(results)
     again = workflow.evaluate(
-        run, data, "Test", results / "again", seed=3, image_probe=False, peers=False
+        run, data, "Test", results / "again", seed=3, image_probe=False, baselines=False
     )
     pd.testing.assert_frame_equal(again.scores, evaluation.scores)
 
@@ -189,7 +189,7 @@ def drug_evaluation(drug, tmp_path_factory):
     out = tmp_path_factory.mktemp("drug_results")
     with untraced_steps():
         run = workflow.train(drug, out, PRESET, seed=1, recipes=("published",))
-        return workflow.evaluate(run, drug, "Test", out, 1, image_probe=False, peers=False)
+        return workflow.evaluate(run, drug, "Test", out, 1, image_probe=False, baselines=False)
 
 
 def test_doses_are_ordered_and_nothing_was_shown_them(drug_evaluation):

@@ -99,7 +99,7 @@ def _near_weights(size, reach):
 def _dome_powers(inside):
     """Return the first powers of the thickness of an ellipsoid that is shaped as the cell.
 
-    The same as `analysis.image_quality.ellipsoid_thickness`, for a minibatch of masks
+    The same as `evaluation.image_quality.ellipsoid_thickness`, for a minibatch of masks
     (n, size, size): (n, powers, size * size), 0 outside of the cells.
     """
     size = inside.shape[1]

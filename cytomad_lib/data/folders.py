@@ -61,11 +61,11 @@ def _extra_folder_text(layout, found, names):
     )
 
 
-def listed(things, most=10):
+def listed(things, most=10, separator=", "):
     """Return the first few of a list as text."""
     things = [str(thing) for thing in things]
     more = f" and {len(things) - most} more" if len(things) > most else ""
-    return ", ".join(things[:most]) + more
+    return separator.join(things[:most]) + more
 
 
 def missing_names(layout, root):

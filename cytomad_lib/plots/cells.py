@@ -23,7 +23,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.patches import Patch
 
-from cytomad_lib.analysis.image_quality import as_stack
+from cytomad_lib.evaluation.image_quality import as_stack
 from cytomad_lib.plots import style
 
 MAPS = {

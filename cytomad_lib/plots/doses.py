@@ -83,7 +83,7 @@ def dose_order(table, title=""):
     Parameters
     ----------
     table : pandas.DataFrame
-        From `analysis.dose_response.dose_order`, with a column `method`. Rows of single batches
+        From `evaluation.dose_response.dose_order`, with a column `method`. Rows of single batches
         are small strokes beside the row "all".
     title : str
 
@@ -129,7 +129,7 @@ def batch_beside_drug(tables):
     Parameters
     ----------
     tables : dict
-        Method to its table from `analysis.dose_response.dose_distances`.
+        Method to its table from `evaluation.dose_response.dose_distances`.
 
     Returns
     -------
@@ -165,7 +165,7 @@ def measures_by_dose(measures, labels, names, reference="DMSO"):
     Parameters
     ----------
     measures : pandas.DataFrame
-        One row per cell, for instance from `analysis.biophysics.measure_cells`.
+        One row per cell, for instance from `evaluation.biophysics.measure_cells`.
     labels : pandas.DataFrame
         Of the same cells, with `batch`, `class_name` and `dose`.
     names : dict

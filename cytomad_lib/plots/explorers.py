@@ -12,8 +12,8 @@ All controls work by keyboard: Tab moves on, the arrow keys move a slider or cho
 A program can use an explorer, too: `explorer.cell.value = 3` moves a slider. What is shown is in
 `image` (PNG), `text` (HTML), `figure` (the last one drawn), and `row`, the number of the cell.
 
-The calculations are elsewhere, for use without sliders: `analysis.bottleneck`,
-`analysis.biophysics`, `simulation.microscope_settings`, `analysis.settings_sweep`; so are the
+The calculations are elsewhere, for use without sliders: `evaluation.bottleneck`,
+`evaluation.biophysics`, `simulation.microscope_settings`, `evaluation.settings_sweep`; so are the
 figures, in `plots.cells`
 and `plots.explorer_figures`.
 """
@@ -23,10 +23,10 @@ import html
 import numpy as np
 import pandas as pd
 
-from cytomad_lib.analysis import biophysics
-from cytomad_lib.analysis.bottleneck import split_generator
-from cytomad_lib.analysis.image_quality import dry_mass_pg, foreground_mask, image_scores
 from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.evaluation import biophysics
+from cytomad_lib.evaluation.bottleneck import split_generator
+from cytomad_lib.evaluation.image_quality import dry_mass_pg, foreground_mask, image_scores
 from cytomad_lib.plots import explorer_figures, widgets
 from cytomad_lib.plots.cells import image_grid, limits_of
 from cytomad_lib.plots.explorer_figures import MEASURE_LABELS

@@ -9,7 +9,7 @@
 - `sensitivity_map`: the pixels that change the output of one patch; `half_level` of such a map.
 - `predicted_probabilities`: the output of classifiers for single cells.
 
-Tables and arrays come from `cytomad_lib.analysis.dissection`.
+Tables and arrays come from `cytomad_lib.evaluation.dissection`.
 
 Example
 -------

@@ -323,7 +323,7 @@ def inference_leak(table, random_table, measures=("batch within class", "class")
     Parameters
     ----------
     table : pandas.DataFrame
-        From `analysis.inference_leak.leak_table`.
+        From `evaluation.inference_leak.leak_table`.
     random_table : pandas.DataFrame
         From `random_group_table`: the control, with cells assigned to groups at random.
     measures : sequence of str

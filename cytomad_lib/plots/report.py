@@ -2,8 +2,6 @@
 
 - `Section`: a heading with text, a table, figures and a note.
 - `write_report`: title, key facts and sections into one file.
-- `format_scores`: the scores of probes and images, measures in rows and methods in columns.
-- `seed_summary`: mean and standard deviation over seeds.
 
 The page is complete in itself: figures are inside the file, nothing is loaded from elsewhere, and
 no script runs. It holds only what it is given, so the same input gives the same page.
@@ -23,18 +21,16 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from numbers import Integral, Real
 from pathlib import Path
 from string import Template
 
-import numpy as np
 import pandas as pd
 
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import write_text
+from cytomad_lib.evaluation.tables import format_value, is_missing, is_number
 
 DPI = 150  # of the figures, as in `plots.save_figure`; a screen has 96
-MISSING = "–"
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
@@ -109,76 +105,6 @@ def write_report(path, title, subtitle, facts, sections):
     return path
 
 
-def format_scores(scores, images=None):
-    """Put scores into one table to read: measures in rows, methods in columns.
-
-    Parameters
-    ----------
-    scores : pandas.DataFrame
-        From `probes.results_table`, one row per method and measure. Where a method has several
-        rows (seeds) for a measure, their mean is shown; `seed_summary` has the spread.
-    images : pandas.DataFrame, optional
-        Image quality, methods in rows and scores in columns, as `Evaluation.images`. Its scores
-        follow below, and methods that were not probed follow to the right.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns `chance`, `null 95 %` (the largest of the methods'), then the methods. Bits of
-        batch information have a row of their own; images have no chance level.
-    """
-    measures = list(dict.fromkeys(scores["measure"]))
-    methods = list(dict.fromkeys(scores["method"]))
-    by_method = scores.groupby(["measure", "method"], observed=True)
-    by_measure = scores.groupby("measure", observed=True)
-    table = by_method["accuracy"].mean().unstack().loc[measures, methods]
-    table.insert(0, "chance", by_measure["chance"].first())
-    table.insert(1, "null 95 %", by_measure["null_95"].max())
-    for measure in measures:
-        bits = by_method["bits"].mean()[measure].dropna()
-        if len(bits):
-            table.loc[f"{measure}, in bits"] = {"chance": 0.0} | bits.to_dict()
-    if images is not None:
-        table = pd.concat([table, images.T.rename(index="images: {}".format)])
-    return table.rename_axis(index="measure", columns=None)
-
-
-def seed_summary(table, by, value):
-    """Summarise repeated trainings: mean and standard deviation over seeds.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Tidy, one row per seed and whatever `by` names.
-    by : list of str
-        Columns that tell apart what is not to be averaged, for instance method and measure. All
-        rows that agree in them count as seeds of one thing.
-    value : str
-        Column of numbers; missing ones are left out.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns of `by`, then `mean`, `s.d.` (with n - 1), `n`, and `mean ± s.d.` as text, which is
-        the mean alone where there is one seed. In the order of first appearance.
-
-    Raises
-    ------
-    ReportError
-        If the table lacks a column.
-    """
-    missing = [name for name in [*by, value] if name not in table]
-    if missing:
-        raise ReportError(f"The table has columns {list(table.columns)}; {missing} are needed.")
-    groups = table.groupby(list(by), sort=False, observed=True, dropna=False)[value]
-    summary = groups.agg(**{"mean": "mean", "s.d.": "std", "n": "count"}).reset_index()
-    summary["mean ± s.d."] = [
-        _value(mean) if n < 2 else f"{_value(mean)} ± {_value(spread)}"
-        for mean, spread, n in zip(summary["mean"], summary["s.d."], summary["n"], strict=True)
-    ]
-    return summary
-
-
 # --- parts of the page: each takes plain values and returns HTML --------------------------------
 
 
@@ -220,7 +146,7 @@ def _table(table, caption):
     head = "".join(_heading(name, side) for name, side in zip(table.columns, sides, strict=True))
     rows = []
     for row in zip(*columns, strict=True):
-        cells = [f"{side}>{escape(_value(v))}" for v, side in zip(row, sides, strict=True)]
+        cells = [f"{side}>{escape(format_value(v))}" for v, side in zip(row, sides, strict=True)]
         first = f'<th scope="row"{cells[0]}</th>'
         rows.append(f"<tr>{first}{''.join(f'<td{cell}</td>' for cell in cells[1:])}</tr>")
     body = "\n".join(rows)
@@ -247,25 +173,8 @@ def _heading(name, side):
 
 
 def _are_numbers(values):
-    numbers = [_is_number(value) for value in values if not _is_missing(value)]
+    numbers = [is_number(value) for value in values if not is_missing(value)]
     return bool(values) and all(numbers)
-
-
-def _is_number(value):
-    return isinstance(value, Real) and not isinstance(value, bool | np.bool)
-
-
-def _is_missing(value):
-    return pd.api.types.is_scalar(value) and pd.isna(value)
-
-
-def _value(value):
-    """Return the text of a table's cell."""
-    if _is_missing(value):
-        return MISSING
-    if not _is_number(value) or isinstance(value, Integral):
-        return str(value).replace(" ± ", "\u00a0±\u00a0")  # a number and its spread on one line
-    return f"{value:z.3f}"  # z: no minus sign before zero
 
 
 def _figure(figure, caption):

@@ -7,8 +7,8 @@ import html
 
 import numpy as np
 
-from cytomad_lib.analysis.image_quality import image_scores
 from cytomad_lib.data.layouts import LUNG
+from cytomad_lib.evaluation.image_quality import image_scores
 from cytomad_lib.plots import widgets
 from cytomad_lib.plots.cells import image_grid
 from cytomad_lib.plots.explorer_figures import setting_label

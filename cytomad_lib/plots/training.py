@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
-from cytomad_lib.analysis.image_quality import as_stack
+from cytomad_lib.evaluation.image_quality import as_stack
 from cytomad_lib.plots import style
 
 CURVES = {  # label to the prefix of the column, and the look of the line

@@ -10,7 +10,7 @@ and that of the batch classifiers with the fake label "first batch" for every ce
 the four batch MLPs are replaced by new ones, fitted on new random quarters of the features.
 
 Only an independent probe can tell whether that removes the batch or fools these seven: see
-`cytomad_lib.analysis.probes`.
+`cytomad_lib.evaluation.probes`.
 
 Source: the CytoMAD publication, "batch removal".
 

@@ -19,7 +19,7 @@ Example
 import numpy as np
 import pandas as pd
 
-from cytomad_lib.analysis.image_quality import image_scores
+from cytomad_lib.evaluation.image_quality import image_scores
 from cytomad_lib.prediction import predict
 from cytomad_lib.simulation.microscope_settings import (
     LIGHT_SETTINGS,

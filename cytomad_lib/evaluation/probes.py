@@ -52,31 +52,25 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, cpu_count, delayed
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
-from sklearn.neighbors import NearestNeighbors
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from scipy.special import log_softmax
+from sklearn.metrics import confusion_matrix
 from threadpoolctl import threadpool_limits
 
-from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.evaluation.classifiers import PROBES, check_probes, cross_validate
+from cytomad_lib.evaluation.tasks import (
+    FOLDS,
+    ProbeError,
+    batch_tasks,
+    check_features,
+    class_tasks,
+    unseen_tasks,
+    with_shuffles,
+)
 from cytomad_lib.stopping import in_worker
 
-PROBES = ("logistic", "knn", "mlp", "whitened")
-MAX_COMPONENTS = 100
-WHITENED_COMPONENTS = 20  # more would drown in noise what 100 training cells can say
-SILENT = 1e-3  # of the largest spread: components below are rounding
-NEIGHBOURS = 10
-FOLDS = 5
 COLUMNS = ["method", "measure", "accuracy", "chance", "null_mean", "null_95", "bits", "probe"]
 COLUMNS += [*PROBES, "n_cells", "seed"]
 MEASURES = ("batch within class", "class", "class, unseen batch")
-
-
-class ProbeError(CytomadError):
-    """Features or labels that cannot be scored; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +158,8 @@ def within_class_batch_accuracy(
     ProbeError
         If lengths differ, values are not finite, or no class has two batches with enough cells.
     """
-    features, batch, class_name = _checked(features, labels, probes)
-    tasks, _ = _batch_tasks(batch, class_name, n_folds, seed)
+    features, batch, class_name = check_features(features, labels)
+    tasks, _ = batch_tasks(batch, class_name, n_folds, seed)
     result = _score("batch within class", features, tasks, probes, n_permutations, seed, bits=True)
     # Found class by class; shown in the order of the batches.
     order = [name for name in batch.categories if name in result.confusion.index]
@@ -185,8 +179,8 @@ def class_accuracy(features, labels, seed=0, n_permutations=20, probes=PROBES, n
     -------
     ProbeResult
     """
-    features, batch, class_name = _checked(features, labels, probes)
-    tasks, _ = _class_tasks(batch, class_name, n_folds, seed)
+    features, batch, class_name = check_features(features, labels)
+    tasks, _ = class_tasks(batch, class_name, n_folds, seed)
     return _score("class", features, tasks, probes, n_permutations, seed)
 
 
@@ -210,10 +204,10 @@ def unseen_batch_class_accuracy(
         Chance is 1 / (classes that the probe knows). The null is NaN where every batch holds one
         class: then there are no labels to shuffle inside a batch.
     """
-    features, batch, class_name = _checked(features, labels, probes)
+    features, batch, class_name = check_features(features, labels)
     if only is not None and only not in batch.categories:
         raise ProbeError(f"There are no cells of {only!r}; choose from {list(batch.categories)}.")
-    tasks, _ = _unseen_tasks(batch, class_name, only=only)
+    tasks, _ = unseen_tasks(batch, class_name, only=only)
     return _score("class, unseen batch", features, tasks, probes, n_permutations, seed)
 
 
@@ -236,9 +230,9 @@ def left_out(labels, n_folds=FOLDS):
     ProbeError
         If the labels are not complete.
     """
-    _, batch, class_name = _checked(np.zeros((len(labels), 1)), labels, PROBES)
+    _, batch, class_name = check_features(np.zeros((len(labels), 1)), labels)
     rows = []
-    for measure, find in zip(MEASURES, (_batch_tasks, _class_tasks, _unseen_tasks), strict=True):
+    for measure, find in zip(MEASURES, (batch_tasks, class_tasks, unseen_tasks), strict=True):
         try:
             rows += [(measure, *reason) for reason in find(batch, class_name, n_folds)[1]]
         except ProbeError as error:
@@ -254,8 +248,8 @@ def check_unseen(labels, batch):
     ProbeError
         As `unseen_batch_class_accuracy` with `only=batch`, which needs features; this does not.
     """
-    _, batches, class_name = _checked(np.zeros((len(labels), 1)), labels, PROBES)
-    _unseen_tasks(batches, class_name, only=batch)
+    _, batches, class_name = check_features(np.zeros((len(labels), 1)), labels)
+    unseen_tasks(batches, class_name, only=batch)
 
 
 def score_results(features, labels, seed=0, n_permutations=20, probes=PROBES):
@@ -272,7 +266,8 @@ def score_results(features, labels, seed=0, n_permutations=20, probes=PROBES):
     ProbeError
         If lengths differ or values are not finite.
     """
-    _checked(features, labels, probes)
+    check_features(features, labels)
+    check_probes(probes)
     measures = (within_class_batch_accuracy, class_accuracy, unseen_batch_class_accuracy)
     found = []
     for measure in measures:
@@ -345,292 +340,7 @@ def score_table(methods, labels, seed=0, n_permutations=20, probes=PROBES):
     )
 
 
-# --- what is being predicted, from which folds -----------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One cross-validation: the cells, the label of each, and the fold that each is tested in.
-
-    With `only`, that fold alone is tested. The name is that of the class whose cells these are, or
-    empty.
-    """
-
-    name: str
-    cells: np.ndarray
-    codes: np.ndarray
-    names: tuple
-    folds: np.ndarray
-    fold_names: tuple = ()
-    only: int | None = None
-
-    def tested_folds(self):
-        return np.unique(self.folds) if self.only is None else np.array([self.only])
-
-
-def _checked(features, labels, probes):
-    features = np.asarray(features, dtype=np.float32)
-    for column in ("batch", "class_name"):
-        if column not in labels:
-            raise ProbeError(
-                f"The labels have columns {list(labels.columns)}; `{column}` is needed. "
-                "Pass the labels table of CellImages or of a Prediction."
-            )
-    if features.ndim < 2 or len(features) != len(labels):
-        raise ProbeError(
-            f"Found features of shape {features.shape} for {len(labels)} rows of labels; expected "
-            "(cells, features) with one row per label. Were both selected by the same cells?"
-        )
-    bad = ~np.isfinite(features.reshape(len(features), -1)).all(axis=1)
-    if bad.any():
-        raise ProbeError(
-            f"{bad.sum()} of {len(bad)} cells have values that are not finite (first: row "
-            f"{bad.argmax()}). Did training diverge? Drop those cells or use an earlier model."
-        )
-    unlabelled = labels[["batch", "class_name"]].isna().any(axis=1)
-    if unlabelled.any():
-        raise ProbeError(f"{unlabelled.sum()} cells lack a batch or class name. Drop those cells.")
-    unknown = set(probes) - set(PROBES)
-    if unknown or not probes:
-        raise ProbeError(f"Probes {list(probes)} were asked for; choose from {list(PROBES)}.")
-    batch, class_name = (
-        pd.Categorical(labels[c].astype("category")).remove_unused_categories()
-        for c in ("batch", "class_name")
-    )
-    return features.reshape(len(features), -1), batch, class_name
-
-
-def _need_two(what, values, reasons=()):
-    if len(values.categories) < 2:
-        too_few = f" Left out are {_listed(reasons)}." if reasons else ""
-        raise ProbeError(
-            f"Found {what} {list(values.categories)}; at least two are needed.{too_few}"
-        )
-
-
-def _folds(codes, n_folds, seed):
-    """Return the fold in which each cell is tested, stratified by `codes`."""
-    splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
-    folds = np.empty(len(codes), dtype=int)
-    for fold, (_, test) in enumerate(splitter.split(codes, codes)):
-        folds[test] = fold
-    return folds
-
-
-# Each of these returns the tasks, and what they leave out as (what, why).
-
-
-def _large_groups(batch, class_name, least):
-    """Return the cells of groups that are large enough, their group names, and the others."""
-    groups = np.array([f"{c} in {b}" for c, b in zip(class_name, batch, strict=True)])
-    counts = pd.Series(groups).value_counts(sort=False)
-    few = counts[counts < least]
-    reasons = [
-        (name, f"{count} cell{'s' * (count != 1)}; at least {least} are needed")
-        for name, count in few.items()
-    ]
-    return np.flatnonzero(~np.isin(groups, few.index)), groups, reasons
-
-
-def _batch_tasks(batch, class_name, n_folds=FOLDS, seed=0):
-    """Find a task per class that was seen in two batches or more: tell these apart."""
-    large, _, reasons = _large_groups(batch, class_name, n_folds)
-    tasks = []
-    for name in class_name.categories:
-        cells = large[class_name[large] == name]
-        batches = batch[cells].remove_unused_categories()
-        if len(batches.categories) >= 2:
-            folds = _folds(batches.codes, n_folds, seed)
-            tasks.append(_Task(name, cells, batches.codes, tuple(batches.categories), folds))
-        elif len(cells):
-            reasons.append((name, f"seen in one batch only, {batches.categories[0]}"))
-    if not tasks:
-        raise ProbeError(
-            "No class was seen in two batches with enough cells, so batches cannot be told apart "
-            f"within a class: {_listed(reasons)}. Give cells of a class from at least two batches."
-        )
-    return tasks, reasons
-
-
-def _class_tasks(batch, class_name, n_folds=FOLDS, seed=0):
-    """Find the one task of telling the classes apart."""
-    cells, groups, reasons = _large_groups(batch, class_name, n_folds)
-    classes = class_name[cells].remove_unused_categories()
-    _need_two("classes", classes, reasons)
-    folds = _folds(pd.Categorical(groups[cells]).codes, n_folds, seed)
-    return [_Task("", cells, classes.codes, tuple(classes.categories), folds)], reasons
-
-
-def _unseen_tasks(batch, class_name, n_folds=FOLDS, only=None):
-    """Find the one task of telling the classes apart in a batch that is left out."""
-    cells, _, reasons = _large_groups(batch, class_name, n_folds)
-    classes, batches = (values[cells].remove_unused_categories() for values in (class_name, batch))
-    _need_two("classes", classes, reasons)
-    _need_two("batches", batches, reasons)
-    if only is not None and only not in batches.categories:
-        raise ProbeError(f"No cell of {only} can be predicted: {_listed(reasons)}.")
-    place = None if only is None else batches.categories.get_loc(only)
-    names = tuple(classes.categories), tuple(batches.categories)
-    task = _Task("", cells, classes.codes, names[0], batches.codes, names[1], place)
-    counts = pd.crosstab(np.asarray(batches), np.asarray(classes))
-    for fold in task.tested_folds():
-        left = names[1][fold]
-        here, elsewhere = counts.loc[left] > 0, counts.drop(left).sum() > 0
-        reasons += [
-            (f"{name} in {left}", "seen in one batch only, so no probe knows it elsewhere")
-            for name in counts.columns[here & ~elsewhere]
-        ]
-        if elsewhere.sum() < 2:
-            reasons.append((left, "the other batches hold one class only"))
-    if ((counts > 0).sum(axis=1) == 1).all():
-        reasons.append(("the null", "every batch holds one class, so no labels can be shuffled"))
-    counted = np.unique(task.codes[_known(task)[task.folds, task.codes]])
-    if not len(counted):
-        where = "an unseen batch" if only is None else only
-        raise ProbeError(
-            f"No cell of {where} can be predicted: {_listed(reasons)}. Give cells of two classes "
-            "or more from at least two batches each."
-        )
-    if len(counted) == 1:
-        name = names[0][counted[0]]
-        why = f"{name} alone can be scored: the answer {name} is always right, so read the null"
-        reasons.append((f"classes other than {name}", why))
-    return [task], reasons
-
-
-def _listed(reasons, most=3):
-    """Return reasons as text: the first few, and how many more there are."""
-    told = "; ".join(f"{what}: {why}" for what, why in reasons[:most])
-    return told + (f"; and {len(reasons) - most} more" if len(reasons) > most else "")
-
-
-def _known(task):
-    """Return (folds, labels): whether the label is among the training cells of that fold.
-
-    In a fold that is not tested, no label is, nor where the training cells have one label only.
-    """
-    counts = np.zeros((task.folds.max() + 1, len(task.names)), dtype=int)
-    np.add.at(counts, (task.folds, task.codes), 1)
-    known = counts.sum(axis=0) - counts > 0
-    tested = np.isin(np.arange(len(known)), task.tested_folds())
-    return known & (tested & (known.sum(axis=1) > 1))[:, None]
-
-
-def _with_shuffles(codes, folds, n_permutations, rng):
-    """Return (1 + permutations, cells): the true labels, then shuffles inside each fold."""
-    sets = np.tile(codes.astype(int), (1 + n_permutations, 1))
-    for fold in np.unique(folds):
-        inside = np.flatnonzero(folds == fold)
-        sets[1:, inside] = rng.permuted(sets[1:, inside], axis=1)
-    return sets
-
-
-def _balanced(cells, codes, rng):
-    """Draw the same number of `cells` of each label: as many as the rarest one has."""
-    labels, counts = np.unique(codes[cells], return_counts=True)
-    draws = [rng.permutation(cells[codes[cells] == k])[: counts.min()] for k in labels]
-    return np.sort(np.concatenate(draws))
-
-
-# --- the probes: (train, codes (sets, cells), test, labels, seed) -> (sets, cells, labels) -------
-
-
-def _logistic(train, codes, test, n_labels, seed):
-    probabilities = np.zeros((len(codes), len(test), n_labels), dtype=np.float32)
-    # Newton steps: few of them, so little overhead on the many small fits of the null.
-    model = LogisticRegression(C=0.3, solver="newton-cg", tol=1e-3, max_iter=500)
-    for found, y in zip(probabilities, codes, strict=True):
-        model.fit(train, y)
-        found[:, model.classes_] = model.predict_proba(test)
-    return probabilities
-
-
-def _knn(train, codes, test, n_labels, seed):
-    # Who is near to whom does not depend on the labels: one search serves all shuffles.
-    k = min(NEIGHBOURS, len(train))
-    near = NearestNeighbors(n_neighbors=k).fit(train).kneighbors(test, return_distance=False)
-    return np.eye(n_labels, dtype=np.float32)[codes[:, near]].mean(axis=2)
-
-
-def _mlp(train, codes, test, n_labels, seed, hidden=32, steps=60, rate=0.1, decay=1.0):
-    """Train one network (a hidden layer of ReLUs) per set of labels, all of them side by side.
-
-    It is what `MLPClassifier` does, with full batches and Adam with weight decay. Side by side,
-    matrices are (sets, …), and the null costs seconds where one fit after the other took minutes.
-    """
-    rng = np.random.default_rng(seed)
-    sizes = (train.shape[1], hidden), (hidden, n_labels)
-    n_sets = len(codes)
-    w1, w2 = (rng.normal(0, np.sqrt(2 / a), (n_sets, a, b)).astype(np.float32) for a, b in sizes)
-    b1, b2 = (np.zeros((n_sets, 1, b), dtype=np.float32) for _, b in sizes)
-    parameters = [w1, b1, w2, b2]
-    first, second = ([np.zeros_like(p) for p in parameters] for _ in range(2))
-    truth = np.eye(n_labels, dtype=np.float32)[codes]
-    for step in range(1, steps + 1):
-        active = np.maximum(train @ w1 + b1, 0)
-        error = (softmax(active @ w2 + b2, axis=2) - truth) / len(train)
-        back = (error @ w2.transpose(0, 2, 1)) * (active > 0)
-        gradients = (
-            train.T @ back,
-            back.sum(axis=1, keepdims=True),
-            active.transpose(0, 2, 1) @ error,
-            error.sum(axis=1, keepdims=True),
-        )
-        for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
-            m += 0.1 * (g - m)
-            v += 0.01 * (g * g - v)
-            p -= rate * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.99**step)) + 1e-8)
-        for w in (w1, w2):
-            w *= 1 - rate * decay
-    return softmax(np.maximum(test @ w1 + b1, 0) @ w2 + b2, axis=2)
-
-
-def _whitened(train, codes, test, n_labels, seed):
-    """Train the network on the first principal components, each of spread 1."""
-    spread = train.std(axis=0)
-    kept = np.flatnonzero(spread >= SILENT * spread.max())[:WHITENED_COMPONENTS]
-    scale = np.where(spread[kept] > 0, spread[kept], 1)
-    return _mlp(train[:, kept] / scale, codes, test[:, kept] / scale, n_labels, seed)
-
-
-_PROBE_FUNCTIONS = {"logistic": _logistic, "knn": _knn, "mlp": _mlp, "whitened": _whitened}
-
-
-# --- cross-validation and scores -------------------------------------------------------------
-
-
-def _compress(train, test, seed):
-    """Standardise, then rotate to the principal components of the training cells.
-
-    With fewer than 100 training cells this loses nothing that a probe could learn.
-    """
-    if np.ptp(train, axis=0).max() == 0:
-        return np.zeros((len(train), 1), np.float32), np.zeros((len(test), 1), np.float32)
-    n_components = min(MAX_COMPONENTS, len(train) - 1, train.shape[1])
-    model = make_pipeline(StandardScaler(), PCA(n_components, random_state=seed))
-    train = model.fit_transform(train)
-    # One common scale: the components keep their proportions, the probes meet values around 1.
-    scale = train.std()
-    return train / scale, model.transform(test) / scale
-
-
-def _cross_validate(features, task, probes, n_permutations, rng, seed):
-    """Return {probe: probabilities (sets, cells, labels)}; each cell from its own test fold."""
-    shape = (1 + n_permutations, len(task.cells), len(task.names))
-    found = {probe: np.zeros(shape, dtype=np.float32) for probe in probes}
-    for fold in np.flatnonzero(_known(task).any(axis=1)):
-        test = task.folds == fold
-        train = _balanced(np.flatnonzero(~test), task.codes, rng)
-        codes = _with_shuffles(task.codes[train], task.folds[train], n_permutations, rng)
-        x_train, x_test = _compress(features[task.cells[train]], features[task.cells[test]], seed)
-        for probe in probes:
-            found[probe][:, test] = _PROBE_FUNCTIONS[probe](
-                x_train, codes, x_test, len(task.names), seed
-            )
-    return found
-
-
-def _mean_recall(values, codes, n_labels):
+def mean_recall(values, codes, n_labels):
     """Average `values` (sets, cells) over the cells of each label, then over the labels."""
     recalls = [
         np.mean(values, axis=1, where=codes == k) for k in range(n_labels) if (codes[0] == k).any()
@@ -639,6 +349,7 @@ def _mean_recall(values, codes, n_labels):
 
 
 def _score(measure, features, tasks, probes, n_permutations, seed, bits=False):
+    check_probes(probes)
     rng = np.random.default_rng(seed)
     outcomes, shuffled = [], False
     accuracies = {probe: [] for probe in probes}
@@ -646,18 +357,18 @@ def _score(measure, features, tasks, probes, n_permutations, seed, bits=False):
     # The matrices are small: more threads than one cost more than they save.
     with threadpool_limits(1):
         for task in tasks:
-            codes = _with_shuffles(task.codes, task.folds, n_permutations, rng)
+            codes = with_shuffles(task.codes, task.folds, n_permutations, rng)
             shuffled |= bool((codes != codes[0]).any())
-            found = _cross_validate(features, task, probes, n_permutations, rng, seed)
-            known = _known(task)
+            found = cross_validate(features, task, probes, n_permutations, rng, seed)
+            known = task.known()
             # Shuffles keep the label counts of each fold, hence the number of cells that count.
             counts = known[task.folds, codes]
             kept = np.where(counts, codes, -1)
             for probe in probes:
                 right = found[probe].argmax(axis=2) == codes
-                accuracies[probe].append(_mean_recall(right, kept, len(task.names)))
+                accuracies[probe].append(mean_recall(right, kept, len(task.names)))
             guess = (1 / np.maximum(known.sum(axis=1), 1))[task.folds]
-            chances.append(_mean_recall(guess[None], kept[:1], len(task.names))[0])
+            chances.append(mean_recall(guess[None], kept[:1], len(task.names))[0])
             outcomes.append((task, {p: q[0] for p, q in found.items()}, counts[0]))
     scores = {probe: np.mean(values, axis=0) for probe, values in accuracies.items()}
     strongest = max(probes, key=lambda probe: scores[probe][0])
@@ -670,11 +381,11 @@ def _score(measure, features, tasks, probes, n_permutations, seed, bits=False):
         chance=float(np.mean(chances)),
         null_mean=float(np.mean(null)) if len(null) else np.nan,
         null_95=float(np.quantile(null, 0.95)) if len(null) else np.nan,
-        bits=_bits(outcomes) if bits else None,
+        bits=information(outcomes) if bits else None,
         probe=strongest,
         per_probe={probe: float(values[0]) for probe, values in scores.items()},
         by_group=_by_group(outcomes),
-        confusion=_confusion(outcomes),
+        confusion=confusion_table(outcomes),
         n_cells=int(sum(counts.sum() for _, _, counts in outcomes)),
         seed=seed,
     )
@@ -694,17 +405,18 @@ def _by_group(outcomes):
     return pd.Series(accuracy, name="accuracy")
 
 
-def _confusion(outcomes):
+def confusion_table(outcomes):
+    """Count the cells of all tasks by true (rows) and predicted (columns) label."""
     names = list(dict.fromkeys(name for task, _, _ in outcomes for name in task.names))
-    table = pd.DataFrame(0, index=names, columns=names)
+    true, predicted = [], []
     for task, found, counts in outcomes:
-        own = np.zeros((len(task.names), len(task.names)), dtype=int)
-        np.add.at(own, (task.codes[counts], found.argmax(axis=1)[counts]), 1)
-        table.loc[list(task.names), list(task.names)] += own
+        true += [task.names[code] for code in task.codes[counts]]
+        predicted += [task.names[code] for code in found.argmax(axis=1)[counts]]
+    table = pd.DataFrame(confusion_matrix(true, predicted, labels=names), names, names)
     return table.rename_axis(index="true", columns="predicted")
 
 
-def _bits(outcomes):
+def information(outcomes):
     """log2(labels) minus the cross-entropy after cross-fitted temperature scaling, task mean."""
     # A vote of exactly zero would cost infinitely many bits; one in a thousand is left for it.
     logs = [np.log(0.999 * found + 0.001 / len(task.names)) for task, found, _ in outcomes]
@@ -725,7 +437,7 @@ def _bits(outcomes):
             losses[index][~other] = loss(index, ~other, fitted.x)
     gains = [
         np.log2(len(task.names))
-        - _mean_recall(loss[None], task.codes[None], len(task.names))[0] / np.log(2)
+        - mean_recall(loss[None], task.codes[None], len(task.names))[0] / np.log(2)
         for (task, _, _), loss in zip(outcomes, losses, strict=True)
     ]
     return float(np.mean(gains))

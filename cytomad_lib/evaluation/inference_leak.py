@@ -32,7 +32,7 @@ Example
 
 import numpy as np
 
-from cytomad_lib.analysis.probes import score_table
+from cytomad_lib.evaluation.probes import score_table
 from cytomad_lib.prediction import group_minibatches, predict, predict_together
 
 RUNNING = "running statistics"
@@ -52,7 +52,7 @@ def leak_table(generator, cells, seed=0, n_permutations=20, minibatch=None):
     seed : int
         Of the mixing, the dropout, and the probes.
     n_permutations : int
-        Shuffles of the labels behind the null; see `analysis.probes`.
+        Shuffles of the labels behind the null; see `evaluation.probes`.
     minibatch : int, optional
         Cells of a group that are normalised together, as in `prediction.predict`; all by default.
 
@@ -65,7 +65,7 @@ def leak_table(generator, cells, seed=0, n_permutations=20, minibatch=None):
     Raises
     ------
     PredictionError, ProbeError
-        As `prediction.predict` and the measures of `analysis.probes`.
+        As `prediction.predict` and the measures of `evaluation.probes`.
     """
     groups = group_minibatches(cells.labels, minibatch)
     predictions = {

@@ -1,4 +1,4 @@
-"""What the HTML pages of an evaluation and of a comparison say; `plots.report` lays them out.
+"""The content of the HTML pages of an evaluation and of a comparison; `plots.report` lays it out.
 
 - `write_evaluation_page`: one run on one split.
 - `write_comparison_page`: several seeds of the same training.
@@ -6,6 +6,8 @@
 
 import pandas as pd
 
+from cytomad_lib.evaluation.results import baseline_remarks
+from cytomad_lib.evaluation.tables import format_scores
 from cytomad_lib.plots import report
 from cytomad_lib.plots.report import Section
 
@@ -17,8 +19,8 @@ CAPTIONS = {
     "batch scores without any batch being removed.",
     "scores": "Accuracy of the strongest probe. Dashed: chance. Grey box: what shuffled labels "
     "reach; a bar that ends inside it knows nothing. Batch should end there, class far above.",
-    "peers": "Corrections of the pretrained features, beside the trained stages. Pale bars are "
-    "oracles: they see the class of the cells they correct, so their class accuracy means nothing.",
+    "baselines": "Corrections of the pretrained features, beside the trained stages. Pale bars are "
+    "oracles: they use the class of the cells they correct, so their class accuracy means nothing.",
     "umap": "A map of the cells by their features, coloured by batch and by class. Islands of one "
     "colour on the left are batches; on the right, islands should be classes.",
     "confusion": "What the strongest probe takes for what, in percent of the true label. A "
@@ -37,10 +39,10 @@ IMAGE_NOTE = """\
 Against the measured phase, keeping the batch effect raises the scores; against the batch-free \
 truth it lowers them. Structure r compares the fine structure inside the cell only: texture that \
 was invented cannot hide there."""
-PEER_NOTE = """\
-Peers correct whitened components of the active features. All but LEACE need the batch of all \
+BASELINE_NOTE = """\
+Baselines correct whitened components of the active features. All but LEACE need the batch of all \
 cells at once; a network needs the one cell only. \
-Oracles see the class, too, and are no competitors. Batch accuracy below chance is an artefact of \
+Oracles also use the class, and are no competitors. Batch accuracy below chance is an artefact of \
 making means equal over training and test folds together; read it as "nothing linear left"."""
 CONTROL_NOTE = """\
 Null control: the cells of each group are split in two halves at random, and the halves are taken \
@@ -70,7 +72,7 @@ def write_evaluation_page(path, evaluation, run, stages):
     scores = Section(
         "Is the batch gone, and is the class still there?",
         READING,
-        report.format_scores(evaluation.main_scores) if len(evaluation.main_scores) else None,
+        format_scores(evaluation.main_scores) if len(evaluation.main_scores) else None,
         _figures(evaluation, "scores"),
         "Accuracy of the strongest probe",
         evaluation.verdict(),
@@ -99,7 +101,7 @@ def write_evaluation_page(path, evaluation, run, stages):
     )
     more = Section("A closer look", figures=_figures(evaluation, "umap", "confusion", "encoding"))
     losses = Section("How the training went", figures=_figures(evaluation, "losses"))
-    special = [*_dose_section(evaluation), *_peer_section(evaluation)]
+    special = [*_dose_section(evaluation), *_baseline_section(evaluation)]
     sections = [scores, images, *_not_scored_section(evaluation), *special]
     sections += [cells, mixing, more, losses]
     return report.write_report(
@@ -111,7 +113,7 @@ def write_evaluation_page(path, evaluation, run, stages):
     )
 
 
-def write_comparison_page(path, subtitle, facts, table, peers, notes, figures):
+def write_comparison_page(path, subtitle, facts, table, baselines, notes, figures):
     """Write the page of a comparison over seeds.
 
     Parameters
@@ -121,12 +123,12 @@ def write_comparison_page(path, subtitle, facts, table, peers, notes, figures):
     subtitle : str
     facts : dict
         See `report.write_report`.
-    table, peers : DataFrame
-        Measures in rows and methods in columns; peers in rows and measures in columns.
+    table, baselines : DataFrame
+        Measures in rows and methods in columns; baselines in rows and measures in columns.
     notes : str
         What is missing, and why.
     figures : dict
-        `cells`: the image grid of the first seed; if there are any, `scores` and `peers`.
+        `cells`: the image grid of the first seed; if there are any, `scores` and `baselines`.
 
     Returns
     -------
@@ -148,14 +150,14 @@ def write_comparison_page(path, subtitle, facts, table, peers, notes, figures):
             figures=[(figures["cells"], CAPTIONS["cells"])],
         ),
     ]
-    if len(peers):
+    if len(baselines):
         sections.append(
             Section(
-                "Peers: what can be had without retraining",
-                table=peers,
-                figures=[(figures["peers"], CAPTIONS["peers"])],
+                "Baselines: what can be had without retraining",
+                table=baselines,
+                figures=[(figures["baselines"], CAPTIONS["baselines"])],
                 table_caption="Corrections of the pretrained features, mean ± s.d. over the seeds",
-                note="\n\n".join(filter(None, [PEER_NOTE, notes])),
+                note="\n\n".join(filter(None, [BASELINE_NOTE, notes])),
             )
         )
     return report.write_report(path, "CytoMAD: comparison of recipes", subtitle, facts, sections)
@@ -182,7 +184,7 @@ def split_facts(evaluation):
     """Return what was evaluated, for the head of a page."""
     return {
         "Dataset": _origin(evaluation),
-        "Evaluated on": f"{evaluation.n_cells} cells of the {evaluation.split} split",
+        "Evaluated on": f"{len(evaluation.cells)} cells of the {evaluation.split} split",
         "Seed of the probes": evaluation.seed,
         **({"Dry mass": evaluation.dry_mass} if evaluation.dry_mass else {}),
     }
@@ -233,16 +235,16 @@ def _not_scored_section(evaluation):
     return [Section("What was not scored, and why", text, evaluation.not_scored)]
 
 
-def _peer_section(evaluation):
-    if not len(evaluation.peers):
+def _baseline_section(evaluation):
+    if not len(evaluation.baselines):
         return []
     return [
         Section(
-            "Peers: what can be had without retraining",
+            "Baselines: what can be had without retraining",
             "Well-known corrections of the features of the pretrained generator.",
-            evaluation.peer_table(),
-            _figures(evaluation, "peers"),
+            evaluation.baseline_table(),
+            _figures(evaluation, "baselines"),
             "Accuracy of the strongest probe on the corrected features",
-            "\n\n".join([PEER_NOTE, CONTROL_NOTE, *evaluation.peer_remarks()]),
+            "\n\n".join([BASELINE_NOTE, CONTROL_NOTE, *baseline_remarks(evaluation.baselines)]),
         )
     ]

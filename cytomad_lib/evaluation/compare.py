@@ -17,31 +17,26 @@ from pathlib import Path
 import pandas as pd
 
 from cytomad_lib import plots
-from cytomad_lib.analysis import probes
 from cytomad_lib.config import STUDY
 from cytomad_lib.data.cells import CellFiles
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import write_table
 from cytomad_lib.data.layouts import find_layout, is_simulated
-from cytomad_lib.evaluation import (
-    FEATURE_MEASURES,
-    FIRST_MEASURES,
+from cytomad_lib.evaluation import probes
+from cytomad_lib.evaluation.draw import baseline_bars
+from cytomad_lib.evaluation.evaluate import evaluate
+from cytomad_lib.evaluation.image_tables import named_references
+from cytomad_lib.evaluation.pages import run_facts, write_comparison_page
+from cytomad_lib.evaluation.results import (
+    BASELINE,
+    FILES,
     IMAGE_MEASURE,
-    IMAGE_SCORES,
     METHOD_NAMES,
-    NOT_SCORED,
-    PEER,
-    PEERS,
-    SCORES,
-    announce,
-    as_text,
-    evaluate,
-    load_with_truth_if_there,
-    peer_remarks,
-    reference_images,
+    ORDER,
+    baseline_remarks,
 )
-from cytomad_lib.pages import run_facts, write_comparison_page
-from cytomad_lib.plots import report
+from cytomad_lib.evaluation.score import announce, load_with_truth_if_there
+from cytomad_lib.evaluation.tables import as_text, seed_summary
 from cytomad_lib.prediction import predict
 from cytomad_lib.runs import RECIPES
 from cytomad_lib.training.recipes import check_recipes
@@ -59,10 +54,10 @@ class Comparison:
     Parameters
     ----------
     table : DataFrame
-        Tidy: `seed`, `method`, `kind` (stage, reference or peer), `measure`, `value`, `chance`,
+        Tidy: `seed`, `method`, `kind` (stage, reference or baseline), `measure`, `value`, `chance`,
         `null_95`.
     remarks : list of str
-        A sentence for each peer that could not be had, or that writes a batch in (first seed).
+        A sentence for each baseline that could not be had, or that writes a batch in (first seed).
     page : Path
     """
 
@@ -72,21 +67,21 @@ class Comparison:
 
     def methods_table(self):
         """Return mean ± s.d. over seeds: measures in rows, stages and references in columns."""
-        rows = self.table[self.table["kind"] != PEER]
+        rows = self.table[self.table["kind"] != BASELINE]
         wide = _wide(rows, "measure", "method")
         first = rows.groupby("measure", observed=True)[["chance", "null_95"]].max()
         wide.insert(0, "chance", first["chance"])
         wide.insert(1, "null 95 %", first["null_95"])
         return wide
 
-    def peers_table(self):
-        """Return mean ± s.d. over seeds: peers in rows (pretrained first), measures in columns."""
+    def baselines_table(self):
+        """Return mean ± s.d. over seeds: baselines in rows, pretrained first."""
         rows = self.table
-        if not (rows["kind"] == PEER).any():
+        if not (rows["kind"] == BASELINE).any():
             return pd.DataFrame()
         pretrained = rows["method"] == METHOD_NAMES["pretraining"]
-        kept = ((rows["kind"] == PEER) | pretrained) & rows["measure"].isin(FEATURE_MEASURES)
-        return _wide(rows[kept], "method", "measure").rename_axis(index="peer")
+        kept = ((rows["kind"] == BASELINE) | pretrained) & rows["measure"].isin(probes.MEASURES)
+        return _wide(rows[kept], "method", "measure").rename_axis(index="baseline")
 
     def summary(self):
         """Return both tables as text."""
@@ -95,9 +90,9 @@ class Comparison:
             f"Mean ± s.d. over {len(seeds)} seeds ({', '.join(map(str, seeds))}), Test split",
             as_text(self.methods_table()),
         ]
-        if len(self.peers_table()):
-            parts += ["", "Peers: corrections of the pretrained features"]
-            parts += [as_text(self.peers_table()), *self.remarks]
+        if len(self.baselines_table()):
+            parts += ["", "Baselines: corrections of the pretrained features"]
+            parts += [as_text(self.baselines_table()), *self.remarks]
         return "\n".join(parts)
 
 
@@ -160,7 +155,7 @@ def compare(
         runs[seed] = run
     table = pd.concat(tables, ignore_index=True)
     write_table(table, out / TABLE, index=False)
-    remarks = peer_remarks(pd.read_csv(out / f"seed_{seeds[0]}" / PEERS))
+    remarks = baseline_remarks(pd.read_csv(out / f"seed_{seeds[0]}" / FILES["baselines"]))
     comparison = Comparison(table, remarks, out / PAGE)
     _write_page(comparison, data, out, runs)
     return comparison
@@ -231,7 +226,7 @@ def leave_batch_out(
     }
     total = int((cells.labels["batch"] == batch).sum())
     rows = []
-    references = reference_images(cells, find_layout(data)[0])
+    references = named_references(cells, find_layout(data)[0])
     for name, features in (methods | references).items():
         announce(verbose, f"Probing {batch}: {name}")
         result = probes.unseen_batch_class_accuracy(features, cells.labels, seed, only=batch)
@@ -247,14 +242,14 @@ def leave_batch_out(
 
 def _is_evaluated(run, folder, image_probe):
     """Say whether the folder's scores cover all that was trained."""
-    if not all((folder / name).exists() for name in (SCORES, IMAGE_SCORES, PEERS)):
+    if not all((folder / FILES[name]).exists() for name in ("scores", "images", "baselines")):
         return False
-    scores = pd.read_csv(folder / SCORES)
-    images = pd.read_csv(folder / IMAGE_SCORES, index_col="method")
+    scores = pd.read_csv(folder / FILES["scores"])
+    images = pd.read_csv(folder / FILES["images"], index_col="method")
     names = {METHOD_NAMES[stage] for stage in run.stages()}
-    wanted = {IMAGE_MEASURE} if image_probe else set(FEATURE_MEASURES)
-    if (folder / NOT_SCORED).exists():
-        table = pd.read_csv(folder / NOT_SCORED)
+    wanted = {IMAGE_MEASURE} if image_probe else set(probes.MEASURES)
+    if (folder / FILES["not_scored"]).exists():
+        table = pd.read_csv(folder / FILES["not_scored"])
         wanted -= set(table.loc[table["left_out"] == "all", "measure"])
     probed = scores.loc[scores["measure"].isin(wanted), "method"]
     return names <= set(images.index) and (not wanted or names <= set(probed))
@@ -262,8 +257,8 @@ def _is_evaluated(run, folder, image_probe):
 
 def _seed_table(run, folder):
     """Return all numbers of one seed, tidy."""
-    scores = pd.read_csv(folder / SCORES).rename(columns={"accuracy": "value"})
-    images = pd.read_csv(folder / IMAGE_SCORES, index_col="method")
+    scores = pd.read_csv(folder / FILES["scores"]).rename(columns={"accuracy": "value"})
+    images = pd.read_csv(folder / FILES["images"], index_col="method")
     images = images.rename_axis(columns="measure").stack().rename("value").reset_index()
     times = pd.DataFrame(
         [
@@ -272,7 +267,7 @@ def _seed_table(run, folder):
             for seconds in [run.training_seconds(stage)]
         ]
     )
-    order = {name: place for place, name in enumerate(FIRST_MEASURES)}
+    order = {name: place for place, name in enumerate(ORDER)}
     scores = scores.sort_values("measure", key=lambda names: names.map(order), kind="stable")
     table = pd.concat([scores, images, times], ignore_index=True)
     kinds = scores.drop_duplicates("method").set_index("method")["kind"]
@@ -286,7 +281,7 @@ def _seed_table(run, folder):
 
 def _wide(rows, index, columns):
     """Return mean ± s.d. over seeds as text, in the order of first appearance."""
-    summary = report.seed_summary(rows, [index, columns], "value")
+    summary = seed_summary(rows, [index, columns], "value")
     table = summary.pivot(index=index, columns=columns, values=MEAN)
     return table.loc[rows[index].unique(), rows[columns].unique()].rename_axis(columns=None)
 
@@ -299,27 +294,20 @@ def _write_page(comparison, data, out, runs):
     del facts["Seed of the training"], facts["Training time"]
     facts = {"Dataset": f"{dataset}, Test split", "Seeds": ", ".join(map(str, runs))} | facts
     rows = comparison.table.rename(columns={"value": "accuracy"})
-    probed = rows[rows["measure"].isin(FIRST_MEASURES)]
+    probed = rows[rows["measure"].isin(ORDER)]
     figures = {"cells": first.folder / "figures" / "cells.png"}
     if len(probed):
-        main = probed[probed["kind"] != PEER]
+        main = probed[probed["kind"] != BASELINE]
         figures["scores"] = _drawn(out, "scores.png", plots.score_bars(main))
-    if len(comparison.peers_table()):
-        features = probed[probed["measure"].isin(FEATURE_MEASURES)]
-        figures["peers"] = _drawn(
-            out,
-            "peers.png",
-            plots.score_rows(
-                features[features["kind"] != "reference"],
-                faded=[name for name in features["method"].unique() if name.endswith("(oracle)")],
-            ),
-        )
+        bars = baseline_bars(probed)
+        if bars is not None:
+            figures["baselines"] = _drawn(out, "baselines.png", bars)
     write_comparison_page(
         comparison.page,
         f"{dataset}: {len(runs)} seeds, Test split",
         facts,
         comparison.methods_table(),
-        comparison.peers_table(),
+        comparison.baselines_table(),
         "\n\n".join(comparison.remarks),
         figures,
     )

@@ -1,7 +1,7 @@
-"""The peers: well-known batch corrections of the features of a generator that was left as it was.
+"""The baselines: well-known batch corrections of the features of an untouched generator.
 
 Batch removal inside the generator has to beat what can be had without it: a few lines of arithmetic
-on the features of the pretrained generator. `peer_features` returns the test cells' features as
+on the features of the pretrained generator. `baseline_features` returns the test cells' features as
 each of these leaves them; `probes.score_table` and `mixing.mixing_table` then score them all.
 
 - `standardise_batches`: each batch gets the same mean and spread.
@@ -14,9 +14,10 @@ What does each one see? That decides whether a comparison is fair.
 
 - *Batch of the test cells*: standardisation, Harmony and ComBat need it, and they need all the test
   cells at once: one cell alone cannot be corrected.
-- *Class of the test cells*: the two "with class" peers need it, and it is what one wants to find
-  out in the end. They are marked `oracle`, and are no competitors: a class that moved its own cells
-  is easy to find in them, so that their class accuracy can exceed what the cells allow (the truth).
+- *Class of the test cells*: the two "with class" baselines need it, and it is what one wants to
+  find out in the end. They are marked `oracle`, and are no competitors: a class that moved its own
+  cells is easy to find in them, so that their class accuracy can exceed what the cells allow (the
+  truth).
 - *Nothing of the test cells*: LEACE. Its map is fitted on the training cells, and corrects any
   single cell.
 
@@ -27,9 +28,9 @@ the class takes away differences between classes. That is why each comes in two 
 Why components? A unit with a ReLU is exactly 0 in most cells. A correction that moves and scales
 each batch gives these zeros a different value in each batch, and a probe reads the batch from that
 value, even where there was no batch effect: two random halves of the same cells were told apart at
-0.98. So the peers correct `active_components`: whitened principal components of the active units,
-without those of least variance, with noise added. Then no value stands for "silent".
-`null_control` tests every peer on such halves.
+0.98. So the baselines correct `active_components`: whitened principal components of the active
+units, without those of least variance, with noise added. Then no value stands for "silent".
+`null_control` tests every baseline on such halves.
 
 One oddity: a correction that makes the batches' means equal over all test cells sends a probe's
 training and test folds to opposite sides of that mean, so batch accuracy can fall *below* chance.
@@ -40,10 +41,10 @@ Example
 >>> import numpy as np, pandas as pd
 >>> labels = pd.DataFrame({"batch": ["B1", "B2"] * 20, "class_name": ["H69"] * 20 + ["H520"] * 20})
 >>> features = np.random.default_rng(0).normal(size=(40, 5)) + (labels[["batch"]] == "B2").values
->>> peers = peer_features(features, labels, features, labels)
->>> peers["LEACE"].oracle, peers["ComBat with class"].oracle
+>>> baselines = baseline_features(features, labels, features, labels)
+>>> baselines["LEACE"].oracle, baselines["ComBat with class"].oracle
 (False, True)
->>> found = peers["LEACE"].features
+>>> found = baselines["LEACE"].features
 >>> bool(abs(found[::2].mean(axis=0) - found[1::2].mean(axis=0)).max() < 1e-5)
 True
 """
@@ -54,14 +55,9 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from cytomad_lib.analysis.probes import (
-    PROBES,
-    ProbeError,
-    _checked,
-    _need_two,
-    within_class_batch_accuracy,
-)
 from cytomad_lib.conditional.erasure import fit_leace, spread_of, within_class_concept
+from cytomad_lib.evaluation.probes import within_class_batch_accuracy
+from cytomad_lib.evaluation.tasks import ProbeError, check_features, need_two
 
 ACTIVE = 0.05  # share of cells in which a unit has another value than its most frequent one
 EXPLAINED = 0.99  # share of the variance of the active units that the components keep
@@ -74,7 +70,7 @@ CONTROL_PROBES = ("whitened",)  # the fastest that finds what is written in, and
 
 
 @dataclass(frozen=True)
-class Peer:
+class Baseline:
     """The features of the test cells after one correction.
 
     Attributes
@@ -95,8 +91,8 @@ class Peer:
     note: str
 
 
-def peer_features(test_features, test_labels, train_features=None, train_labels=None, seed=0):
-    """Correct the features of the test cells by every peer.
+def baseline_features(test_features, test_labels, train_features=None, train_labels=None, seed=0):
+    """Correct the features of the test cells by every baseline.
 
     Parameters
     ----------
@@ -111,8 +107,8 @@ def peer_features(test_features, test_labels, train_features=None, train_labels=
 
     Returns
     -------
-    dict of str to Peer
-        By name, in the order of a table. A peer that cannot be had (package not installed, no
+    dict of str to Baseline
+        By name, in the order of a table. A baseline that cannot be had (package not installed, no
         training cells, too few cells) is there with `features` None and a `note`.
 
     Raises
@@ -121,8 +117,8 @@ def peer_features(test_features, test_labels, train_features=None, train_labels=
         If lengths differ, values are not finite, there is only one batch, or training and test
         cells have different features.
     """
-    test, batch, _ = _checked(test_features, test_labels, PROBES)
-    _need_two("batches", batch)
+    test, batch, _ = check_features(test_features, test_labels)
+    need_two("batches", batch)
     train = _checked_train(train_features, train_labels, test.shape[1])
     sees_batch = "sees the batch of all test cells"
     sees_class = "sees the batch and the class of all test cells"
@@ -133,7 +129,7 @@ def peer_features(test_features, test_labels, train_features=None, train_labels=
         return correct(components, test_labels, **settings)
 
     by_class = {"within_class": True}
-    peers = [
+    baselines = [
         ("untouched", False, "no correction", lambda: test),
         ("per-batch standardisation", False, sees_batch, partial(corrected, standardise_batches)),
         (
@@ -148,11 +144,11 @@ def peer_features(test_features, test_labels, train_features=None, train_labels=
         ("LEACE", False, sees_none, partial(_leace, test, train, within_class=False)),
         ("LEACE within class", False, sees_none, partial(_leace, test, train, **by_class)),
     ]
-    return {name: _make(name, oracle, note, correct) for name, oracle, note, correct in peers}
+    return {name: _make(name, oracle, note, correct) for name, oracle, note, correct in baselines}
 
 
 def null_control(test_features, test_labels, train_features=None, train_labels=None, seed=0):
-    """Run every peer on a batch that means nothing, and let a probe look for it.
+    """Run every baseline on a batch that means nothing, and let a probe look for it.
 
     The cells of each group (batch and class) are split in two halves at random, and the halves are
     taken for batches. Whatever a probe then finds was written in by the correction.
@@ -160,38 +156,38 @@ def null_control(test_features, test_labels, train_features=None, train_labels=N
     Parameters
     ----------
     test_features, test_labels, train_features, train_labels, seed
-        As for `peer_features`.
+        As for `baseline_features`.
 
     Returns
     -------
     pandas.DataFrame
-        One row per peer, by name; `null_control`, the accuracy of the strongest of the probes in
+        One row per baseline, by name; `null_control`, the accuracy of the strongest probe in
         telling the halves apart within class, mean over `CONTROL_SPLITS` splits; `chance`, 0.5;
         `null_95`, what shuffled halves reach; `writes_batch`, whether the accuracy is above it. A
-        peer that cannot be had is missing from the table.
+        baseline that cannot be had is missing from the table.
 
     Raises
     ------
     ProbeError
-        As `peer_features`, or if no class has enough cells for two halves.
+        As `baseline_features`, or if no class has enough cells for two halves.
     """
     found = {}
     for split in range(CONTROL_SPLITS):
         rng = np.random.default_rng([seed, split])
         halves = _halves(test_labels, rng)
         train_halves = None if train_labels is None else _halves(train_labels, rng)
-        peers = peer_features(test_features, halves, train_features, train_halves, seed + split)
-        for name, peer in peers.items():
-            if peer.features is not None:
+        given = test_features, halves, train_features, train_halves, seed + split
+        for name, baseline in baseline_features(*given).items():
+            if baseline.features is not None:
                 # The null hardly depends on the features: once is enough.
                 shuffles = 20 if not found else 0
                 settings = halves, seed, shuffles, CONTROL_PROBES
-                result = within_class_batch_accuracy(peer.features, *settings)
+                result = within_class_batch_accuracy(baseline.features, *settings)
                 found.setdefault(name, []).append(result)
     null_95 = found["untouched"][0].null_95
     accuracy = {name: np.mean([r.accuracy for r in own]) for name, own in found.items()}
     table = pd.DataFrame({"null_control": accuracy, "chance": 0.5, "null_95": null_95})
-    return table.assign(writes_batch=table["null_control"] > null_95).rename_axis("peer")
+    return table.assign(writes_batch=table["null_control"] > null_95).rename_axis("baseline")
 
 
 def active_components(features):
@@ -250,9 +246,9 @@ def standardise_batches(features, labels, within_class=False):
     Raises
     ------
     ProbeError
-        As `peer_features`.
+        As `baseline_features`.
     """
-    features, batch, class_name = _checked(features, labels, PROBES)
+    features, batch, class_name = check_features(features, labels)
     features = features.astype(float)
     found = np.empty_like(features)
     parts = class_name.codes if within_class else np.zeros(len(features), dtype=int)
@@ -294,14 +290,14 @@ def harmony(features, labels, seed=0):
     Raises
     ------
     ProbeError
-        If the package `harmonypy` is not installed, or as `peer_features`.
+        If the package `harmonypy` is not installed, or as `baseline_features`.
 
     Source
     ------
     Korsunsky et al. 2019, Fast, sensitive and accurate integration of single-cell data with
     Harmony, Nature Methods 16, 1289.
     """
-    features, batch, _ = _checked(features, labels, PROBES)
+    features, batch, _ = check_features(features, labels)
     try:
         import harmonypy
     except ImportError:
@@ -366,7 +362,7 @@ def combat(features, labels, with_class=False, tolerance=1e-4, max_steps=200):
     empirical Bayes methods, Biostatistics 8, 118. Own code: the ComBat packages for Python are no
     longer maintained, or need an older pandas or NumPy.
     """
-    features, batch, class_name = _checked(features, labels, PROBES)
+    features, batch, class_name = check_features(features, labels)
     features = features.astype(float)
     batches = np.eye(len(batch.categories))[batch.codes]
     classes = np.eye(len(class_name.categories))[class_name.codes][:, 1:]
@@ -411,9 +407,9 @@ def combat(features, labels, with_class=False, tolerance=1e-4, max_steps=200):
 
 def _make(name, oracle, note, correct):
     try:
-        return Peer(name, correct(), oracle, note)
-    except ProbeError as error:  # this peer only: the inputs that all share were checked before
-        return Peer(name, None, oracle, str(error))
+        return Baseline(name, correct(), oracle, note)
+    except ProbeError as error:  # this baseline only: the inputs that all share were checked before
+        return Baseline(name, None, oracle, str(error))
 
 
 def _checked_train(features, labels, n_features):
@@ -421,7 +417,7 @@ def _checked_train(features, labels, n_features):
         return None
     if features is None or labels is None:
         raise ProbeError("Give both `train_features` and `train_labels`, or neither.")
-    features, batch, class_name = _checked(features, labels, PROBES)
+    features, batch, class_name = check_features(features, labels)
     if features.shape[1] != n_features:
         raise ProbeError(
             f"The training cells have {features.shape[1]} features, the test cells {n_features}; "
@@ -434,7 +430,7 @@ def _leace(test, train, within_class):
     if train is None:
         raise ProbeError("LEACE is fitted on training cells: give `train_features` and labels.")
     features, batch, class_name = train
-    _need_two("batches of training cells", batch)
+    need_two("batches of training cells", batch)
     if within_class:
         concept = within_class_concept(batch.codes, class_name.codes)
     else:

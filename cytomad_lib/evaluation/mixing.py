@@ -39,7 +39,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances
 from sklearn.preprocessing import StandardScaler
 
-from cytomad_lib.analysis.probes import PROBES, _batch_tasks, _checked
+from cytomad_lib.evaluation.tasks import batch_tasks, check_features
 
 MAX_COMPONENTS = 50
 MIN_CELLS = 5
@@ -91,8 +91,8 @@ def mixing_scores(
     ProbeError
         If lengths differ, values are not finite, or no class has two batches of 5 cells or more.
     """
-    features, batch, class_name = _checked(features, labels, PROBES)
-    classes = {task.name: task.cells for task in _batch_tasks(batch, class_name, MIN_CELLS)[0]}
+    features, batch, class_name = check_features(features, labels)
+    classes = {task.name: task.cells for task in batch_tasks(batch, class_name, MIN_CELLS)[0]}
     points = _reduced(features, n_components, seed)
     rows = {}
     for name, cells in classes.items():

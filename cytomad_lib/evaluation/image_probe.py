@@ -29,8 +29,19 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import softmax
 from tqdm import tqdm
 
-from cytomad_lib.analysis import probes
-from cytomad_lib.analysis.probes import ProbeError, ProbeResult
+from cytomad_lib.evaluation.probes import (
+    ProbeResult,
+    confusion_table,
+    information,
+    mean_recall,
+)
+from cytomad_lib.evaluation.tasks import (
+    ProbeError,
+    balanced,
+    batch_tasks,
+    check_features,
+    with_shuffles,
+)
 
 SMALLEST = 16
 N_SHUFFLES = 1000
@@ -82,13 +93,13 @@ def image_batch_accuracy(images, labels, seed=0, n_folds=5, epochs=None, progres
         enough cells.
     """
     images, batch, class_name = _checked_images(images, labels)
-    tasks, _ = probes._batch_tasks(batch, class_name, n_folds, seed)
+    tasks, _ = batch_tasks(batch, class_name, n_folds, seed)
     probabilities = _cross_validate(images, batch, class_name, tasks, seed, epochs, progress)
     found = [_among_own(probabilities, batch, task) for task in tasks]
     scores, accuracies = _scores(tasks, found, seed)
     everything = [np.ones(len(task.cells), dtype=bool) for task in tasks]
     outcomes = list(zip(tasks, found, everything, strict=True))
-    confusion = probes._confusion(outcomes)
+    confusion = confusion_table(outcomes)
     order = [name for name in batch.categories if name in confusion.index]
     return ProbeResult(
         measure="batch within class, images",
@@ -96,7 +107,7 @@ def image_batch_accuracy(images, labels, seed=0, n_folds=5, epochs=None, progres
         chance=float(np.mean([1 / len(task.names) for task in tasks])),
         null_mean=float(scores[1:].mean()),
         null_95=float(np.quantile(scores[1:], 0.95)),
-        bits=probes._bits(outcomes),
+        bits=information(outcomes),
         probe="cnn",
         per_probe={"cnn": float(scores[0])},
         by_group=accuracies,
@@ -117,7 +128,7 @@ def _checked_images(images, labels):
             f"width, 1) with at least {SMALLEST} pixels a side. Features go to "
             "`probes.within_class_batch_accuracy`."
         )
-    _, batch, class_name = probes._checked(images, labels, probes.PROBES)
+    _, batch, class_name = check_features(images, labels)
     return images, batch, class_name
 
 
@@ -295,7 +306,7 @@ def _cross_validate(images, batch, class_name, tasks, seed, epochs, progress):
 
 def _training_cells(task, fold, rng):
     """Return equally many cells of each batch, from the other folds."""
-    return task.cells[probes._balanced(np.flatnonzero(task.folds != fold), task.codes, rng)]
+    return task.cells[balanced(np.flatnonzero(task.folds != fold), task.codes, rng)]
 
 
 def _among_own(probabilities, batch, task):
@@ -308,8 +319,8 @@ def _scores(tasks, found, seed):
     rng = np.random.default_rng(seed)
     scores = []
     for task, own in zip(tasks, found, strict=True):
-        codes = probes._with_shuffles(task.codes, task.folds, N_SHUFFLES, rng)
+        codes = with_shuffles(task.codes, task.folds, N_SHUFFLES, rng)
         right = own.argmax(axis=1) == codes
-        scores.append(probes._mean_recall(right, codes, len(task.names)))
+        scores.append(mean_recall(right, codes, len(task.names)))
     by_class = {task.name: score[0] for task, score in zip(tasks, scores, strict=True)}
     return np.mean(scores, axis=0), pd.Series(by_class, name="accuracy")

@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from cytomad_lib.analysis.probes import ProbeError
+from cytomad_lib.evaluation.tasks import ProbeError
 
 
 def umap_coordinates(features, seed=0, n_neighbors=15):

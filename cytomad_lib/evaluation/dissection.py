@@ -20,9 +20,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from cytomad_lib.analysis.bottleneck import slices
 from cytomad_lib.backend import keras
 from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.evaluation.bottleneck import slices
 from cytomad_lib.training.steps import without_gradients
 
 layers, ops = keras.layers, keras.ops

@@ -25,14 +25,14 @@ from scipy import ndimage
 from scipy.stats import rankdata
 from skimage.measure import regionprops
 
-from cytomad_lib.analysis.image_quality import (
+from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.data.layouts import REFRACTION_INCREMENT
+from cytomad_lib.evaluation.image_quality import (
     ImageShapeError,
     as_stack,
     dry_mass_pg,
     foreground_mask,
 )
-from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.data.layouts import REFRACTION_INCREMENT
 
 TEXTURE_SIGMA_UM = 1.0  # the window of the local standard deviation; granules are about this big
 RIM_UM = 1.0  # left out of texture and gradient, where the steep outline would dominate

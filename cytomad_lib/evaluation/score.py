@@ -1,0 +1,339 @@
+"""Score a run on a split: probes, images, mixing, doses and baselines, side by side.
+
+`score` reads top to bottom as the evaluation: predict, correct by baselines, probe, tabulate.
+
+Example
+-------
+>>> evaluation = score(run, "Dataset/7LungCancerDataset", "Test", progress=True)
+>>> evaluation.scores.groupby("measure")["accuracy"].max()
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from cytomad_lib.data.cells import CellFiles
+from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.data.layouts import find_layout, is_simulated
+from cytomad_lib.evaluation import dose_response, image_tables, mixing, probes
+from cytomad_lib.evaluation.baselines import baseline_features, null_control
+from cytomad_lib.evaluation.image_probe import image_batch_accuracy
+from cytomad_lib.evaluation.results import (
+    BASELINE,
+    IMAGE_MEASURE,
+    METHOD_NAMES,
+    ORDER,
+    Evaluation,
+    if_possible,
+)
+from cytomad_lib.prediction import predict
+from cytomad_lib.training.recipes import classifier_scores
+from cytomad_lib.training.stages import say
+
+
+def score(run, data, split, seed=0, progress=False, image_probe=True, baselines=True):
+    """Score every trained stage of a run on a split.
+
+    Parameters
+    ----------
+    run : Run
+    data : path
+        A dataset's folder, or the one above it.
+    split, seed, progress, image_probe, baselines
+        As in `evaluate.evaluate`.
+
+    Returns
+    -------
+    Evaluation
+        Without figures. What these cells do not allow to score is in its `left_out`.
+
+    Raises
+    ------
+    CytomadError
+        As `evaluate.evaluate`.
+    """
+    cells, layout, root = _cells_to_score(run, data, split)
+    left_out = probes.left_out(cells.labels)
+    predictions = {}
+    for stage in run.stages():
+        announce(progress, f"Predicting the {split} split with the generator: {stage}")
+        predictions[stage] = predict(run.generator(stage), cells, progress)
+    features = {METHOD_NAMES[stage]: made.features for stage, made in predictions.items()}
+    images = {METHOD_NAMES[stage]: made.images for stage, made in predictions.items()}
+    references = image_tables.named_references(cells, layout)
+
+    corrected, notes = {}, _notes_table([])
+    if baselines:
+        pretrained = predictions["pretraining"]
+        corrected, notes = _correct(run, data, pretrained, seed, progress, left_out)
+    settings = cells.labels, seed, progress, image_probe, left_out
+    results, scores = _probe(features, images, corrected, references, *settings)
+    measures = image_tables.phase_measures(layout, left_out)
+    # Only the drug dataset says which class is untreated.
+    dosed = {} if layout.described else features | references
+    mixed = _mix(features | corrected, cells.labels, seed, left_out)
+    dose_order, dose_distance = _order_doses(dosed, cells.labels, seed, left_out)
+    return Evaluation(
+        split=split,
+        seed=seed,
+        dataset=root.name,
+        simulated=is_simulated(root),
+        cells=cells,
+        predictions=predictions,
+        references=references,
+        results=results,
+        scores=scores,
+        images=image_tables.image_table(images | references, cells, layout.target.unit),
+        cell_measures=image_tables.cell_measure_errors(images | references, cells, measures),
+        mixing=mixed,
+        baselines=notes,
+        dose_order=dose_order,
+        dose_distance=dose_distance,
+        left_out=left_out,
+        dry_mass=image_tables.optics_text(layout) if "dry_mass_pg" in measures else "",
+        classifier_scores=classifier_scores(run, cells) if "published" in predictions else None,
+    )
+
+
+def announce(verbose, text):
+    """Print a line about what comes next, after an empty one."""
+    say(verbose, f"\n{text}")
+
+
+# --- the cells -------------------------------------------------------------------------------
+
+
+def check_same_layout(run, data):
+    """Refuse a dataset of another kind than the run was trained on.
+
+    A described dataset must show the same images. Its lists may have become longer, at their ends:
+    a new day can be predicted, while the codes of the others, and the first batch, stay.
+    """
+    layout, root = find_layout(data)
+    if layout.name != run.settings["dataset"]:
+        raise CytomadError(
+            f"{root} is a {layout.name} dataset, the run in {run.folder} was trained on "
+            f"{run.settings['dataset']}. Give a dataset of the same kind."
+        )
+    images = run.settings.get("images", layout.images)
+    if images != layout.images or run.channels != len(layout.inputs):
+        raise CytomadError(
+            f"{root} has the images {layout.images}, the run in {run.folder} was trained on "
+            f"{images}. Give a dataset of the same images, in the same order."
+        )
+    for what in ("batches", "classes"):
+        known, found = getattr(run, what), getattr(layout, what)
+        if found[: len(known)] != known:
+            raise CytomadError(
+                f"{root} has the {what} {', '.join(found)}, the run in {run.folder} was trained on "
+                f"{', '.join(known)}. Expected these first, in the same order; new ones come after."
+            )
+
+
+def load_with_truth_if_there(data, split, image_size):
+    """Load a split, with the batch-free truth if the dataset has it."""
+    files = CellFiles(data, split, image_size=image_size)
+    layout, root = files.layout, files.root
+    if "QPI_TRUE" in layout.contrasts and any(
+        (root / group.file(split, "QPI_TRUE")).exists() for group in layout.groups
+    ):
+        files = CellFiles(data, split, image_size=image_size, with_truth=True)
+    return files.read(np.arange(len(files)))
+
+
+def _cells_to_score(run, data, split):
+    check_same_layout(run, data)
+    if not run.stages():
+        raise CytomadError(f"{run.folder} has no trained stage. Train it first.")
+    layout, root = find_layout(data)
+    cells = load_with_truth_if_there(data, split, run.preset.image_size)
+    if cells.qpi is None:
+        raise CytomadError(
+            f"The {split} split of {root} has no measured {layout.target.name}, with which "
+            "evaluate compares the predictions. Add its files, or use predict, which needs none."
+        )
+    return cells, layout, root
+
+
+def training_cells(run, data):
+    """Find the cells that a run was trained on, as files; None if this dataset lacks them."""
+    counts = run.settings["training_cells"]
+    wanted = {
+        "image_size": run.preset.image_size,
+        "batches": sorted({name.split("/")[0] for name in counts}),
+    }
+    try:
+        files = CellFiles(data, "Train", **wanted)
+        if run.was_trained_on(files.labels):
+            return files
+        # The run took the first cells of each group. A class in several doses has several groups
+        # per batch.
+        groups = files.labels.drop(columns="cell").drop_duplicates()
+        per_name = groups.groupby(["batch", "class_name"], observed=True).size()
+        first = per_name.index[0]
+        per_group = counts.get("/".join(first), 0) // per_name[first]
+        files = CellFiles(data, "Train", per_group or None, **wanted)
+    except CytomadError:  # no Train split here, or another one
+        return None
+    return files if run.was_trained_on(files.labels) else None
+
+
+# --- baselines -------------------------------------------------------------------------------
+
+
+def _correct(run, data, prediction, seed, progress, left_out):
+    """Return {name: corrected features} of the baselines, and the table of notes."""
+    announce(progress, "Correcting the pretrained features by the baselines")
+    train = training_cells(run, data)
+    given = prediction.features, prediction.labels
+    if train is not None:
+        known = predict(run.generator("pretraining"), train, progress)
+        given += known.features, known.labels
+    correct = partial(baseline_features, *given, seed=seed)
+    found = if_possible(left_out, "baselines", correct, {})
+    found.pop("untouched", None)  # that is the pretrained stage itself
+    announce(progress and found, "Testing the baselines on random halves, which hold no batch")
+    test = partial(null_control, *given, seed=seed)
+    control = if_possible(left_out, "null control of the baselines", test, None) if found else None
+    features = {
+        _shown_name(baseline): baseline.features
+        for baseline in found.values()
+        if baseline.features is not None
+    }
+    return features, _notes_table(found.values(), control)
+
+
+def _shown_name(baseline):
+    return f"{baseline.name} (oracle)" if baseline.oracle else baseline.name
+
+
+def _notes_table(baselines, control=None):
+    rows = []
+    for baseline in baselines:
+        row = {"baseline": _shown_name(baseline), "available": baseline.features is not None}
+        if control is not None and baseline.name in control.index:
+            row["null_control"], row["null_control_95"] = control.loc[
+                baseline.name, ["null_control", "null_95"]
+            ]
+        rows.append(row | {"note": baseline.note})
+    columns = ["baseline", "available", "null_control", "null_control_95", "note"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.astype({"available": bool, "null_control": float, "null_control_95": float})
+
+
+# --- probes ----------------------------------------------------------------------------------
+
+
+def _probe(features, images, corrected, references, labels, seed, progress, image_probe, left_out):
+    """Probe features, images, references and baselines.
+
+    Returns
+    -------
+    dict
+        Method to its list of `ProbeResult`.
+    DataFrame
+        All of them, see `Evaluation.scores`.
+    """
+    probed = features | references
+    announce(progress, "Probing in the background: " + ", ".join(probed))
+    probing = probes.score_side_by_side(probed, labels, seed)
+    by_cnn = {}
+    if image_probe:
+        train = partial(_probe_by_cnn, images | references, labels, seed, progress)
+        by_cnn = if_possible(left_out, IMAGE_MEASURE, train, {})
+    results = dict(tqdm(probing, "probing", len(probed), disable=not progress, unit="method"))
+    pretrained = results[METHOD_NAMES["pretraining"]]
+    of_images = {}
+    for name, cnn in by_cnn.items():
+        # The first measure is the batch within class; the pixels of references were probed above.
+        pixels = results[name][0] if name in references else None
+        of_images[name] = _stronger(cnn, pixels, images.get(name), pretrained[0], labels, seed)
+    announce(progress and corrected, "Probing the baselines: " + ", ".join(corrected))
+    results |= _probe_baselines(corrected, pretrained, labels, seed)
+    kinds = dict.fromkeys(features, "stage") | dict.fromkeys(references, "reference")
+    return results, _score_table(results, of_images, kinds)
+
+
+def _probe_by_cnn(images, labels, seed, progress):
+    """Return {method: ProbeResult} of a new CNN for each method."""
+    results = {}
+    for name, stack in images.items():
+        announce(progress, f"Training a CNN to tell the batches of the images apart: {name}")
+        results[name] = image_batch_accuracy(stack, labels, seed, progress=progress)
+    return results
+
+
+def _stronger(cnn, pixels, images, null, labels, seed):
+    """Return the stronger of the CNN and the probes on the pixels.
+
+    A faint pattern that is always at the same pixels is plain to the probes and not to the CNN.
+    `pixels` is the result of the probes, or None if they were not run; it takes its null from
+    the result `null`.
+    """
+    if pixels is None:
+        pixels = probes.within_class_batch_accuracy(images, labels, seed, n_permutations=0)
+    stronger = max(cnn, _with_null_of(null, pixels), key=lambda result: result.accuracy)
+    return replace(stronger, measure=cnn.measure, per_probe=pixels.per_probe | cnn.per_probe)
+
+
+def _with_null_of(other, result):
+    return replace(result, null_mean=other.null_mean, null_95=other.null_95)
+
+
+def _probe_baselines(corrected, pretrained, labels, seed):
+    """Return {name: list of ProbeResult} of the baselines.
+
+    Nine tenths of the probes' time go into the null, which depends on the labels and hardly on the
+    features. Cells and folds are the same, so the null is that of the pretrained features.
+    """
+    if not corrected:
+        return {}
+    found = dict(probes.score_side_by_side(corrected, labels, seed, n_permutations=0))
+    return {
+        name: [_with_null_of(*pair) for pair in zip(pretrained, own, strict=True)]
+        for name, own in found.items()
+    }
+
+
+def _score_table(results, of_images, kinds):
+    """Put the results into one table: those of images below the batch of the features."""
+    merged = {
+        name: sorted(
+            [*own, *filter(None, [of_images.get(name)])],
+            key=lambda result: ORDER.index(result.measure),
+        )
+        for name, own in results.items()
+    }
+    table = probes.results_table(merged)
+    table.insert(1, "kind", table["method"].map(kinds).fillna(BASELINE))
+    if "cnn" in table:  # beside the other probes
+        table.insert(table.columns.get_loc("mlp") + 1, "cnn", table.pop("cnn"))
+    return table
+
+
+# --- mixing and doses ------------------------------------------------------------------------
+
+
+def _mix(features, labels, seed, left_out):
+    empty = pd.DataFrame(columns=["method", *mixing.SCORES])
+    mix = partial(mixing.mixing_table, features, labels, shuffled=True, seed=seed)
+    return if_possible(left_out, "mixing", mix, empty)
+
+
+def _order_doses(methods, labels, seed, left_out):
+    """Return order and distance of the doses by every method; empty where there are none."""
+    if "dose" not in labels or not methods:
+        return pd.DataFrame(), pd.DataFrame()
+
+    def tables():
+        return [
+            pd.concat({name: find(values, labels, seed=seed) for name, values in methods.items()})
+            .rename_axis(["method", None])
+            .reset_index("method")
+            for find in (dose_response.dose_order, dose_response.dose_distances)
+        ]
+
+    return if_possible(left_out, "doses", tables, (pd.DataFrame(), pd.DataFrame()))
