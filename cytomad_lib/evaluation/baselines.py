@@ -1,36 +1,29 @@
-"""The baselines: well-known batch corrections of the features of an untouched generator.
+"""The baselines: features that can be had without batch removal inside the generator.
 
-Batch removal inside the generator has to beat what can be had without it: a few lines of arithmetic
-on the features of the pretrained generator. `baseline_features` returns the test cells' features as
-each of these leaves them; `probes.score_table` and `mixing.mixing_table` then score them all.
+A *method* is a Python file or module with four names:
 
-- `standardise_batches`: each batch gets the same mean and spread.
-- `harmony`: soft clusters that are nudged until each holds all batches (package `harmonypy`).
-- `combat`: standardisation whose per-batch means and spreads borrow strength from all features.
-- `fit_leace`: the least change after which no linear classifier can tell the batches apart.
-- `null_control`: does a correction write a batch in where there is none?
+- `NEEDS`: what a cell must come with when it is transformed. One of `NEEDS`, see there.
+- `TRAINS_ON`: what `fit` gets of the training cells. Any of `TRAINING`; empty if it needs none.
+- `fit(features, images, labels, seed)`: returns anything; `transform` gets it.
+- `transform(fitted, features, images, labels)`: returns the new features, (cells, any number).
 
-What does each one see? That decides whether a comparison is fair.
+`features` are those of the pretrained generator, (cells, features); `images` is an `Images`;
+`labels` a table with the columns `batch` and `class_name`. A method gets what it declares and
+nothing else: other labels are not in the table, other images are None, and the batch-free truth is
+never there. A cell's new features may depend on the other cells only if the method says so. So the
+column "needs" of a table can be trusted. `NAME` is optional.
 
-- *Batch of the test cells*: standardisation, Harmony and ComBat need it, and they need all the test
-  cells at once: one cell alone cannot be corrected.
-- *Class of the test cells*: the two "with class" baselines need it, and it is what one wants to
-  find out in the end. They are marked `oracle`, and are no competitors: a class that moved its own
-  cells is easy to find in them, so that their class accuracy can exceed what the cells allow (the
-  truth).
-- *Nothing of the test cells*: LEACE. Its map is fitted on the training cells, and corrects any
-  single cell.
+The baselines of the field, in `evaluation.methods`, are written so; `load_method` reads one more
+from a file.
 
-Class and batch are confounded here: each lung cell line was seen in 3 of the 7 batches. So batches
-differ also because they hold other classes, and a correction that makes them alike without knowing
-the class takes away differences between classes. That is why each comes in two versions.
+Methods that need the class of the cells are marked `oracle` and are no competitors: a class that
+moved its own cells is easy to find in them, so that their class accuracy can exceed what the cells
+allow (the truth). Class and batch are confounded here: each lung cell line was seen in 3 of the 7
+batches. So batches differ also because they hold other classes, and a correction that makes them
+alike without knowing the class takes away differences between classes.
 
-Why components? A unit with a ReLU is exactly 0 in most cells. A correction that moves and scales
-each batch gives these zeros a different value in each batch, and a probe reads the batch from that
-value, even where there was no batch effect: two random halves of the same cells were told apart at
-0.98. So the baselines correct `active_components`: whitened principal components of the active
-units, without those of least variance, with noise added. Then no value stands for "silent".
-`null_control` tests every baseline on such halves.
+`null_control` runs every method that uses batches on batches that mean nothing, and finds those
+that write a batch in; `components` says how that happens.
 
 One oddity: a correction that makes the batches' means equal over all test cells sends a probe's
 training and test folds to opposite sides of that mean, so batch accuracy can fall *below* chance.
@@ -49,50 +42,199 @@ Example
 True
 """
 
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from cytomad_lib.conditional.erasure import fit_leace, spread_of, within_class_concept
+from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.evaluation.probes import within_class_batch_accuracy
 from cytomad_lib.evaluation.tasks import ProbeError, check_features, need_two
 
-ACTIVE = 0.05  # share of cells in which a unit has another value than its most frequent one
-EXPLAINED = 0.99  # share of the variance of the active units that the components keep
-MAX_COMPONENTS = 50
-# In units of a component's spread. What a correction estimates from some hundred cells is uncertain
-# by a tenth of the spread; noise has to be a few times as large to hide it.
-NOISE = 0.4
+# What a method may need of the cells that it transforms, and what it then gets beside features and
+# brightfield.
+NEEDS = {
+    "nothing": (),
+    "batch": ("batch",),
+    "many cells of the batch": ("batch",),
+    "class": ("batch", "class_name"),
+    "phase microscope": ("qpi",),
+}
+TRAINING = ("features", "brightfield", "qpi", "batch", "class_name")
+ALONE = 5  # cells that are transformed on their own, to see whether the others matter
 CONTROL_SPLITS = 3
 CONTROL_PROBES = ("whitened",)  # the fastest that finds what is written in, and finds most of it
+OF_FEATURES = (
+    "standardise",
+    "standardise_within_class",
+    "harmony",
+    "combat",
+    "combat_with_class",
+    "leace",
+    "leace_within_class",
+    "sphering",
+)
+OF_IMAGES = ("untrained_generator", "class_cnn")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of cells as methods get them; those that a method does not declare are None.
+
+    Attributes
+    ----------
+    brightfield : float32 array, (cells, height, width, channels), or None
+    qpi : float32 array, (cells, height, width, 1), or None
+        Measured phase, rad.
+    pixel_size_um, wavelength_um, refraction_increment : float
+        See `CellImages`.
+    """
+
+    brightfield: np.ndarray | None
+    qpi: np.ndarray | None
+    pixel_size_um: float
+    wavelength_um: float | None
+    refraction_increment: float
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The features of the test cells after one correction.
+    """The features of the test cells by one method.
 
     Attributes
     ----------
     name : str
-    features : float32 array, (cells, components), or None
-        "untouched" has the features as they were given. None when the correction could not be
-        made; `note` says why and what to do.
-    oracle : bool
-        Whether the class of the test cells was used.
+    features : float32 array, (cells, any number), or None
+        "untouched" has the features as they were given. None when the method could not be run;
+        `note` says why and what to do.
+    needs : str
+        One of `NEEDS`.
+    trains_on : tuple of str
     note : str
-        What the correction sees, or why it is missing.
+        What the method uses, or why it is missing.
     """
 
     name: str
     features: np.ndarray | None = field(repr=False)
-    oracle: bool
+    needs: str
+    trains_on: tuple
     note: str
 
+    @property
+    def oracle(self):
+        """Whether the class of the test cells was used."""
+        return self.needs == "class"
 
-def baseline_features(test_features, test_labels, train_features=None, train_labels=None, seed=0):
-    """Correct the features of the test cells by every baseline.
+    @property
+    def shown_name(self):
+        """The name in a table, where oracles are marked."""
+        return f"{self.name} (oracle)" if self.oracle else self.name
+
+
+def field_methods(with_images=False):
+    """Return the methods of `evaluation.methods`, in the order of a table.
+
+    Parameters
+    ----------
+    with_images : bool
+        Also those that work on images.
+    """
+    names = OF_FEATURES + (OF_IMAGES if with_images else ())
+    return [import_module(f"cytomad_lib.evaluation.methods.{name}") for name in names]
+
+
+def load_method(path):
+    """Read a method from a Python file. The file is run.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    module
+        Its `NAME` is that of the file, if it has none.
+
+    Raises
+    ------
+    CytomadError
+        If there is no such Python file, or it does not hold what a method must.
+    """
+    path = Path(path)
+    if path.suffix != ".py" or not path.is_file():
+        raise CytomadError(
+            f"There is no Python file {path}. Expected a method, such as my_method.py."
+        )
+    spec = spec_from_file_location(f"method_{path.stem}", path)
+    method = module_from_spec(spec)
+    spec.loader.exec_module(method)
+    missing = [n for n in ("fit", "transform") if not callable(getattr(method, n, None))]
+    missing += [n for n in ("NEEDS", "TRAINS_ON") if not hasattr(method, n)]
+    if missing:
+        raise CytomadError(
+            f"{path} lacks {', '.join(missing)}. Expected fit(features, images, labels, seed), "
+            "transform(fitted, features, images, labels), NEEDS and TRAINS_ON."
+        )
+    unknown = set(method.TRAINS_ON) - set(TRAINING)
+    if method.NEEDS not in NEEDS or unknown or isinstance(method.TRAINS_ON, str):
+        raise CytomadError(
+            f"{path} has NEEDS = {method.NEEDS!r} and TRAINS_ON = {method.TRAINS_ON!r}. Expected "
+            f"one of {', '.join(NEEDS)}, and a tuple of any of {', '.join(TRAINING)}."
+        )
+    method.NAME = getattr(method, "NAME", path.stem)
+    return method
+
+
+def run_method(method, test, train=None, seed=0):
+    """Fit a method to training cells, and transform test cells.
+
+    Parameters
+    ----------
+    method : module
+        See the top of this file.
+    test, train : tuple of features, `CellImages` or `Images` or None, labels
+        `train` None if there are no training cells.
+    seed : int
+
+    Returns
+    -------
+    float32 array, (cells, any number)
+
+    Raises
+    ------
+    ProbeError
+        If the method needs training cells and there are none, or returns something else than
+        finite features of every cell.
+    """
+    if method.TRAINS_ON and train is None:
+        raise ProbeError(
+            f"{method.NAME} is fitted on training cells: give `train_features` and labels."
+        )
+    if "batch" in method.TRAINS_ON:
+        need_two("batches of training cells", pd.Categorical(train[2]["batch"]))
+    shown = _shown(train, method.TRAINS_ON) if method.TRAINS_ON else (None, None, None)
+    fitted = method.fit(*shown, seed)
+    test = _shown(test, ("features", "brightfield", *NEEDS[method.NEEDS]))
+    found = _checked(method, method.transform(fitted, *test), len(test[0]))
+    if method.NEEDS not in ("many cells of the batch", "class"):
+        _check_alone(method, fitted, test, found)
+    return found
+
+
+def baseline_features(
+    test_features,
+    test_labels,
+    train_features=None,
+    train_labels=None,
+    seed=0,
+    test_images=None,
+    train_images=None,
+    methods=None,
+):
+    """Return the features of the test cells by every method.
 
     Parameters
     ----------
@@ -101,15 +243,18 @@ def baseline_features(test_features, test_labels, train_features=None, train_lab
     test_labels : pandas.DataFrame
         One row per cell, columns `batch` and `class_name`.
     train_features, train_labels : optional
-        The same of the training cells; LEACE is fitted on them, the others do not use them.
+        The same of the training cells.
     seed : int
-        Of Harmony, the only one that draws random numbers.
+    test_images, train_images : CellImages, optional
+        Of the same cells, for methods that work on images.
+    methods : sequence of modules, optional
+        By default `field_methods`.
 
     Returns
     -------
     dict of str to Baseline
-        By name, in the order of a table. A baseline that cannot be had (package not installed, no
-        training cells, too few cells) is there with `features` None and a `note`.
+        By name, in the order of a table, "untouched" first. A method that cannot be run (package
+        not installed, no training cells, too few cells) is there with `features` None and a `note`.
 
     Raises
     ------
@@ -117,67 +262,63 @@ def baseline_features(test_features, test_labels, train_features=None, train_lab
         If lengths differ, values are not finite, there is only one batch, or training and test
         cells have different features.
     """
-    test, batch, _ = check_features(test_features, test_labels)
+    features, batch, _ = check_features(test_features, test_labels)
     need_two("batches", batch)
-    train = _checked_train(train_features, train_labels, test.shape[1])
-    sees_batch = "sees the batch of all test cells"
-    sees_class = "sees the batch and the class of all test cells"
-    sees_none = "fitted on the training cells, sees no label of a test cell"
-
-    def corrected(correct, **settings):
-        components = _with_noise(active_components(test)(test), seed)
-        return correct(components, test_labels, **settings)
-
-    by_class = {"within_class": True}
-    baselines = [
-        ("untouched", False, "no correction", lambda: test),
-        ("per-batch standardisation", False, sees_batch, partial(corrected, standardise_batches)),
-        (
-            "per-batch standardisation within class",
-            True,
-            sees_class,
-            partial(corrected, standardise_batches, **by_class),
-        ),
-        ("Harmony", False, sees_batch, partial(corrected, harmony, seed=seed)),
-        ("ComBat", False, sees_batch, partial(corrected, combat)),
-        ("ComBat with class", True, sees_class, partial(corrected, combat, with_class=True)),
-        ("LEACE", False, sees_none, partial(_leace, test, train, within_class=False)),
-        ("LEACE within class", False, sees_none, partial(_leace, test, train, **by_class)),
-    ]
-    return {name: _make(name, oracle, note, correct) for name, oracle, note, correct in baselines}
+    test = features, test_images, test_labels
+    train = _checked_train(train_features, train_images, train_labels, features.shape[1])
+    methods = field_methods(test_images is not None) if methods is None else methods
+    found = {"untouched": Baseline("untouched", features, "nothing", (), "no correction")}
+    for method in methods:
+        trains_on = tuple(method.TRAINS_ON)
+        try:
+            values = run_method(method, test, train, seed)
+            fitted = (
+                f"fitted on {', '.join(trains_on)} of training cells" if trains_on else "no fit"
+            )
+            note = f"needs {method.NEEDS}; {fitted}"
+        except ProbeError as error:  # this one only: the inputs that all share were checked before
+            values, note = None, str(error)
+        found[method.NAME] = Baseline(method.NAME, values, method.NEEDS, trains_on, note)
+    return found
 
 
-def null_control(test_features, test_labels, train_features=None, train_labels=None, seed=0):
-    """Run every baseline on a batch that means nothing, and let a probe look for it.
+def null_control(
+    test_features, test_labels, train_features=None, train_labels=None, seed=0, methods=None
+):
+    """Run every method that uses batches on batches that mean nothing, and let a probe look (M7).
 
     The cells of each group (batch and class) are split in two halves at random, and the halves are
-    taken for batches. Whatever a probe then finds was written in by the correction.
+    taken for batches. Whatever a probe then finds was written in by the method. Methods that work
+    on images are left out.
 
     Parameters
     ----------
-    test_features, test_labels, train_features, train_labels, seed
+    test_features, test_labels, train_features, train_labels, seed, methods
         As for `baseline_features`.
 
     Returns
     -------
     pandas.DataFrame
-        One row per baseline, by name; `null_control`, the accuracy of the strongest probe in
-        telling the halves apart within class, mean over `CONTROL_SPLITS` splits; `chance`, 0.5;
-        `null_95`, what shuffled halves reach; `writes_batch`, whether the accuracy is above it. A
-        baseline that cannot be had is missing from the table.
+        One row per method, by name; `null_control`, the accuracy of the strongest probe in telling
+        the halves apart within class, mean over `CONTROL_SPLITS` splits; `chance`, 0.5; `null_95`,
+        what shuffled halves reach; `writes_batch`, whether the accuracy is above it. A method that
+        cannot be run is missing from the table.
 
     Raises
     ------
     ProbeError
         As `baseline_features`, or if no class has enough cells for two halves.
     """
+    methods = field_methods() if methods is None else methods
+    methods = [m for m in methods if "batch" in (*m.TRAINS_ON, *NEEDS[m.NEEDS])]
+    methods = [m for m in methods if not {"brightfield", "qpi"} & set(m.TRAINS_ON)]
     found = {}
     for split in range(CONTROL_SPLITS):
         rng = np.random.default_rng([seed, split])
         halves = _halves(test_labels, rng)
         train_halves = None if train_labels is None else _halves(train_labels, rng)
         given = test_features, halves, train_features, train_halves, seed + split
-        for name, baseline in baseline_features(*given).items():
+        for name, baseline in baseline_features(*given, methods=methods).items():
             if baseline.features is not None:
                 # The null hardly depends on the features: once is enough.
                 shuffles = 20 if not found else 0
@@ -190,229 +331,55 @@ def null_control(test_features, test_labels, train_features=None, train_labels=N
     return table.assign(writes_batch=table["null_control"] > null_95).rename_axis("baseline")
 
 
-def active_components(features):
-    """Fit whitened principal components of the units that are active.
-
-    A unit is active if it has another value than its most frequent one (for a ReLU: 0) in at least
-    `ACTIVE` of the cells. If no unit is, all that vary are taken. The units are standardised. The
-    first principal components are kept that together explain `EXPLAINED` of the variance,
-    `MAX_COMPONENTS` at most.
-
-    Parameters
-    ----------
-    features : array, (cells, features)
-
-    Returns
-    -------
-    function
-        Takes features (cells, features) of any cells; returns float32 (cells, components), each of
-        mean 0 and standard deviation 1 over the cells that it was fitted on. One component that is
-        0 everywhere, if no unit varies.
-    """
-    features = np.asarray(features, dtype=float)
-    most = [np.unique(unit, return_counts=True)[1].max() for unit in features.T]
-    share = 1 - np.array(most) / len(features)
-    units = np.flatnonzero(share >= ACTIVE)
-    units = units if len(units) else np.flatnonzero(share > 0)
-    if not len(units):
-        return lambda other: np.zeros((len(other), 1), np.float32)
-    mean, spread = features[:, units].mean(axis=0), features[:, units].std(axis=0)
-    scaled = (features[:, units] - mean) / spread
-    _, singular, axes = np.linalg.svd(scaled, full_matrices=False)
-    explained = np.cumsum(singular**2) / np.sum(singular**2)
-    kept = min(int(np.searchsorted(explained, EXPLAINED)) + 1, MAX_COMPONENTS, len(singular))
-    turn = axes[:kept].T / spread[:, None] / singular[:kept] * np.sqrt(len(features))
-    return lambda other: ((np.asarray(other, float)[:, units] - mean) @ turn).astype(np.float32)
-
-
-def standardise_batches(features, labels, within_class=False):
-    """Give each batch the mean and the standard deviation that all cells have together.
-
-    Parameters
-    ----------
-    features : array, (cells, features)
-    labels : pandas.DataFrame
-        Columns `batch` and `class_name`.
-    within_class : bool
-        Do so in each class on its own: each class keeps its own mean and spread. Needs the class.
-
-    Returns
-    -------
-    float32 array, (cells, features)
-        The common mean is that of all the cells (of the class); the common spread is the root mean
-        square of the batches' standard deviations. A feature that does not vary in a batch is only
-        shifted there.
-
-    Raises
-    ------
-    ProbeError
-        As `baseline_features`.
-    """
-    features, batch, class_name = check_features(features, labels)
-    features = features.astype(float)
-    found = np.empty_like(features)
-    parts = class_name.codes if within_class else np.zeros(len(features), dtype=int)
-    for part in np.unique(parts):
-        inside = parts == part
-        groups = [
-            np.flatnonzero(inside & (batch.codes == b)) for b in np.unique(batch[inside].codes)
-        ]
-        means = [features[cells].mean(axis=0) for cells in groups]
-        spreads = [spread_of(features[cells]) for cells in groups]
-        mean = features[inside].mean(axis=0)
-        spread = np.sqrt(np.mean(np.square(spreads), axis=0))
-        for cells, own_mean, own_spread in zip(groups, means, spreads, strict=True):
-            divisor = np.where(own_spread > 0, own_spread, 1)
-            found[cells] = (features[cells] - own_mean) / divisor * spread + mean
-    return _as_features(found, features)
-
-
-def harmony(features, labels, seed=0):
-    """Correct by Harmony.
-
-    Cells are put into soft clusters that are rewarded for holding all batches; each cluster is then
-    shifted batch by batch, and this is repeated. Shifts that are large beside the differences
-    between cells are hardly removed: the clusters then hold one batch each from the start.
-
-    Parameters
-    ----------
-    features : array, (cells, features)
-        All count the same after division by their standard deviation; see `active_components`.
-    labels : pandas.DataFrame
-        Columns `batch` (used) and `class_name` (not used).
-    seed : int
-        The same seed gives the same result.
-
-    Returns
-    -------
-    float32 array, (cells, features)
-
-    Raises
-    ------
-    ProbeError
-        If the package `harmonypy` is not installed, or as `baseline_features`.
-
-    Source
-    ------
-    Korsunsky et al. 2019, Fast, sensitive and accurate integration of single-cell data with
-    Harmony, Nature Methods 16, 1289.
-    """
-    features, batch, _ = check_features(features, labels)
-    try:
-        import harmonypy
-    except ImportError:
-        raise ProbeError(
-            "Harmony needs the package harmonypy, which is not installed: `pip install harmonypy` "
-            "(there are wheels for Linux and macOS, none for Windows)."
-        ) from None
-    features = features.astype(float)
-    mean, spread = features.mean(axis=0), spread_of(features)
-    varies = spread > 0
-    if not varies.any():
-        return features.astype(np.float32)
-    found = harmonypy.run_harmony(
-        # Features × cells: the other way round is ambiguous where both are equally many.
-        ((features - mean)[:, varies] / spread[varies]).T,
-        pd.DataFrame({"batch": np.asarray(batch.codes)}),
-        "batch",
-        # One cluster per 30 cells is the package's own rule; it would give none for a few cells.
-        nclust=int(np.clip(round(len(features) / 30), 2, 100)),
-        random_state=seed,
-        verbose=False,
-        ncores=1,
-    )
-    features[:, varies] = np.asarray(found.Z_corr) * spread[varies] + mean[varies]
-    return features.astype(np.float32)
-
-
-def combat(features, labels, with_class=False, tolerance=1e-4, max_steps=200):
-    """Correct by ComBat with its parametric empirical Bayes estimates.
-
-    The model: feature = mean + class effect + batch shift + batch spread × noise. A batch's shifts
-    (over the features) come from one normal distribution, its squared spreads from one inverse
-    gamma distribution; both are estimated from all features and pull in the estimates of the single
-    features. With many cells per batch little is pulled, and without class effects the result is
-    near `standardise_batches`.
-
-    Parameters
-    ----------
-    features : array, (cells, features)
-    labels : pandas.DataFrame
-        Columns `batch` and `class_name`.
-    with_class : bool
-        Put class effects into the model, so that they are kept. Needs the class.
-    tolerance : float
-        Largest relative change of an estimate at which the iteration ends.
-    max_steps : int
-        The iteration ends here at the latest.
-
-    Returns
-    -------
-    float32 array, (cells, features)
-
-    Raises
-    ------
-    ProbeError
-        If a batch has one cell only, if fewer than two features vary, or, with class, if groups of
-        batches share no class, so that their differences cannot be told from those of the classes.
-
-    Source
-    ------
-    Johnson, Li, Rabinovic 2007, Adjusting batch effects in microarray expression data using
-    empirical Bayes methods, Biostatistics 8, 118. Own code: the ComBat packages for Python are no
-    longer maintained, or need an older pandas or NumPy.
-    """
-    features, batch, class_name = check_features(features, labels)
-    features = features.astype(float)
-    batches = np.eye(len(batch.categories))[batch.codes]
-    classes = np.eye(len(class_name.categories))[class_name.codes][:, 1:]
-    design = np.hstack([batches, classes]) if with_class else batches
-    sizes = batches.sum(axis=0)
-    if sizes.min() < 2:
-        raise ProbeError(
-            f"{batch.categories[sizes.argmin()]} has one cell; ComBat needs at least two per batch."
-        )
-    if np.linalg.matrix_rank(design) < design.shape[1]:
-        raise ProbeError(
-            "Some batches share no class with the others, directly or through a third, so ComBat "
-            "cannot tell batch from class. Give cells of classes that link all batches."
-        )
-    effects = np.linalg.lstsq(design, features, rcond=None)[0]
-    spread = np.sqrt(np.mean((features - design @ effects) ** 2, axis=0))
-    # What a cell would show without its batch: the mean over the batches, and its class.
-    expected = (
-        sizes @ effects[: len(sizes)] / len(features)
-        + design[:, len(sizes) :] @ effects[len(sizes) :]
-    )
-    # Features that do not vary within batch (and class) have no noise to rescale: the model gives
-    # what is expected of them.
-    varies = (spread > 1e-6 * spread_of(features)) & (np.ptp(features, axis=0) > 0)
-    if varies.sum() < 2:
-        raise ProbeError(
-            f"{varies.sum()} features vary within the batches; ComBat needs at least two, as it "
-            "learns from all of them how much batches differ."
-        )
-    noise = (features - expected)[:, varies] / spread[varies]
-    for code in range(len(sizes)):
-        cells = batch.codes == code
-        shift, variance = _shrunken(noise[cells], tolerance, max_steps)
-        noise[cells] = (noise[cells] - shift) / np.sqrt(variance)
-    found = expected.copy()
-    found[:, varies] += noise * spread[varies]
-    return _as_features(found, features)
-
-
 # --- helpers ---------------------------------------------------------------------------------
 
 
-def _make(name, oracle, note, correct):
-    try:
-        return Baseline(name, correct(), oracle, note)
-    except ProbeError as error:  # this baseline only: the inputs that all share were checked before
-        return Baseline(name, None, oracle, str(error))
+def _shown(cells, names):
+    """Return of features, images and labels what a method declares."""
+    features, images, labels = cells
+    if images is not None:
+        optics = (images.pixel_size_um, images.wavelength_um, images.refraction_increment)
+        pixels = (
+            getattr(images, name) if name in names else None for name in ("brightfield", "qpi")
+        )
+        images = Images(*pixels, *optics)
+    columns = [name for name in ("batch", "class_name") if name in names]
+    return features if "features" in names else None, images, labels[columns]
 
 
-def _checked_train(features, labels, n_features):
+def _checked(method, features, n_cells):
+    features = np.asarray(features, dtype=np.float32)
+    if features.ndim != 2 or len(features) != n_cells or not np.isfinite(features).all():
+        raise ProbeError(
+            f"{method.NAME} returned features of shape {features.shape} for {n_cells} cells, with "
+            f"{np.sum(~np.isfinite(features))} values that are not finite. Expected finite values "
+            "of shape (cells, features)."
+        )
+    return features
+
+
+def _check_alone(method, fitted, cells, found):
+    """Refuse a method whose features of a cell depend on the others, and which does not say so."""
+    features, images, labels = cells
+    if images is not None:
+        pixels = {
+            name: None if getattr(images, name) is None else getattr(images, name)[:ALONE]
+            for name in ("brightfield", "qpi")
+        }
+        images = replace(images, **pixels)
+    alone = method.transform(fitted, features[:ALONE], images, labels[:ALONE])
+    alone = _checked(method, alone, len(labels[:ALONE]))
+    scale = max(float(np.abs(found).max()), 1e-6)
+    same = alone.shape[1] == found.shape[1]
+    if not same or not np.allclose(alone, found[:ALONE], rtol=0, atol=1e-3 * scale):
+        raise CytomadError(
+            f"{method.NAME} has NEEDS = {method.NEEDS!r}, but the features of {len(alone)} cells "
+            "change when the other cells are left out. Expected a transform that treats each cell "
+            'on its own, or NEEDS = "many cells of the batch".'
+        )
+
+
+def _checked_train(features, images, labels, n_features):
     if features is None and labels is None:
         return None
     if features is None or labels is None:
@@ -423,27 +390,7 @@ def _checked_train(features, labels, n_features):
             f"The training cells have {features.shape[1]} features, the test cells {n_features}; "
             "expected the same. Were both predicted by the same model?"
         )
-    return features, batch, class_name
-
-
-def _leace(test, train, within_class):
-    if train is None:
-        raise ProbeError("LEACE is fitted on training cells: give `train_features` and labels.")
-    features, batch, class_name = train
-    need_two("batches of training cells", batch)
-    if within_class:
-        concept = within_class_concept(batch.codes, class_name.codes)
-    else:
-        concept = np.eye(len(batch.categories))[batch.codes]
-    # One map for all cells cannot write a batch in: it needs no noise.
-    components = active_components(features)
-    return fit_leace(components(features), concept)(components(test))
-
-
-def _with_noise(components, seed):
-    """Blur components; one in which nothing varies stays so."""
-    noise = np.random.default_rng(seed).normal(size=components.shape)
-    return components + NOISE * noise * (np.ptp(components, axis=0) > 0)
+    return features, images, pd.DataFrame({"batch": batch, "class_name": class_name})
 
 
 def _halves(labels, rng):
@@ -453,30 +400,3 @@ def _halves(labels, rng):
         # Of an odd number, either half may be the larger.
         second[rng.permutation(cells)[: (len(cells) + rng.integers(2)) // 2]] = True
     return labels.assign(batch=pd.Categorical(np.where(second, "second half", "first half")))
-
-
-def _as_features(found, features):
-    """Return float32; features that never vary are as they were, to the last digit."""
-    return np.where(np.ptp(features, axis=0) > 0, found, features).astype(np.float32)
-
-
-def _shrunken(noise, tolerance, max_steps):
-    """Return ComBat's shift and variance of each feature of one batch, pulled to the others'."""
-    n = len(noise)
-    mean, variance = noise.mean(axis=0), noise.var(axis=0, ddof=1)
-    # The two prior distributions, by the method of moments.
-    centre, width = mean.mean(), mean.var(ddof=1)
-    m, s2 = variance.mean(), max(variance.var(ddof=1), np.finfo(float).tiny)
-    shape, rate = 2 + m**2 / s2, m + m**3 / s2
-    shift, spread2 = mean, variance
-    for _ in range(max_steps):
-        old = shift, spread2
-        shift = (n * width * mean + spread2 * centre) / (n * width + spread2)
-        squares = ((noise - shift) ** 2).sum(axis=0)
-        spread2 = (rate + squares / 2) / (shape + n / 2 - 1)
-        changes = [
-            np.abs(a - b) / (np.abs(b) + 1e-8) for a, b in zip((shift, spread2), old, strict=True)
-        ]
-        if np.max(changes) < tolerance:
-            break
-    return shift, spread2

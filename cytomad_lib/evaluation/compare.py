@@ -27,6 +27,7 @@ from cytomad_lib.evaluation.draw import baseline_bars
 from cytomad_lib.evaluation.evaluate import evaluate
 from cytomad_lib.evaluation.image_tables import named_references
 from cytomad_lib.evaluation.pages import run_facts, write_comparison_page
+from cytomad_lib.evaluation.ranking import RANKED, rank_methods, ranking_text
 from cytomad_lib.evaluation.results import (
     BASELINE,
     FILES,
@@ -56,12 +57,15 @@ class Comparison:
     table : DataFrame
         Tidy: `seed`, `method`, `kind` (stage, reference or baseline), `measure`, `value`, `chance`,
         `null_95`.
+    notes : DataFrame
+        By method: `needs` and the null control (first seed).
     remarks : list of str
-        A sentence for each baseline that could not be had, or that writes a batch in (first seed).
+        A sentence for each baseline that is missing, or that writes a batch in (first seed).
     page : Path
     """
 
     table: pd.DataFrame
+    notes: pd.DataFrame
     remarks: list
     page: Path
 
@@ -74,14 +78,10 @@ class Comparison:
         wide.insert(1, "null 95 %", first["null_95"])
         return wide
 
-    def baselines_table(self):
-        """Return mean ± s.d. over seeds: baselines in rows, pretrained first."""
-        rows = self.table
-        if not (rows["kind"] == BASELINE).any():
-            return pd.DataFrame()
-        pretrained = rows["method"] == METHOD_NAMES["pretraining"]
-        kept = ((rows["kind"] == BASELINE) | pretrained) & rows["measure"].isin(probes.MEASURES)
-        return _wide(rows[kept], "method", "measure").rename_axis(index="baseline")
+    def ranking(self):
+        """Return all methods, ranked by their means over the seeds; see `rank_methods`."""
+        rows = self.table[self.table["measure"].isin(RANKED)]
+        return rank_methods(rows, self.notes)
 
     def summary(self):
         """Return both tables as text."""
@@ -90,9 +90,7 @@ class Comparison:
             f"Mean ± s.d. over {len(seeds)} seeds ({', '.join(map(str, seeds))}), Test split",
             as_text(self.methods_table()),
         ]
-        if len(self.baselines_table()):
-            parts += ["", "Baselines: corrections of the pretrained features"]
-            parts += [as_text(self.baselines_table()), *self.remarks]
+        parts += ["", ranking_text(self.ranking()), *self.remarks]
         return "\n".join(parts)
 
 
@@ -105,6 +103,7 @@ def compare(
     cells_per_group=None,
     verbose=0,
     image_probe=True,
+    methods=(),
 ):
     """Train and evaluate from several seeds, and put all scores together.
 
@@ -126,8 +125,9 @@ def compare(
         Training cells of each group; all by default.
     verbose : int
         As in `workflow.train`.
-    image_probe : bool
-        As in `evaluation.evaluate`.
+    image_probe, methods
+        As in `evaluate.evaluate`. With methods of one's own, every seed is evaluated again: their
+        files may have changed.
 
     Returns
     -------
@@ -147,16 +147,20 @@ def compare(
         folder = out / f"seed_{seed}"
         announce(verbose, f"Seed {seed}")
         run = train(data, folder, preset, seed, cells_per_group, verbose, recipes)
-        if _is_evaluated(run, folder, image_probe):
+        if not methods and _is_evaluated(run, folder, image_probe):
             announce(verbose, f"Taking the scores that are in {folder}")
         else:
-            evaluate(run, data, "Test", folder, seed, verbose > 0, image_probe)
+            options = seed, verbose > 0, image_probe
+            evaluate(run, data, "Test", folder, *options, methods=methods)
         tables.append(_seed_table(run, folder))
         runs[seed] = run
     table = pd.concat(tables, ignore_index=True)
     write_table(table, out / TABLE, index=False)
-    remarks = baseline_remarks(pd.read_csv(out / f"seed_{seeds[0]}" / FILES["baselines"]))
-    comparison = Comparison(table, remarks, out / PAGE)
+    first = out / f"seed_{seeds[0]}"
+    notes = pd.read_csv(first / FILES["ranking"], index_col="method")
+    notes = notes[["needs", "null_control", "null_control_95"]]
+    remarks = baseline_remarks(pd.read_csv(first / FILES["baselines"]))
+    comparison = Comparison(table, notes, remarks, out / PAGE)
     _write_page(comparison, data, out, runs)
     return comparison
 
@@ -242,7 +246,7 @@ def leave_batch_out(
 
 def _is_evaluated(run, folder, image_probe):
     """Say whether the folder's scores cover all that was trained."""
-    if not all((folder / FILES[name]).exists() for name in ("scores", "images", "baselines")):
+    if not all((folder / FILES[name]).exists() for name in ("scores", "images", "ranking")):
         return False
     scores = pd.read_csv(folder / FILES["scores"])
     images = pd.read_csv(folder / FILES["images"], index_col="method")
@@ -267,9 +271,10 @@ def _seed_table(run, folder):
             for seconds in [run.training_seconds(stage)]
         ]
     )
+    kept = pd.read_csv(folder / FILES["biology"])
     order = {name: place for place, name in enumerate(ORDER)}
     scores = scores.sort_values("measure", key=lambda names: names.map(order), kind="stable")
-    table = pd.concat([scores, images, times], ignore_index=True)
+    table = pd.concat([scores, kept, images, times], ignore_index=True)
     kinds = scores.drop_duplicates("method").set_index("method")["kind"]
     table["kind"] = table["method"].map(kinds)
     table["seed"] = run.seed  # of the training; the probes are seeded by it, too
@@ -307,8 +312,8 @@ def _write_page(comparison, data, out, runs):
         f"{dataset}: {len(runs)} seeds, Test split",
         facts,
         comparison.methods_table(),
-        comparison.baselines_table(),
-        "\n\n".join(comparison.remarks),
+        comparison.ranking(),
+        comparison.remarks,
         figures,
     )
 

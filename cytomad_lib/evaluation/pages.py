@@ -19,7 +19,7 @@ CAPTIONS = {
     "batch scores without any batch being removed.",
     "scores": "Accuracy of the strongest probe. Dashed: chance. Grey box: what shuffled labels "
     "reach; a bar that ends inside it knows nothing. Batch should end there, class far above.",
-    "baselines": "Corrections of the pretrained features, beside the trained stages. Pale bars are "
+    "baselines": "Baselines beside the trained stages. Pale bars are "
     "oracles: they use the class of the cells they correct, so their class accuracy means nothing.",
     "umap": "A map of the cells by their features, coloured by batch and by class. Islands of one "
     "colour on the left are batches; on the right, islands should be classes.",
@@ -39,11 +39,19 @@ IMAGE_NOTE = """\
 Against the measured phase, keeping the batch effect raises the scores; against the batch-free \
 truth it lowers them. Structure r compares the fine structure inside the cell only: texture that \
 was invented cannot hide there."""
-BASELINE_NOTE = """\
-Baselines correct whitened components of the active features. All but LEACE need the batch of all \
-cells at once; a network needs the one cell only. \
-Oracles also use the class, and are no competitors. Batch accuracy below chance is an artefact of \
-making means equal over training and test folds together; read it as "nothing linear left"."""
+RANKING = """\
+Ranked by the worst of three, each from 0 to 1: batch removed (chance is 1), class on an unseen \
+batch (the measures of the truth are 1), and biology within class (R² of the truth's biophysical \
+measures, or where there is no truth, of measured ones that are standardised in each batch and \
+class). Biology and class count because features can pass the batch scores and keep nothing else.
+
+"needs" is what a cell must come with: nothing but its brightfield image; its batch; many cells of \
+its batch at once; its class; or a phase microscope."""
+RANKING_NOTE = """\
+Baselines use the pretrained features, whose active units they turn into whitened components, or \
+the brightfield image. Oracles use the class of the cells and are no competitors. Batch accuracy \
+below chance is an artefact of making means equal over training and test folds together; read it \
+as "nothing linear left"."""
 CONTROL_NOTE = """\
 Null control: the cells of each group are split in two halves at random, and the halves are taken \
 for batches. A probe should not tell them apart (chance 0.5; 95 % of shuffles below \
@@ -101,7 +109,9 @@ def write_evaluation_page(path, evaluation, run, stages):
     )
     more = Section("A closer look", figures=_figures(evaluation, "umap", "confusion", "encoding"))
     losses = Section("How the training went", figures=_figures(evaluation, "losses"))
-    special = [*_dose_section(evaluation), *_baseline_section(evaluation)]
+    remarks, bars = baseline_remarks(evaluation.baselines), _figures(evaluation, "baselines")
+    ranked = evaluation.ranking, remarks, bars
+    special = [*_dose_section(evaluation), *_ranking_section(*ranked)]
     sections = [scores, images, *_not_scored_section(evaluation), *special]
     sections += [cells, mixing, more, losses]
     return report.write_report(
@@ -113,7 +123,7 @@ def write_evaluation_page(path, evaluation, run, stages):
     )
 
 
-def write_comparison_page(path, subtitle, facts, table, baselines, notes, figures):
+def write_comparison_page(path, subtitle, facts, table, ranking, notes, figures):
     """Write the page of a comparison over seeds.
 
     Parameters
@@ -123,9 +133,9 @@ def write_comparison_page(path, subtitle, facts, table, baselines, notes, figure
     subtitle : str
     facts : dict
         See `report.write_report`.
-    table, baselines : DataFrame
-        Measures in rows and methods in columns; baselines in rows and measures in columns.
-    notes : str
+    table, ranking : DataFrame
+        Measures in rows and methods in columns; see `ranking.rank_methods`.
+    notes : list of str
         What is missing, and why.
     figures : dict
         `cells`: the image grid of the first seed; if there are any, `scores` and `baselines`.
@@ -150,16 +160,8 @@ def write_comparison_page(path, subtitle, facts, table, baselines, notes, figure
             figures=[(figures["cells"], CAPTIONS["cells"])],
         ),
     ]
-    if len(baselines):
-        sections.append(
-            Section(
-                "Baselines: what can be had without retraining",
-                table=baselines,
-                figures=[(figures["baselines"], CAPTIONS["baselines"])],
-                table_caption="Corrections of the pretrained features, mean ± s.d. over the seeds",
-                note="\n\n".join(filter(None, [BASELINE_NOTE, notes])),
-            )
-        )
+    bars = [(figures["baselines"], CAPTIONS["baselines"])] if "baselines" in figures else []
+    sections += _ranking_section(ranking, notes, bars)
     return report.write_report(path, "CytoMAD: comparison of recipes", subtitle, facts, sections)
 
 
@@ -235,16 +237,9 @@ def _not_scored_section(evaluation):
     return [Section("What was not scored, and why", text, evaluation.not_scored)]
 
 
-def _baseline_section(evaluation):
-    if not len(evaluation.baselines):
+def _ranking_section(ranking, notes, figures):
+    if not len(ranking):
         return []
-    return [
-        Section(
-            "Baselines: what can be had without retraining",
-            "Well-known corrections of the features of the pretrained generator.",
-            evaluation.baseline_table(),
-            _figures(evaluation, "baselines"),
-            "Accuracy of the strongest probe on the corrected features",
-            "\n\n".join([BASELINE_NOTE, CONTROL_NOTE, *baseline_remarks(evaluation.baselines)]),
-        )
-    ]
+    note = "\n\n".join(filter(None, [RANKING_NOTE, CONTROL_NOTE, *notes]))
+    text, caption = RANKING, "All methods, ranked by the worst of three"
+    return [Section("What is kept, and by which method?", text, ranking, figures, caption, note)]
