@@ -110,3 +110,57 @@ def test_directions_hold_the_variance():
     noise = np.random.default_rng(4).normal(size=(500, 3))
     assert biology.n_directions(np.hstack([noise, noise])) == 3
     assert biology.n_directions(np.ones((10, 3))) == 0
+
+
+def test_neighbours_of_the_truth_are_kept_and_those_of_noise_are_chance(truth, labels):
+    overlap, chance = biology.neighbour_overlap(truth * [1, 2, 3, 4, 5, 6], truth, labels)
+    assert overlap == pytest.approx(1) and chance == pytest.approx(10 / 89)
+    noise = np.random.default_rng(6).normal(size=truth.shape)
+    assert biology.neighbour_overlap(noise, truth, labels)[0] == pytest.approx(chance, abs=0.03)
+    few = labels.groupby("class_name", observed=True).head(8).index
+    assert np.isnan(biology.neighbour_overlap(truth.loc[few], truth.loc[few], labels.loc[few])[0])
+
+
+def test_average_precision_by_hand():
+    # One feature away from the others' mean: the cosine is the sign. Two classes, two batches.
+    labels = pd.DataFrame(
+        [("B1", "X"), ("B2", "X"), ("B1", "Y"), ("B2", "Y")], columns=["batch", "class_name"]
+    ).astype("category")
+    by_class, by_batch = [[1], [1], [-1], [-1]], [[1], [-1], [1], [-1]]
+    # Each cell has one positive and one negative: the positive is first, or second.
+    assert biology.class_retrieval(by_class, labels) == pytest.approx((1, 0.75))
+    assert biology.class_retrieval(by_batch, labels) == pytest.approx((0.5, 0.75))
+    assert np.isnan(biology.class_retrieval(by_class, labels.assign(batch="B1"))[0])
+
+
+def test_retrieval_of_noise_is_at_chance(labels):
+    noise = np.random.default_rng(7).normal(size=(len(labels), 10))
+    found, chance = biology.class_retrieval(noise, labels)
+    assert found == pytest.approx(chance, abs=0.03)
+
+
+def test_a_withheld_class_is_told_apart_as_well_as_by_the_truth_or_not(truth, labels):
+    share, chance = biology.withheld_class(truth, truth, labels, "H520")
+    assert share == pytest.approx(1) and 0.3 < chance < 0.5
+    moved = {"H520": 3, "H69": 0, "HCC827": 0}  # H520 comes to lie where H69 is
+    blind = truth + labels["class_name"].map(moved).to_numpy(dtype=float)[:, None]
+    assert biology.withheld_class(blind, truth, labels, "H520")[0] < 0.8
+
+
+def test_wrong_labels_are_as_many_as_asked_and_all_wrong(labels):
+    spoilt = biology.with_wrong_labels(labels, 0.2, seed=1)
+    wrong = (spoilt["class_name"] != labels["class_name"]).to_numpy()
+    assert wrong.sum() == round(0.2 * len(labels))
+    assert set(spoilt["class_name"][wrong]) == set(CLASSES)
+    assert spoilt["class_name"].dtype == labels["class_name"].dtype
+    pd.testing.assert_series_equal(spoilt["batch"], labels["batch"])
+    pd.testing.assert_frame_equal(spoilt, biology.with_wrong_labels(labels, 0.2, seed=1))
+    some = labels[labels["class_name"] != "H69"]  # a category without cells is never drawn
+    assert "H69" not in set(biology.with_wrong_labels(some, 0.5)["class_name"])
+
+
+def test_a_method_is_scored_by_all_measures_with_their_chance(truth, labels):
+    table = biology.score_biology(truth, truth, labels).set_index("measure")
+    assert list(table.index) == list(biology.KEPT[:6])
+    assert table.loc[biology.BIOLOGY, "value"] > 0.99 and table.loc[biology.BIOLOGY, "chance"] == 0
+    assert table.loc["directions for 95 %", "value"] == biology.n_directions(truth)

@@ -362,16 +362,12 @@ def _check_alone(method, fitted, cells, found):
     """Refuse a method whose features of a cell depend on the others, and which does not say so."""
     features, images, labels = cells
     if images is not None:
-        pixels = {
-            name: None if getattr(images, name) is None else getattr(images, name)[:ALONE]
-            for name in ("brightfield", "qpi")
-        }
-        images = replace(images, **pixels)
+        given = {name: getattr(images, name) for name in ("brightfield", "qpi")}
+        images = replace(images, **{k: v if v is None else v[:ALONE] for k, v in given.items()})
     alone = method.transform(fitted, features[:ALONE], images, labels[:ALONE])
-    alone = _checked(method, alone, len(labels[:ALONE]))
-    scale = max(float(np.abs(found).max()), 1e-6)
-    same = alone.shape[1] == found.shape[1]
-    if not same or not np.allclose(alone, found[:ALONE], rtol=0, atol=1e-3 * scale):
+    alone, together = _checked(method, alone, len(labels[:ALONE])), found[:ALONE]
+    tolerance = 1e-3 * max(float(np.abs(found).max()), 1e-6)
+    if alone.shape != together.shape or np.abs(alone - together).max() > tolerance:
         raise CytomadError(
             f"{method.NAME} has NEEDS = {method.NEEDS!r}, but the features of {len(alone)} cells "
             "change when the other cells are left out. Expected a transform that treats each cell "

@@ -48,6 +48,7 @@ KEPT = (
     DOSE_ORDER,
 )
 NEIGHBOURS = 10
+QUERIES = 5000  # cells that search for others, at most
 ALPHAS = np.logspace(-2, 4, 7)
 FOREST = {"n_estimators": 30, "min_samples_leaf": 5, "max_features": 0.3}
 
@@ -169,9 +170,10 @@ def class_retrieval(features, labels):
     x = _standardised(features)
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(float).tiny)
     found, expected = (np.full(len(x), np.nan) for _ in range(2))
-    for cell, (own_batch, own_class) in enumerate(zip(batch.codes, class_name.codes, strict=True)):
-        positive = (class_name.codes == own_class) & (batch.codes != own_batch)
-        counted = positive | ((class_name.codes != own_class) & (batch.codes == own_batch))
+    for cell in np.random.default_rng(0).permutation(len(x))[:QUERIES]:
+        same_class = class_name.codes == class_name.codes[cell]
+        same_batch = batch.codes == batch.codes[cell]
+        positive, counted = same_class & ~same_batch, same_class != same_batch
         n, n_positive = counted.sum(), positive.sum()
         if 0 < n_positive < n:
             relevant = positive[counted][np.argsort(-(x[counted] @ x[cell]), kind="stable")]
@@ -376,7 +378,7 @@ def _fold_sums(x, y, classes, test, seed):
 
 
 def _centred(values, classes, train, test):
-    """Subtract the class means of the training cells, and divide by what is left of their spread.
+    """Subtract the class means of the training cells, and divide by the spread that remains.
 
     Returns
     -------

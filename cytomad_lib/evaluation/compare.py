@@ -25,7 +25,6 @@ from cytomad_lib.data.layouts import find_layout, is_simulated
 from cytomad_lib.evaluation import probes
 from cytomad_lib.evaluation.draw import baseline_bars
 from cytomad_lib.evaluation.evaluate import evaluate
-from cytomad_lib.evaluation.image_tables import named_references
 from cytomad_lib.evaluation.pages import run_facts, write_comparison_page
 from cytomad_lib.evaluation.ranking import RANKED, rank_methods, ranking_text
 from cytomad_lib.evaluation.results import (
@@ -36,7 +35,7 @@ from cytomad_lib.evaluation.results import (
     ORDER,
     baseline_remarks,
 )
-from cytomad_lib.evaluation.score import announce, load_with_truth_if_there
+from cytomad_lib.evaluation.score import announce, load_with_truth_if_there, reference_features
 from cytomad_lib.evaluation.tables import as_text, seed_summary
 from cytomad_lib.prediction import predict
 from cytomad_lib.runs import RECIPES
@@ -195,7 +194,7 @@ def leave_batch_out(
     Returns
     -------
     DataFrame
-        One row per stage and reference (the measured phase and the truth, as pixels): `method`,
+        One row per stage and reference (measures of the measured phase and the truth): `method`,
         `batch`, `accuracy` (each class counts the same), `chance`, `null_95`, the probes, `n_cells`
         that counted and `n_not_counted`, cells of classes that are in no other batch.
 
@@ -230,7 +229,7 @@ def leave_batch_out(
     }
     total = int((cells.labels["batch"] == batch).sum())
     rows = []
-    references = named_references(cells, find_layout(data)[0])
+    references = reference_features(cells, find_layout(data)[0])
     for name, features in (methods | references).items():
         announce(verbose, f"Probing {batch}: {name}")
         result = probes.unseen_batch_class_accuracy(features, cells.labels, seed, only=batch)

@@ -72,7 +72,7 @@ def score(run, data, split, seed=0, progress=False, image_probe=True, baselines=
     images = {METHOD_NAMES[stage]: made.images for stage, made in predictions.items()}
     references = image_tables.named_references(cells, layout)
 
-    measured = _measure(images | references, cells) if layout.target.unit == "rad" else {}
+    measured = _measure(images | references, cells, layout)
     # Also of a reference the measures are scored. If the target is no phase, it is the pixels.
     ceilings = {name: measured.get(name, stack) for name, stack in references.items()}
     methods = [*(field_methods(with_images=True) if baselines else ()), *methods]
@@ -199,8 +199,19 @@ def training_cells(run, data):
 # --- methods beside the generator's own features ---------------------------------------------
 
 
-def _measure(images, cells):
-    """Return {name: biophysical measures of the images}."""
+def reference_features(cells, layout):
+    """Return {name: features} of the measured target and, if it is known, of the truth.
+
+    Biophysical measures of the phase; where the target is no phase, the pixels.
+    """
+    references = image_tables.named_references(cells, layout)
+    return references | _measure(references, cells, layout)
+
+
+def _measure(images, cells, layout):
+    """Return {name: biophysical measures of the images}; empty if the target is no phase."""
+    if layout.target.unit != "rad":
+        return {}
     no_features = np.zeros((len(cells), 0))
     return {
         name: run_method(phase_measures, (no_features, replace(cells, qpi=stack), cells.labels))
@@ -236,26 +247,18 @@ def _run_methods(run, data, cells, prediction, methods, seed, progress, left_out
 
 
 def _notes_table(baselines, control):
+    """Return `Evaluation.baselines`."""
+    columns = ["baseline", "available", "needs", "trained_on", "note"]
     rows = [
-        {
-            "baseline": baseline.shown_name,
-            "available": baseline.features is not None,
-            "needs": baseline.needs,
-            "trained_on": ", ".join(baseline.trains_on),
-            "null_control": _look_up(control, baseline.name, "null_control"),
-            "null_control_95": _look_up(control, baseline.name, "null_95"),
-            "note": baseline.note,
-        }
-        for baseline in baselines
+        (b.shown_name, b.features is not None, b.needs, ", ".join(b.trains_on), b.note)
+        for b in baselines
     ]
-    columns = ["baseline", "available", "needs", "trained_on"]
-    columns += ["null_control", "null_control_95", "note"]
-    table = pd.DataFrame(rows, columns=columns)
-    return table.astype({"available": bool, "null_control": float, "null_control_95": float})
-
-
-def _look_up(table, row, column):
-    return table[column].get(row, np.nan) if table is not None else np.nan
+    table = pd.DataFrame(rows, columns=columns).astype({"available": bool})
+    empty = pd.DataFrame(columns=["null_control", "null_95"], dtype=float)
+    control = (empty if control is None else control).reindex([b.name for b in baselines])
+    table.insert(4, "null_control", control["null_control"].to_numpy())
+    table.insert(5, "null_control_95", control["null_95"].to_numpy())
+    return table
 
 
 # --- biology ---------------------------------------------------------------------------------

@@ -3,14 +3,12 @@
 import numpy as np
 
 from cytomad_lib.backend import keras
-from cytomad_lib.training.steps import without_gradients
 
 NAME = "CNN trained on class"
 NEEDS = "nothing"
 TRAINS_ON = ("brightfield", "class_name")
 FILTERS, FEATURES = (16, 32, 64), 64
 MINIBATCH, STEPS, RATE = 32, 400, 3e-3
-AT_ONCE = 100  # cells; bounds the memory
 
 
 def fit(features, images, labels, seed):
@@ -31,16 +29,10 @@ def fit(features, images, labels, seed):
     return hidden, mean, spread
 
 
-@without_gradients()
 def transform(fitted, features, images, labels):
     """Return the last hidden layer."""
     hidden, mean, spread = fitted
-    x = (images.brightfield - mean) / spread
-    parts = [
-        keras.ops.convert_to_numpy(hidden(x[start : start + AT_ONCE], training=False))
-        for start in range(0, len(x), AT_ONCE)
-    ]
-    return np.concatenate(parts)
+    return hidden.predict((images.brightfield - mean) / spread, verbose=0)
 
 
 def _network(shape, n_classes, seed):

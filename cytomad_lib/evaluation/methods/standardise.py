@@ -1,8 +1,8 @@
 """Per-batch standardisation: every batch gets the same mean and spread."""
 
 import numpy as np
+import pandas as pd
 
-from cytomad_lib.conditional.erasure import spread_of
 from cytomad_lib.evaluation.components import active_components, unless_constant, with_noise
 from cytomad_lib.evaluation.tasks import check_features
 
@@ -46,19 +46,17 @@ def standardise_batches(features, labels, within_class=False):
         As `baseline_features`.
     """
     features, batch, class_name = check_features(features, labels)
-    features = features.astype(float)
-    found = np.empty_like(features)
-    parts = class_name.codes if within_class else np.zeros(len(features), dtype=int)
-    for part in np.unique(parts):
-        inside = parts == part
-        groups = [
-            np.flatnonzero(inside & (batch.codes == b)) for b in np.unique(batch[inside].codes)
-        ]
-        means = [features[cells].mean(axis=0) for cells in groups]
-        spreads = [spread_of(features[cells]) for cells in groups]
-        mean = features[inside].mean(axis=0)
-        spread = np.sqrt(np.mean(np.square(spreads), axis=0))
-        for cells, own_mean, own_spread in zip(groups, means, spreads, strict=True):
-            divisor = np.where(own_spread > 0, own_spread, 1)
-            found[cells] = (features[cells] - own_mean) / divisor * spread + mean
-    return unless_constant(found, features)
+    values = pd.DataFrame(features.astype(float))
+    part = class_name.codes if within_class else np.zeros(len(features), dtype=int)
+    groups = values.groupby([part, batch.codes])
+    # 0, not 1e-17, where nothing varies.
+    variances = groups.var(ddof=0).where(groups.max() > groups.min(), 0.0)
+    own, common = (
+        table.loc[keys].to_numpy() ** 0.5
+        for table, keys in (
+            (variances, list(zip(part, batch.codes, strict=True))),
+            (variances.groupby(level=0).mean(), part),
+        )
+    )
+    scaled = (values - groups.transform("mean")) / np.where(own > 0, own, 1) * common
+    return unless_constant(scaled + values.groupby(part).transform("mean"), features)
