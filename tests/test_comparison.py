@@ -10,6 +10,7 @@ from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.evaluation import compare as comparison
 from cytomad_lib.evaluation.compare import compare, leave_batch_out
+from cytomad_lib.evaluation.methods import class_cnn
 from cytomad_lib.runs import Run
 
 pytestmark = pytest.mark.usefixtures("untraced")
@@ -28,7 +29,9 @@ def compared(data, out):
 @pytest.fixture(scope="module")
 def made(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("compare")
-    return out, compared(data, out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(class_cnn, "STEPS", 2)
+        return out, compared(data, out)
 
 
 def test_the_means_are_those_of_the_seeds(made):

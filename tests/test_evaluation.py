@@ -26,6 +26,7 @@ from cytomad_lib.evaluation import (
 )
 from cytomad_lib.evaluation.evaluate import evaluate
 from cytomad_lib.evaluation.image_tables import TRUTH
+from cytomad_lib.evaluation.methods import class_cnn
 from cytomad_lib.simulation.write import simulate_dataset
 from cytomad_lib.workflow import train
 
@@ -49,6 +50,7 @@ def found(run, data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_probe, "MIN_EPOCHS", 1)
         patch.setattr(image_probe, "MIN_STEPS", 2)
+        patch.setattr(class_cnn, "STEPS", 2)
         return out, evaluate(run, data, "Test", out, seed=1)
 
 
@@ -235,6 +237,7 @@ DESIGNS = {
 def test_of_any_design_what_can_be_is_scored(run, tmp_path, monkeypatch, groups, scored):
     monkeypatch.setattr(image_probe, "MIN_EPOCHS", 1)
     monkeypatch.setattr(image_probe, "MIN_STEPS", 2)
+    monkeypatch.setattr(class_cnn, "STEPS", 2)
     simulate_dataset(tmp_path / "data", "lung", 16, {"Test": 6}, groups=groups, progress=False)
     out = tmp_path / "out"
     made = evaluate(run, tmp_path / "data", "Test", out)

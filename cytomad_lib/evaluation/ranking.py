@@ -72,7 +72,7 @@ def rank_methods(table, notes=None):
 
 def ranking_text(ranking):
     """Return a ranking as text for the terminal, with the columns that decide."""
-    table = ranking.reindex(columns=SHORT).rename(columns=SHORT)
+    table = ranking.reindex(columns=SHORT).dropna(axis="columns", how="all").rename(columns=SHORT)
     return (
         "All methods, ranked by the worst of batch removed, class on an unseen batch and biology, "
         "each from 0 to 1\n"
