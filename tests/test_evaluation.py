@@ -152,6 +152,28 @@ def test_biology_stands_beside_the_probes(found):
         assert "biology" in text and "phase microscope" in text
 
 
+def test_without_truth_biology_is_that_of_measured_phenotypes_inside_their_group():
+    groups = [(b, c) for b in ("B1", "B2", "B3") for c in ("X", "Y") for _ in range(30)]
+    labels = pd.DataFrame(groups, columns=["batch", "class_name"]).astype("category")
+    cell = np.random.default_rng(0).normal(size=(len(labels), 3))
+    batch = labels["batch"].cat.codes.to_numpy()[:, None].astype(float)
+    methods = {"cell": cell, "batch": batch}
+    measured = {"measured QPI": (cell + 3 * batch) * (1 + batch)}
+    table = score._biology(methods, measured, labels, 0, False, [])
+    kept = table[table["measure"] == biology.BIOLOGY].set_index("method")["value"]
+    assert kept["cell"] > 0.9 and kept["batch"] < 0.05
+    assert not len(score._biology(methods, {}, labels, 0, False, []))  # no phase, no biophysics
+
+
+def test_the_order_of_doses_is_a_share_of_that_by_the_truth():
+    rows = [(m, b, r) for m, r in ((TRUTH, 0.9), ("mine", 0.6)) for b in ("all", "B1")]
+    order = pd.DataFrame(rows, columns=["method", "batch", "rho_groups"])
+    shares = score._dose_shares(order).set_index("method")["value"]
+    assert shares.to_dict() == pytest.approx({TRUTH: 1, "mine": 2 / 3})
+    assert not len(score._dose_shares(order[order["method"] == "mine"]))
+    assert not len(score._dose_shares(pd.DataFrame()))
+
+
 def test_a_method_of_ones_own_is_scored_beside_the_others(run, data, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
