@@ -18,7 +18,7 @@ TRAINS_ON = ("features", "batch", "class_name")
 
 
 def fit(features, images, labels, seed):
-    """Learn from the training cells; `transform` gets what this returns."""
+    """Fit to the training cells; `transform` gets what this returns."""
     components = active_components(features)
     design = pd.get_dummies(labels[["batch", "class_name"]], dtype=float)
     effects = np.linalg.lstsq(design.to_numpy(), components(features), rcond=None)[0]

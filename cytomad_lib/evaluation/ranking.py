@@ -1,8 +1,8 @@
-"""All methods in one table, the best first: ranked by the worst of what must hold.
+"""All methods in one table, the best first: ranked by the worst of three requirements.
 
-Features must not show the batch, must show the class of cells of a batch that the probe never saw,
-and must keep what cells of a class differ by. Features that pass two of these and fail the third
-are of no use, and a mean would hide it. So a method counts as much as the worst of
+Features must not show the batch. They must show the class of cells in a batch that the probe was
+not trained on. And they must keep the differences between the cells of a class. Features that fail
+one of the three are of no use, and a mean would hide that. So the rank is by the worst of
 
 - *batch removed*: (1 - accuracy of the batch within class) / (1 - chance): 1 at chance, 0 where the
   batch is always read;

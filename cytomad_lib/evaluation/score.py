@@ -73,7 +73,7 @@ def score(run, data, split, seed=0, progress=False, image_probe=True, baselines=
     references = image_tables.named_references(cells, layout)
 
     measured = _measure(images | references, cells, layout)
-    # Also of a reference the measures are scored. If the target is no phase, it is the pixels.
+    # References are scored by their measures, too; by their pixels if the target is no phase.
     ceilings = {name: measured.get(name, stack) for name, stack in references.items()}
     methods = [*(field_methods(with_images=True) if baselines else ()), *methods]
     given = run, data, cells, predictions["pretraining"], methods

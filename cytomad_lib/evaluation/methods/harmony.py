@@ -1,4 +1,4 @@
-"""Harmony: soft clusters that are nudged until each holds all batches (package `harmonypy`)."""
+"""Harmony: soft clusters that are shifted until each holds all batches (package `harmonypy`)."""
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ def harmony(features, labels, seed=0):
     Parameters
     ----------
     features : array, (cells, features)
-        All count the same after division by their standard deviation; see `active_components`.
+        They are divided by their standard deviations, so all have the same weight.
     labels : pandas.DataFrame
         Columns `batch` (used) and `class_name` (not used).
     seed : int
