@@ -58,6 +58,14 @@ Cells = Annotated[int | None, typer.Option(help="Training cells per group; all b
 ImageProbe = Annotated[
     bool, typer.Option(help="Probe the images, too, by a CNN and by pixels: half a minute each.")
 ]
+Method = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="A Python file with a method of your own, scored beside the others; repeatable.",
+        parser=_path,
+        metavar="FILE",
+    ),
+]
 
 
 @app.command()
@@ -239,13 +247,15 @@ def evaluate(
     split: Split = "Test",
     image_probe: ImageProbe = True,
     seed: Seed = 0,
+    method: Method = None,
 ):
     """Score a run on a split, by probes trained after the generator."""
     from cytomad_lib.evaluation.evaluate import evaluate
     from cytomad_lib.runs import Run
 
     data = _data(data, out)
-    _show(evaluate(Run.open(run), data, split, out, seed, True, image_probe), out)
+    options = {"image_probe": image_probe, "methods": _methods(method)}
+    _show(evaluate(Run.open(run), data, split, out, seed, True, **options), out)
 
 
 @app.command()
@@ -257,13 +267,15 @@ def compare(
     cells: Cells = None,
     recipe: Recipe = "both",
     image_probe: ImageProbe = True,
+    method: Method = None,
 ):
     """Train and evaluate from several seeds; resumes when called again."""
     from cytomad_lib.config import find_preset
     from cytomad_lib.evaluation import compare
 
+    methods = _methods(method)  # first: a mistake in a file is found before hours of training
     settings = find_preset(preset), _seeds(seeds), _recipes(recipe), cells, _verbosity()
-    found = compare.compare(_data(data, out), out, *settings, image_probe)
+    found = compare.compare(_data(data, out), out, *settings, image_probe, methods)
     print(f"\n{found.summary()}\n\nTable: {out / compare.TABLE}\nReport: {found.page}")
 
 
@@ -372,6 +384,13 @@ def _benchmarks():
         )
     sys.path.insert(0, str(root))
     return importlib.import_module("benchmarks.bench.measuring")
+
+
+def _methods(paths):
+    """Return the methods in the files of `--method`."""
+    from cytomad_lib.evaluation.baselines import load_method
+
+    return [load_method(path) for path in paths or ()]
 
 
 def _recipes(name):

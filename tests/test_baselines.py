@@ -9,6 +9,9 @@ import pytest
 
 from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.evaluation import baselines, combat
+from cytomad_lib.evaluation.components import active_components
+from cytomad_lib.evaluation.methods import combat as combat_method
+from cytomad_lib.evaluation.methods import harmony, leace_within_class, standardise
 from cytomad_lib.evaluation.probes import ProbeError
 
 PER_GROUP = 40
@@ -22,6 +25,7 @@ ALL = (
     "ComBat with class",
     "LEACE",
     "LEACE within class",
+    "sphering",
 )
 ORACLES = {"per-batch standardisation within class", "ComBat with class"}
 
@@ -87,7 +91,7 @@ def test_all_baselines_are_there_and_flagged():
     assert {name for name, baseline in corrected.items() if baseline.oracle} == ORACLES
     for name, baseline in corrected.items():
         assert baseline.name == name and baseline.note
-        assert ("class" in baseline.note) == baseline.oracle
+        assert ("needs class" in baseline.note) == baseline.oracle
         if baseline.features is not None:
             assert len(baseline.features) == len(SHIFTED)
             assert baseline.features.dtype == np.float32
@@ -136,14 +140,14 @@ def test_features_that_never_vary_stay_and_nothing_is_nan(monkeypatch, installed
         assert np.isfinite(baseline.features).all(), name
         assert np.abs(baseline.features).max() < 50, name
     found = {
-        "standardised": baselines.standardise_batches(features, LABELS),
-        "ComBat": baselines.combat(features, LABELS),
-        "ComBat with class": baselines.combat(features, LABELS, with_class=True),
+        "standardised": standardise.standardise_batches(features, LABELS),
+        "ComBat": combat.combat(features, LABELS),
+        "ComBat with class": combat.combat(features, LABELS, with_class=True),
     }
     for name, values in found.items():
         assert np.ptp(values[:, 6]) < 1e-5, name
     if installed:
-        found["Harmony"] = baselines.harmony(features, LABELS)
+        found["Harmony"] = harmony.harmony(features, LABELS)
     for name, values in found.items():
         np.testing.assert_array_equal(values[:, 3:5], features[:, 3:5], err_msg=name)
         assert np.isfinite(values).all() and np.abs(values).max() < 50, name
@@ -176,7 +180,7 @@ def test_components_are_white_and_of_active_units_only():
     features = silent_units(LABELS)
     features[5, 0] = 1e3  # with the zeros of the others, this unit is active in one cell
     features[6:, 0] = features[:5, 0] = 0
-    components = baselines.active_components(features)
+    components = active_components(features)
     found = components(features)
     assert found.shape[1] < 40
     np.testing.assert_allclose(np.cov(found.T, bias=True), np.eye(found.shape[1]), atol=1e-3)
@@ -188,7 +192,7 @@ def test_components_are_white_and_of_active_units_only():
 def test_where_no_unit_is_active_all_that_vary_are_taken():
     features = np.zeros((200, 3))
     features[:5, 0] = features[3:9, 1] = 1
-    assert baselines.active_components(features)(features).shape == (200, 2)
+    assert active_components(features)(features).shape == (200, 2)
 
 
 def test_no_baseline_writes_a_batch_into_cells_that_have_none():
@@ -206,8 +210,8 @@ def test_the_null_control_finds_who_writes_a_batch_in(monkeypatch):
     # Without components: a unit's zeros go to another value in each half.
     labels = lung_labels(20)
     features = silent_units(labels)
-    monkeypatch.setattr(baselines, "active_components", lambda fitted: np.asarray)
-    monkeypatch.setattr(baselines, "_with_noise", lambda components, seed: components)
+    monkeypatch.setattr(combat_method, "active_components", lambda fitted: np.asarray)
+    monkeypatch.setattr(combat_method, "with_noise", lambda components, seed: components)
     table = baselines.null_control(features, labels)
     assert table.loc["ComBat", "null_control"] > 0.8 and table.loc["ComBat", "writes_batch"]
     assert not table.loc["untouched", "writes_batch"]
@@ -218,7 +222,7 @@ def test_the_null_control_finds_who_writes_a_batch_in(monkeypatch):
 
 
 def test_standardisation_gives_every_batch_the_same_mean_and_spread():
-    found = baselines.standardise_batches(SHIFTED, LABELS)
+    found = standardise.standardise_batches(SHIFTED, LABELS)
     table = pd.DataFrame(found.astype(float)).groupby(LABELS["batch"].to_numpy())
     assert table.mean().std().max() < 1e-5
     assert table.std(ddof=0).std().max() < 1e-5
@@ -228,12 +232,12 @@ def test_standardisation_gives_every_batch_the_same_mean_and_spread():
 def test_standardisation_undoes_a_crossed_design_but_not_a_confounded_one():
     labels = crossed_labels()
     clean, shifted = make_features(labels, spread=0)
-    assert class_damage(baselines.standardise_batches(shifted, labels), labels, clean) < 0.2
-    assert class_damage(baselines.standardise_batches(CLEAN, LABELS), LABELS, CLEAN) > 0.3
+    assert class_damage(standardise.standardise_batches(shifted, labels), labels, clean) < 0.2
+    assert class_damage(standardise.standardise_batches(CLEAN, LABELS), LABELS, CLEAN) > 0.3
 
 
 def test_standardisation_within_class_keeps_each_class_and_removes_its_batches():
-    found = baselines.standardise_batches(SHIFTED, LABELS, within_class=True)
+    found = standardise.standardise_batches(SHIFTED, LABELS, within_class=True)
     assert batch_gap(found, LABELS) < 1e-5
     assert class_damage(found, LABELS, SHIFTED) < 1e-5
 
@@ -261,7 +265,7 @@ def combat_model(labels, n_features=60, seed=0):
 
 def test_combat_recovers_data_of_its_own_model():
     clean, shifted = combat_model(LABELS)
-    found = baselines.combat(shifted, LABELS, with_class=True)
+    found = combat.combat(shifted, LABELS, with_class=True)
     error = np.sqrt(np.mean((found - clean) ** 2))
     assert error < 0.25 * np.sqrt(np.mean((shifted - clean) ** 2))
     assert class_damage(found, LABELS, clean) < 0.1 < class_damage(shifted, LABELS, clean)
@@ -292,15 +296,15 @@ def test_combat_with_many_cells_is_near_standardisation():
     labels = crossed_labels(400)
     _, shifted = make_features(labels)
     found, simple = (
-        baselines.combat(shifted, labels),
-        baselines.standardise_batches(shifted, labels),
+        combat.combat(shifted, labels),
+        standardise.standardise_batches(shifted, labels),
     )
     assert np.abs(found - simple).mean() < 0.03 * np.abs(found - shifted).mean()
 
 
 def test_combat_without_class_damages_confounded_classes():
-    blind = baselines.combat(SHIFTED, LABELS)
-    oracle = baselines.combat(SHIFTED, LABELS, with_class=True)
+    blind = combat.combat(SHIFTED, LABELS)
+    oracle = combat.combat(SHIFTED, LABELS, with_class=True)
     assert class_damage(oracle, LABELS, CLEAN) < 0.1
     assert class_damage(blind, LABELS, CLEAN) > 0.3
     assert batch_gap(oracle, LABELS) < 0.15 * batch_gap(SHIFTED, LABELS)
@@ -310,12 +314,12 @@ def test_combat_needs_linked_batches_and_two_cells():
     apart = pd.DataFrame({"batch": ["B1"] * 9 + ["B2"] * 9, "class_name": ["X"] * 9 + ["Y"] * 9})
     features = np.random.default_rng(0).normal(size=(18, 5))
     with pytest.raises(ProbeError, match="share no class"):
-        baselines.combat(features, apart, with_class=True)
+        combat.combat(features, apart, with_class=True)
     corrected = baselines.baseline_features(features, apart)
     assert corrected["ComBat with class"].features is None
     assert "link all batches" in corrected["ComBat with class"].note
     with pytest.raises(ProbeError, match="B2 has one cell"):
-        baselines.combat(features[:10], apart[:10])
+        combat.combat(features[:10], apart[:10])
 
 
 # --- LEACE -----------------------------------------------------------------------------------
@@ -326,18 +330,15 @@ def test_leace_within_class_keeps_class_means_and_removes_batches_of_new_cells()
     _, test = make_features(LABELS, cell_seed=2, spread=0, columns=40)
     corrected = baselines.baseline_features(test, LABELS, train, LABELS)
     within, plain = corrected["LEACE within class"].features, corrected["LEACE"].features
-    test = baselines.active_components(train)(test)
+    test = active_components(train)(test)
     # What is left is the sampling error of 40 cells; components have a spread of 1.
     assert batch_gap(within, LABELS) < PER_GROUP**-0.5 < 0.5 * batch_gap(test, LABELS)
     assert class_damage(within, LABELS, test) < 0.1
     assert class_damage(plain, LABELS, test) > 0.3
-    erased = baselines._leace(train, (train, *_categories(LABELS)), within_class=True)
-    components = baselines.active_components(train)(train)
+    fitted = leace_within_class.fit(train, None, LABELS, seed=0)
+    erased = leace_within_class.transform(fitted, train, None, LABELS)
+    components = active_components(train)(train)
     assert batch_gap(erased, LABELS) < 0.25 * batch_gap(components, LABELS)
-
-
-def _categories(labels):
-    return pd.Categorical(labels["batch"]), pd.Categorical(labels["class_name"])
 
 
 # --- Harmony ---------------------------------------------------------------------------------
@@ -356,10 +357,10 @@ def test_harmony_mixes_crossed_batches_keeps_classes_and_is_silent(capfd, caplog
     caplog.set_level(logging.DEBUG)
     labels = crossed_labels()
     clean, shifted = make_features(labels, shift=0.5, spread=0)
-    found = baselines.harmony(shifted, labels, seed=3)
+    found = harmony.harmony(shifted, labels, seed=3)
     assert batch_gap(found, labels) < 0.4 * batch_gap(shifted, labels)
     assert class_damage(found, labels, clean) < 0.3
-    np.testing.assert_array_equal(found, baselines.harmony(shifted, labels, seed=3))
+    np.testing.assert_array_equal(found, harmony.harmony(shifted, labels, seed=3))
     assert capfd.readouterr() == ("", "") and not caplog.records
 
 
@@ -368,7 +369,7 @@ def test_harmony_takes_as_many_cells_as_features():
     labels = crossed_labels(6)
     features = np.random.default_rng(0).normal(size=(len(labels), len(labels)))
     features += 0.8 * (labels["batch"] == "B1").to_numpy()[:, None]
-    found = baselines.harmony(features, labels)
+    found = harmony.harmony(features, labels)
     assert found.shape == features.shape
     # One call with cells and components exchanged would "correct" columns, not cells.
     gaps = [

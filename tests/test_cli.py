@@ -219,6 +219,7 @@ def test_wrong_options_are_answered_with_what_is_expected(data, tmp_path, capsys
         (("compare", data, *tiny, "--recipe", "best"), ("'best'", "published, conditional")),
         (("compare", data, *tiny, "--seeds", "0,one"), ("'0,one'", "such as 0,1,2")),
         (("compare", data, *tiny, "--seeds", "1,1"), ("[1, 1]", "each once")),
+        (("compare", data, *tiny, "--method", "mine.txt"), ("mine.txt", "such as my_method.py")),
         (
             ("leave-batch-out", data, *tiny, "--batch", "Batch5"),
             ("'Batch5'", "Expected one of Batch1, Batch2"),

@@ -10,6 +10,7 @@ from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.evaluation import compare as comparison
 from cytomad_lib.evaluation.compare import compare, leave_batch_out
+from cytomad_lib.evaluation.methods import class_cnn
 from cytomad_lib.runs import Run
 
 pytestmark = pytest.mark.usefixtures("untraced")
@@ -28,7 +29,9 @@ def compared(data, out):
 @pytest.fixture(scope="module")
 def made(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("compare")
-    return out, compared(data, out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(class_cnn, "STEPS", 2)
+        return out, compared(data, out)
 
 
 def test_the_means_are_those_of_the_seeds(made):
@@ -50,12 +53,13 @@ def test_images_times_and_references_are_in_the_table(made):
     table = found.methods_table()
     assert list(table.index[:3]) == ["batch within class", "class", "class, unseen batch"]
     for measure in ("r, truth", "MAE, measured (rad)", "structure r, truth"):
-        assert table.loc[measure, "pretrained"] and table.loc[measure, "measured QPI (pixels)"]
+        assert table.loc[measure, "pretrained"] and table.loc[measure, "measured QPI"]
     times = table.loc[comparison.TIME]
     assert times[["pretrained", "published recipe"]].notna().all()
-    assert pd.isna(times["truth (pixels)"])
-    baselines = found.baselines_table()
-    assert baselines.index[0] == "pretrained" and "LEACE" in baselines.index
+    assert pd.isna(times["truth"])
+    assert {"pretrained", "LEACE", "truth"} <= set(found.ranking().index)
+    assert table.loc["biology within class", "truth"].startswith("1.000")
+    assert found.ranking().loc["LEACE", "needs"] == "nothing"
 
 
 def test_the_page_holds_its_figures(made):
@@ -106,7 +110,7 @@ def test_the_batch_left_out_is_never_opened_in_training(data, tmp_path):
     assert set(run.settings["training_cells"]) == {"Batch3/H69", "Batch3/H520", "Batch6/H520"}
     stored = pd.read_csv(tmp_path / "out" / "left_out.csv")
     assert list(stored["method"]) == list(table["method"])
-    assert {"pretrained", "published recipe", "measured QPI (pixels)"} <= set(stored["method"])
+    assert {"pretrained", "published recipe", "measured QPI"} <= set(stored["method"])
     # HCC827 is in Batch1 only: nobody can know it. H69 is in Batch3, too.
     assert (stored["n_cells"] == 6).all() and (stored["n_not_counted"] == 6).all()
     assert (stored["chance"] == 0.5).all()  # the probe knows H69 and H520

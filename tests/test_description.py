@@ -556,7 +556,7 @@ def test_the_target_may_be_no_phase(tmp_path):
     found = workflow.evaluate(run, root, "Test", tmp_path / "out", **options)
     assert "MAE, measured" in found.images
     name = find_layout(root)[0].target.name
-    assert f"measured {name} (pixels)" in found.images.index and "QPI" not in found.summary()
+    assert f"measured {name}" in found.images.index and "QPI" not in found.summary()
     assert set(found.cell_measures["measure"]) == {"area_um2"}
     assert not any("encoding" in path.name for path in found.figures)
     assert not len(found.dose_order)  # nothing says which class is untreated

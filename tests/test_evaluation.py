@@ -13,9 +13,20 @@ from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.data.matfiles import write_mat
-from cytomad_lib.evaluation import draw, image_probe, image_tables, pages, probes, results, score
+from cytomad_lib.evaluation import (
+    baselines,
+    biology,
+    draw,
+    image_probe,
+    image_tables,
+    pages,
+    probes,
+    results,
+    score,
+)
 from cytomad_lib.evaluation.evaluate import evaluate
 from cytomad_lib.evaluation.image_tables import TRUTH
+from cytomad_lib.evaluation.methods import class_cnn
 from cytomad_lib.simulation.write import simulate_dataset
 from cytomad_lib.workflow import train
 
@@ -39,6 +50,7 @@ def found(run, data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_probe, "MIN_EPOCHS", 1)
         patch.setattr(image_probe, "MIN_STEPS", 2)
+        patch.setattr(class_cnn, "STEPS", 2)
         return out, evaluate(run, data, "Test", out, seed=1)
 
 
@@ -49,6 +61,8 @@ def test_all_that_was_promised_is_written(found):
         "scores.csv",
         "image_scores.csv",
         "cell_measures.csv",
+        "biology.csv",
+        "ranking.csv",
         "mixing.csv",
         "baselines.csv",
         "not_scored.csv",
@@ -62,7 +76,7 @@ def test_images_are_probed_beside_the_features(found):
     out, _ = found
     scores = pd.read_csv(out / "scores.csv")
     rows = scores[scores["measure"] == "batch within class, images"]
-    assert set(rows["method"]) == {"pretrained", "published recipe", "measured QPI (pixels)", TRUTH}
+    assert set(rows["method"]) == {"pretrained", "published recipe", "measured QPI", TRUTH}
     by_probe = rows[["logistic", "knn", "mlp", "whitened", "cnn"]]
     named = [by_probe.loc[row, probe] for row, probe in rows["probe"].items()]
     assert (by_probe.max(axis=1) == named).all()  # two probes can be equally good
@@ -82,7 +96,7 @@ def test_a_faint_mark_of_the_batch_at_one_place_is_found(monkeypatch):
 
     def probed():
         cnn = score._probe_by_cnn({"cells": images}, labels, 0, progress=False)["cells"]
-        return score._stronger(cnn, None, images, cnn, labels, 0)
+        return score._stronger(cnn, images, cnn, labels, 0)
 
     none = probed()
     images[1::2, 0, 0] = 1e-3
@@ -94,14 +108,13 @@ def test_a_faint_mark_of_the_batch_at_one_place_is_found(monkeypatch):
 
 def test_baselines_are_named_marked_and_apart(found):
     _, made = found
-    baselines = set(made.scores.loc[made.scores["kind"] == "baseline", "method"])
-    assert {"LEACE", "ComBat with class (oracle)"} <= baselines and "untouched" not in baselines
-    assert not baselines & set(made.main_scores["method"])
-    table = made.baseline_table()
-    assert table.index[0] == "pretrained" and set(table.index[1:]) == baselines
+    names = set(made.scores.loc[made.scores["kind"] == "baseline", "method"])
+    assert {"LEACE", "ComBat with class (oracle)"} <= names and "untouched" not in names
+    assert not names & set(made.main_scores["method"])
+    assert set(made.ranking.index) == names | set(made.main_scores["method"])
     # All there is, is in the table; all that is missing, in a sentence.
-    assert baselines == set(made.baselines.loc[made.baselines["available"], "baseline"])
-    assert set(made.mixing["method"]) == baselines | {
+    assert names == set(made.baselines.loc[made.baselines["available"], "baseline"])
+    assert set(made.mixing["method"]) == names | {
         "pretrained",
         "published recipe",
         "batches shuffled",
@@ -110,18 +123,73 @@ def test_baselines_are_named_marked_and_apart(found):
 
 def test_the_null_control_stands_beside_the_baselines(found):
     out, made = found
-    baselines = pd.read_csv(out / "baselines.csv")
-    assert (
-        baselines["null_control"].between(0.1, 1).all()
-        and (baselines["null_control_95"] > 0.5).all()
-    )
-    assert list(made.baseline_table()["null_control"].dropna()) == list(baselines["null_control"])
+    table = pd.read_csv(out / "baselines.csv")
+    control = table.set_index("baseline")[["null_control", "null_control_95"]].dropna()
+    assert control["null_control"].between(0.1, 1).all()
+    assert (control["null_control_95"] > 0.5).all()
+    assert {"LEACE", "sphering", "ComBat with class (oracle)"} <= set(control.index)
+    assert "CNN trained on class" not in control.index  # it uses no batch
+    assert made.ranking.loc[control.index, "null_control"].tolist() == list(control["null_control"])
     table = pd.DataFrame(
         [("ComBat", True, 0.98, 0.55, "n"), ("LEACE", True, 0.5, 0.55, "n")],
         columns=["baseline", "available", "null_control", "null_control_95", "note"],
     )
     (remark,) = results.baseline_remarks(table)
     assert remark.startswith("ComBat writes a batch in") and "0.98" in remark
+
+
+def test_biology_stands_beside_the_probes(found):
+    out, made = found
+    table = pd.read_csv(out / "biology.csv").pivot(
+        index="method", columns="measure", values="value"
+    )
+    assert set(table.index) == set(made.ranking.index)
+    assert table.loc[TRUTH, biology.BIOLOGY] == pytest.approx(1, abs=0.01)
+    assert table.loc["measured QPI", biology.BIOLOGY] > table.loc["pretrained", biology.BIOLOGY]
+    needs = made.ranking["needs"]
+    assert needs["measured QPI"] == "phase microscope" and needs["LEACE"] == "nothing"
+    assert needs["pretrained: measures of its images"] == "nothing"
+    for text in (made.summary(), (out / "report.html").read_text(encoding="utf-8")):
+        assert "biology" in text and "phase microscope" in text
+
+
+def test_without_truth_biology_is_that_of_measured_phenotypes_inside_their_group():
+    groups = [(b, c) for b in ("B1", "B2", "B3") for c in ("X", "Y") for _ in range(30)]
+    labels = pd.DataFrame(groups, columns=["batch", "class_name"]).astype("category")
+    cell = np.random.default_rng(0).normal(size=(len(labels), 3))
+    batch = labels["batch"].cat.codes.to_numpy()[:, None].astype(float)
+    methods = {"cell": cell, "batch": batch}
+    measured = {"measured QPI": (cell + 3 * batch) * (1 + batch)}
+    table = score._biology(methods, measured, labels, 0, False, [])
+    kept = table[table["measure"] == biology.BIOLOGY].set_index("method")["value"]
+    assert kept["cell"] > 0.9 and kept["batch"] < 0.05
+    assert not len(score._biology(methods, {}, labels, 0, False, []))  # no phase, no biophysics
+
+
+def test_the_order_of_doses_is_a_share_of_that_by_the_truth():
+    rows = [(m, b, r) for m, r in ((TRUTH, 0.9), ("mine", 0.6)) for b in ("all", "B1")]
+    order = pd.DataFrame(rows, columns=["method", "batch", "rho_groups"])
+    shares = score._dose_shares(order).set_index("method")["value"]
+    assert shares.to_dict() == pytest.approx({TRUTH: 1, "mine": 2 / 3})
+    assert not len(score._dose_shares(order[order["method"] == "mine"]))
+    assert not len(score._dose_shares(pd.DataFrame()))
+
+
+def test_a_method_of_ones_own_is_scored_beside_the_others(run, data, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "NEEDS, TRAINS_ON = 'nothing', ()\n"
+        "def fit(features, images, labels, seed): return 2.0\n"
+        "def transform(fitted, features, images, labels): return fitted * features\n",
+        encoding="utf-8",
+    )
+    options = {"image_probe": False, "baselines": False, "methods": [baselines.load_method(path)]}
+    made = evaluate(run, data, "Test", tmp_path / "out", **options)
+    assert "mine" in made.ranking.index and "LEACE" not in made.ranking.index
+    # Twice the pretrained features keep what these keep.
+    kept = made.ranking.loc[["mine", "pretrained"], list(biology.KEPT[:4])]
+    np.testing.assert_allclose(*kept.to_numpy(), atol=0.01)
+    assert made.ranking.loc["mine", list(probes.MEASURES)].between(0, 1).all()
 
 
 def test_a_missing_baseline_is_said_in_summary_and_report(run, data, tmp_path, monkeypatch):
@@ -198,6 +266,7 @@ DESIGNS = {
 def test_of_any_design_what_can_be_is_scored(run, tmp_path, monkeypatch, groups, scored):
     monkeypatch.setattr(image_probe, "MIN_EPOCHS", 1)
     monkeypatch.setattr(image_probe, "MIN_STEPS", 2)
+    monkeypatch.setattr(class_cnn, "STEPS", 2)
     simulate_dataset(tmp_path / "data", "lung", 16, {"Test": 6}, groups=groups, progress=False)
     out = tmp_path / "out"
     made = evaluate(run, tmp_path / "data", "Test", out)

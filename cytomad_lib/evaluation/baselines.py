@@ -1,35 +1,28 @@
-"""The baselines: well-known batch corrections of the features of an untouched generator.
+"""The baselines: features that can be had without batch removal inside the generator.
 
-Batch removal inside the generator must be better than simple arithmetic on the features of the
-pretrained generator. `baseline_features` returns the corrected features of the test cells;
-`probes.score_table` and `mixing.mixing_table` then score them all.
+A *method* is a Python file or module with four names:
 
-- `standardise_batches`: each batch gets the same mean and spread.
-- `harmony`: soft clusters that are shifted until each holds all batches (package `harmonypy`).
-- `combat`: standardisation whose per-batch means and spreads borrow strength from all features.
-- `fit_leace`: the least change after which no linear classifier can tell the batches apart.
-- `null_control`: whether a correction writes a batch in where there is none.
+- `NEEDS`: what must be known of a cell to transform it; a key of `baselines.NEEDS`.
+- `TRAINS_ON`: what `fit` gets of the training cells; any of `TRAINING`, empty if it needs none.
+- `fit(features, images, labels, seed)`: fits the method; `transform` gets what it returns.
+- `transform(fitted, features, images, labels)`: returns the new features, (cells, any number).
 
-A comparison is fair only if the corrections use the same information.
+`features` are those of the pretrained generator, (cells, features); `images` is an `Images`;
+`labels` is a table with the columns `batch` and `class_name`. A method gets only what it declares:
+other labels are not in the table, other images are None, and the batch-free truth is never given.
+The new features of a cell may depend on other cells only if `NEEDS` says so. `NAME` is optional.
 
-- *Batch of the test cells*: standardisation, Harmony and ComBat need it, and they need all the test
-  cells at once: one cell alone cannot be corrected.
-- *Class of the test cells*: the two "with class" baselines need it, although the class is what a
-  user wants to find out. They are marked `oracle` and are no competitors. They shift each class on
-  its own, which marks the class, so their class accuracy can exceed that of the truth.
-- *Nothing of the test cells*: LEACE. Its map is fitted on the training cells, and corrects any
-  single cell.
+The baselines in `evaluation.methods` have this form; `load_method` reads one more from a file.
+
+Methods that need the class of the cells are marked `oracle` and are no competitors. They shift each
+class on its own, which marks the class, so their class accuracy can exceed that of the truth.
 
 Class and batch are confounded here: each lung cell line was measured in 3 of the 7 batches. So
 batches differ also because they hold different classes. A correction that ignores the class removes
-differences between classes, too. That is why each correction has two versions.
+differences between classes, too. That is why most corrections have two versions.
 
-Why components? A unit with a ReLU is exactly 0 in most cells. A correction that moves and scales
-each batch gives these zeros a different value in each batch. A probe reads the batch from that
-value, even where there was no batch effect: it told two random halves of the same cells apart at
-0.98. So the baselines correct `active_components`: whitened principal components of the active
-units, without those of least variance, with noise added. Then no value marks a silent unit.
-`null_control` tests every baseline on such halves.
+`null_control` tests every method that uses batches on random halves of the same cells. It finds the
+methods that write a batch in; `components` explains how that happens.
 
 A correction that makes the batches' means equal over all test cells puts a probe's training and
 test folds on opposite sides of that mean. So batch accuracy can fall *below* chance. Read that as
@@ -48,56 +41,199 @@ Example
 True
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from cytomad_lib.evaluation.combat import combat, keep_constant
-from cytomad_lib.evaluation.erasure import fit_leace, spread_of, within_class_concept
+from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.evaluation.probes import within_class_batch_accuracy
 from cytomad_lib.evaluation.tasks import ProbeError, check_features, need_two
 
-ACTIVE = 0.05  # share of cells in which a unit has another value than its most frequent one
-EXPLAINED = 0.99  # share of the variance of the active units that the components keep
-MAX_COMPONENTS = 50
-# In units of a component's spread. What a correction estimates from some hundred cells is uncertain
-# by a tenth of the spread; noise has to be a few times as large to hide it.
-NOISE = 0.4
-ORACLES = ("per-batch standardisation within class", "ComBat with class")
+# What a method may need to know of the cells that it transforms; what it then gets beside features
+# and brightfield.
+NEEDS = {
+    "nothing": (),
+    "batch": ("batch",),
+    "many cells of the batch": ("batch",),
+    "class": ("batch", "class_name"),
+    "phase microscope": ("qpi",),
+}
+TRAINING = ("features", "brightfield", "qpi", "batch", "class_name")
+ALONE = 5  # cells that are transformed on their own, to see whether the others matter
 CONTROL_SPLITS = 3
 CONTROL_PROBES = ("whitened",)  # the fastest probe that finds such a batch
+OF_FEATURES = (
+    "standardise",
+    "standardise_within_class",
+    "harmony",
+    "combat",
+    "combat_with_class",
+    "leace",
+    "leace_within_class",
+    "sphering",
+)
+OF_IMAGES = ("untrained_generator", "class_cnn")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of cells as methods get them; those that a method does not declare are None.
+
+    Attributes
+    ----------
+    brightfield : float32 array, (cells, height, width, channels), or None
+    qpi : float32 array, (cells, height, width, 1), or None
+        Measured phase, rad.
+    pixel_size_um, wavelength_um, refraction_increment : float
+        See `CellImages`.
+    """
+
+    brightfield: np.ndarray | None
+    qpi: np.ndarray | None
+    pixel_size_um: float
+    wavelength_um: float | None
+    refraction_increment: float
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The features of the test cells after one correction.
+    """The features of the test cells by one method.
 
     Attributes
     ----------
     name : str
-    features : float32 array, (cells, components), or None
-        "untouched" has the features as they were given. None when the correction could not be
-        made; `note` says why and what to do.
-    oracle : bool
-        Whether the class of the test cells was used.
+    features : float32 array, (cells, any number), or None
+        "untouched" has the features as they were given. None when the method could not be run;
+        `note` says why and what to do.
+    needs : str
+        One of `NEEDS`.
+    trains_on : tuple of str
     note : str
-        The labels that the correction uses, or why it is missing.
+        What the method uses, or why it is missing.
     """
 
     name: str
     features: np.ndarray | None = field(repr=False)
-    oracle: bool
+    needs: str
+    trains_on: tuple
     note: str
 
     @property
+    def oracle(self):
+        """Whether the class of the test cells was used."""
+        return self.needs == "class"
+
+    @property
     def shown_name(self):
-        """The name in tables and figures, which marks oracles."""
+        """The name in a table, where oracles are marked."""
         return f"{self.name} (oracle)" if self.oracle else self.name
 
 
-def baseline_features(test_features, test_labels, train_features=None, train_labels=None, seed=0):
-    """Correct the features of the test cells by every baseline.
+def field_methods(with_images=False):
+    """Return the methods of `evaluation.methods`, in the order of a table.
+
+    Parameters
+    ----------
+    with_images : bool
+        Also those that work on images.
+    """
+    names = OF_FEATURES + (OF_IMAGES if with_images else ())
+    return [import_module(f"cytomad_lib.evaluation.methods.{name}") for name in names]
+
+
+def load_method(path):
+    """Read a method from a Python file. The file is run.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    module
+        Its `NAME` is that of the file, if it has none.
+
+    Raises
+    ------
+    CytomadError
+        If there is no such Python file, or it does not hold what a method must.
+    """
+    path = Path(path)
+    if path.suffix != ".py" or not path.is_file():
+        raise CytomadError(
+            f"There is no Python file {path}. Expected a method, such as my_method.py."
+        )
+    spec = spec_from_file_location(f"method_{path.stem}", path)
+    method = module_from_spec(spec)
+    spec.loader.exec_module(method)
+    missing = [n for n in ("fit", "transform") if not callable(getattr(method, n, None))]
+    missing += [n for n in ("NEEDS", "TRAINS_ON") if not hasattr(method, n)]
+    if missing:
+        raise CytomadError(
+            f"{path} lacks {', '.join(missing)}. Expected fit(features, images, labels, seed), "
+            "transform(fitted, features, images, labels), NEEDS and TRAINS_ON."
+        )
+    unknown = set(method.TRAINS_ON) - set(TRAINING)
+    if method.NEEDS not in NEEDS or unknown or isinstance(method.TRAINS_ON, str):
+        raise CytomadError(
+            f"{path} has NEEDS = {method.NEEDS!r} and TRAINS_ON = {method.TRAINS_ON!r}. Expected "
+            f"one of {', '.join(NEEDS)}, and a tuple of any of {', '.join(TRAINING)}."
+        )
+    method.NAME = getattr(method, "NAME", path.stem)
+    return method
+
+
+def run_method(method, test, train=None, seed=0):
+    """Fit a method to training cells, and transform test cells.
+
+    Parameters
+    ----------
+    method : module
+        See the top of this file.
+    test, train : tuple of features, `CellImages` or `Images` or None, labels
+        `train` None if there are no training cells.
+    seed : int
+
+    Returns
+    -------
+    float32 array, (cells, any number)
+
+    Raises
+    ------
+    ProbeError
+        If the method needs training cells and there are none, or returns something else than
+        finite features of every cell.
+    """
+    if method.TRAINS_ON and train is None:
+        raise ProbeError(
+            f"{method.NAME} is fitted on training cells: give `train_features` and labels."
+        )
+    if "batch" in method.TRAINS_ON:
+        need_two("batches of training cells", pd.Categorical(train[2]["batch"]))
+    shown = _shown(train, method.TRAINS_ON) if method.TRAINS_ON else (None, None, None)
+    fitted = method.fit(*shown, seed)
+    test = _shown(test, ("features", "brightfield", *NEEDS[method.NEEDS]))
+    found = _checked(method, method.transform(fitted, *test), len(test[0]))
+    if method.NEEDS not in ("many cells of the batch", "class"):
+        _check_alone(method, fitted, test, found)
+    return found
+
+
+def baseline_features(
+    test_features,
+    test_labels,
+    train_features=None,
+    train_labels=None,
+    seed=0,
+    test_images=None,
+    train_images=None,
+    methods=None,
+):
+    """Return the features of the test cells by every method.
 
     Parameters
     ----------
@@ -106,15 +242,18 @@ def baseline_features(test_features, test_labels, train_features=None, train_lab
     test_labels : pandas.DataFrame
         One row per cell, columns `batch` and `class_name`.
     train_features, train_labels : optional
-        The same of the training cells; LEACE is fitted on them, the others do not use them.
+        The same of the training cells.
     seed : int
-        Of Harmony, the only one that draws random numbers.
+    test_images, train_images : CellImages, optional
+        Of the same cells, for methods that work on images.
+    methods : sequence of modules, optional
+        By default `field_methods`.
 
     Returns
     -------
     dict of str to Baseline
-        By name, in the order of a table. A baseline that cannot be computed (package not installed,
-        no training cells, too few cells) has `features` None and a `note`.
+        By name, in the order of a table, "untouched" first. A method that cannot be run (package
+        not installed, no training cells, too few cells) is there with `features` None and a `note`.
 
     Raises
     ------
@@ -122,71 +261,63 @@ def baseline_features(test_features, test_labels, train_features=None, train_lab
         If lengths differ, values are not finite, there is only one batch, or training and test
         cells have different features.
     """
-    test, batch, _ = check_features(test_features, test_labels)
+    features, batch, _ = check_features(test_features, test_labels)
     need_two("batches", batch)
-    train = _checked_train(train_features, train_labels, test.shape[1])
-
-    def components():
-        return _with_noise(active_components(test)(test), seed)
-
-    def by(correct, **settings):
-        return lambda: correct(components(), test_labels, **settings)
-
-    batch_note = "uses the batch of all test cells"
-    class_note = "uses the batch and the class of all test cells"
-    no_note = "fitted on the training cells, uses no label of a test cell"
-    within = {"within_class": True}
-    rows = [
-        ("untouched", "no correction", lambda: test),
-        ("per-batch standardisation", batch_note, by(standardise_batches)),
-        ("per-batch standardisation within class", class_note, by(standardise_batches, **within)),
-        ("Harmony", batch_note, by(harmony, seed=seed)),
-        ("ComBat", batch_note, by(combat)),
-        ("ComBat with class", class_note, by(combat, with_class=True)),
-        ("LEACE", no_note, lambda: _leace(test, train, within_class=False)),
-        ("LEACE within class", no_note, lambda: _leace(test, train, within_class=True)),
-    ]
-    found = {}
-    for name, note, correct in rows:
+    test = features, test_images, test_labels
+    train = _checked_train(train_features, train_images, train_labels, features.shape[1])
+    methods = field_methods(test_images is not None) if methods is None else methods
+    found = {"untouched": Baseline("untouched", features, "nothing", (), "no correction")}
+    for method in methods:
+        trains_on = tuple(method.TRAINS_ON)
         try:
-            features = correct()
-        except ProbeError as error:  # of this baseline only: the common inputs were checked before
-            features, note = None, str(error)
-        found[name] = Baseline(name, features, name in ORACLES, note)
+            values = run_method(method, test, train, seed)
+            fitted = (
+                f"fitted on {', '.join(trains_on)} of training cells" if trains_on else "no fit"
+            )
+            note = f"needs {method.NEEDS}; {fitted}"
+        except ProbeError as error:  # of this method only: the common inputs were checked before
+            values, note = None, str(error)
+        found[method.NAME] = Baseline(method.NAME, values, method.NEEDS, trains_on, note)
     return found
 
 
-def null_control(test_features, test_labels, train_features=None, train_labels=None, seed=0):
-    """Correct a batch that has no effect by every baseline, and let a probe look for it.
+def null_control(
+    test_features, test_labels, train_features=None, train_labels=None, seed=0, methods=None
+):
+    """Correct a batch that has no effect by every method, and let a probe look for it (M7).
 
     The cells of each group (batch and class) are split in two halves at random, and the halves are
-    taken for batches. Whatever a probe then finds comes from the correction.
+    taken for batches. Whatever a probe then finds comes from the method. Methods that use no batch,
+    or that are trained on images, are left out.
 
     Parameters
     ----------
-    test_features, test_labels, train_features, train_labels, seed
+    test_features, test_labels, train_features, train_labels, seed, methods
         As for `baseline_features`.
 
     Returns
     -------
     pandas.DataFrame
-        One row per baseline, by name; `null_control`, the accuracy of the strongest probe in
-        telling the halves apart within class, mean over `CONTROL_SPLITS` splits; `chance`, 0.5;
-        `null_95`, what shuffled halves reach; `writes_batch`, whether the accuracy is above it. A
-        baseline that cannot be computed is missing from the table.
+        One row per method, by name; `null_control`, the accuracy of the strongest probe in telling
+        the halves apart within class, mean over `CONTROL_SPLITS` splits; `chance`, 0.5; `null_95`,
+        what shuffled halves reach; `writes_batch`, whether the accuracy is above it. A method that
+        cannot be run is missing from the table.
 
     Raises
     ------
     ProbeError
         As `baseline_features`, or if no class has enough cells for two halves.
     """
+    methods = field_methods() if methods is None else methods
+    methods = [m for m in methods if "batch" in (*m.TRAINS_ON, *NEEDS[m.NEEDS])]
+    methods = [m for m in methods if not {"brightfield", "qpi"} & set(m.TRAINS_ON)]
     found = {}
     for split in range(CONTROL_SPLITS):
         rng = np.random.default_rng([seed, split])
         halves = _halves(test_labels, rng)
         train_halves = None if train_labels is None else _halves(train_labels, rng)
         given = test_features, halves, train_features, train_halves, seed + split
-        for name, baseline in baseline_features(*given).items():
+        for name, baseline in baseline_features(*given, methods=methods).items():
             if baseline.features is not None:
                 # The null hardly depends on the features: once is enough.
                 shuffles = 20 if not found else 0
@@ -199,137 +330,51 @@ def null_control(test_features, test_labels, train_features=None, train_labels=N
     return table.assign(writes_batch=table["null_control"] > null_95).rename_axis("baseline")
 
 
-def active_components(features):
-    """Fit whitened principal components of the units that are active.
-
-    A unit is active if it has another value than its most frequent one (for a ReLU: 0) in at least
-    `ACTIVE` of the cells. If no unit is active, all that vary are used. They are standardised. The
-    first principal components are kept that together explain `EXPLAINED` of the variance,
-    `MAX_COMPONENTS` at most.
-
-    Parameters
-    ----------
-    features : array, (cells, features)
-
-    Returns
-    -------
-    function
-        Takes features (cells, features) of any cells; returns float32 (cells, components), each of
-        mean 0 and standard deviation 1 over the cells that it was fitted on. One component that is
-        0 everywhere, if no unit varies.
-    """
-    features = np.asarray(features, dtype=float)
-    most = [np.unique(unit, return_counts=True)[1].max() for unit in features.T]
-    share = 1 - np.array(most) / len(features)
-    units = np.flatnonzero(share >= ACTIVE)
-    units = units if len(units) else np.flatnonzero(share > 0)
-    if not len(units):
-        return lambda other: np.zeros((len(other), 1), np.float32)
-    mean, spread = features[:, units].mean(axis=0), features[:, units].std(axis=0)
-    scaled = (features[:, units] - mean) / spread
-    _, singular, axes = np.linalg.svd(scaled, full_matrices=False)
-    explained = np.cumsum(singular**2) / np.sum(singular**2)
-    kept = min(int(np.searchsorted(explained, EXPLAINED)) + 1, MAX_COMPONENTS, len(singular))
-    turn = axes[:kept].T / spread[:, None] / singular[:kept] * np.sqrt(len(features))
-    return lambda other: ((np.asarray(other, float)[:, units] - mean) @ turn).astype(np.float32)
-
-
-def standardise_batches(features, labels, within_class=False):
-    """Give each batch the mean and the standard deviation that all cells have together.
-
-    Parameters
-    ----------
-    features : array, (cells, features)
-    labels : pandas.DataFrame
-        Columns `batch` and `class_name`.
-    within_class : bool
-        Correct each class on its own, so that it keeps its mean and spread. Needs the class.
-
-    Returns
-    -------
-    float32 array, (cells, features)
-        The common mean is that of all the cells (of the class); the common spread is the root mean
-        square of the batches' standard deviations. A feature that does not vary in a batch is only
-        shifted there.
-
-    Raises
-    ------
-    ProbeError
-        As `baseline_features`.
-    """
-    features, batch, class_name = check_features(features, labels)
-    values = pd.DataFrame(features.astype(float))
-    part = class_name.codes if within_class else np.zeros(len(values), dtype=int)
-    groups = values.groupby([part, batch.codes])
-    variance = groups.var(ddof=0)
-    own = np.sqrt(variance.loc[list(zip(part, batch.codes, strict=True))].to_numpy())
-    common = np.sqrt(variance.groupby(level=0).mean().loc[part].to_numpy())
-    scaled = (values - groups.transform("mean")) / np.where(own > 0, own, 1) * common
-    return keep_constant(scaled + values.groupby(part).transform("mean"), features)
-
-
-def harmony(features, labels, seed=0):
-    """Correct by Harmony.
-
-    Cells are put into soft clusters that are rewarded for holding all batches; each cluster is then
-    shifted batch by batch, and this is repeated. Shifts that are large beside the differences
-    between cells are hardly removed: the clusters then hold one batch each from the start.
-
-    Parameters
-    ----------
-    features : array, (cells, features)
-        They are divided by their standard deviations, so all have the same weight.
-    labels : pandas.DataFrame
-        Columns `batch` (used) and `class_name` (not used).
-    seed : int
-        The same seed gives the same result.
-
-    Returns
-    -------
-    float32 array, (cells, features)
-
-    Raises
-    ------
-    ProbeError
-        If the package `harmonypy` is not installed, or as `baseline_features`.
-
-    Source
-    ------
-    Korsunsky et al. 2019, Fast, sensitive and accurate integration of single-cell data with
-    Harmony, Nature Methods 16, 1289.
-    """
-    features, batch, _ = check_features(features, labels)
-    try:
-        import harmonypy
-    except ImportError:
-        raise ProbeError(
-            "Harmony needs the package harmonypy, which is not installed: `pip install harmonypy` "
-            "(there are wheels for Linux and macOS, none for Windows)."
-        ) from None
-    features = features.astype(float)
-    mean, spread = features.mean(axis=0), spread_of(features)
-    varies = spread > 0
-    if not varies.any():
-        return features.astype(np.float32)
-    found = harmonypy.run_harmony(
-        # Features × cells: the other way round is ambiguous where both are equally many.
-        ((features - mean)[:, varies] / spread[varies]).T,
-        pd.DataFrame({"batch": np.asarray(batch.codes)}),
-        "batch",
-        # One cluster per 30 cells is the package's own rule; it would give none for a few cells.
-        nclust=int(np.clip(round(len(features) / 30), 2, 100)),
-        random_state=seed,
-        verbose=False,
-        ncores=1,
-    )
-    features[:, varies] = np.asarray(found.Z_corr) * spread[varies] + mean[varies]
-    return features.astype(np.float32)
-
-
 # --- helpers ---------------------------------------------------------------------------------
 
 
-def _checked_train(features, labels, n_features):
+def _shown(cells, names):
+    """Return the features, images and labels that a method declares."""
+    features, images, labels = cells
+    if images is not None:
+        optics = (images.pixel_size_um, images.wavelength_um, images.refraction_increment)
+        pixels = (
+            getattr(images, name) if name in names else None for name in ("brightfield", "qpi")
+        )
+        images = Images(*pixels, *optics)
+    columns = [name for name in ("batch", "class_name") if name in names]
+    return features if "features" in names else None, images, labels[columns]
+
+
+def _checked(method, features, n_cells):
+    features = np.asarray(features, dtype=np.float32)
+    if features.ndim != 2 or len(features) != n_cells or not np.isfinite(features).all():
+        raise ProbeError(
+            f"{method.NAME} returned features of shape {features.shape} for {n_cells} cells, with "
+            f"{np.sum(~np.isfinite(features))} values that are not finite. Expected finite values "
+            "of shape (cells, features)."
+        )
+    return features
+
+
+def _check_alone(method, fitted, cells, found):
+    """Refuse a method whose features depend on other cells, against what it declares."""
+    features, images, labels = cells
+    if images is not None:
+        given = {name: getattr(images, name) for name in ("brightfield", "qpi")}
+        images = replace(images, **{k: v if v is None else v[:ALONE] for k, v in given.items()})
+    alone = method.transform(fitted, features[:ALONE], images, labels[:ALONE])
+    alone, together = _checked(method, alone, len(labels[:ALONE])), found[:ALONE]
+    tolerance = 1e-3 * max(float(np.abs(found).max()), 1e-6)
+    if alone.shape != together.shape or np.abs(alone - together).max() > tolerance:
+        raise CytomadError(
+            f"{method.NAME} has NEEDS = {method.NEEDS!r}, but the features of {len(alone)} cells "
+            "change when the other cells are left out. Expected a transform that treats each cell "
+            'on its own, or NEEDS = "many cells of the batch".'
+        )
+
+
+def _checked_train(features, images, labels, n_features):
     if features is None and labels is None:
         return None
     if features is None or labels is None:
@@ -340,27 +385,7 @@ def _checked_train(features, labels, n_features):
             f"The training cells have {features.shape[1]} features, the test cells {n_features}; "
             "expected the same. Were both predicted by the same model?"
         )
-    return features, batch, class_name
-
-
-def _leace(test, train, within_class):
-    if train is None:
-        raise ProbeError("LEACE is fitted on training cells: give `train_features` and labels.")
-    features, batch, class_name = train
-    need_two("batches of training cells", batch)
-    if within_class:
-        concept = within_class_concept(batch.codes, class_name.codes)
-    else:
-        concept = np.eye(len(batch.categories))[batch.codes]
-    # One map for all cells cannot write a batch in, so it needs no noise.
-    components = active_components(features)
-    return fit_leace(components(features), concept)(components(test))
-
-
-def _with_noise(components, seed):
-    """Add noise to components; constant ones stay constant."""
-    noise = np.random.default_rng(seed).normal(size=components.shape)
-    return components + NOISE * noise * (np.ptp(components, axis=0) > 0)
+    return features, images, pd.DataFrame({"batch": batch, "class_name": class_name})
 
 
 def _halves(labels, rng):

@@ -11,6 +11,7 @@ True
 
 import numpy as np
 
+from cytomad_lib.evaluation.components import keep_constant
 from cytomad_lib.evaluation.erasure import spread_of
 from cytomad_lib.evaluation.tasks import ProbeError, check_features
 
@@ -90,11 +91,6 @@ def combat(features, labels, with_class=False, tolerance=1e-4, max_steps=200):
     found = expected.copy()
     found[:, varies] += noise * spread[varies]
     return keep_constant(found, features)
-
-
-def keep_constant(found, features):
-    """Return float32; features that never vary are unchanged."""
-    return np.where(np.ptp(features, axis=0) > 0, found, features).astype(np.float32)
 
 
 def _shrunken(noise, tolerance, max_steps):

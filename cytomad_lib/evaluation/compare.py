@@ -25,8 +25,8 @@ from cytomad_lib.data.layouts import find_layout, is_simulated
 from cytomad_lib.evaluation import probes
 from cytomad_lib.evaluation.draw import baseline_bars
 from cytomad_lib.evaluation.evaluate import evaluate
-from cytomad_lib.evaluation.image_tables import named_references
 from cytomad_lib.evaluation.pages import dataset_text, run_facts, write_comparison_page
+from cytomad_lib.evaluation.ranking import RANKED, rank_methods, ranking_text
 from cytomad_lib.evaluation.results import (
     BASELINE,
     FILES,
@@ -35,7 +35,7 @@ from cytomad_lib.evaluation.results import (
     ORDER,
     baseline_remarks,
 )
-from cytomad_lib.evaluation.score import announce, load_with_truth_if_there
+from cytomad_lib.evaluation.score import announce, load_with_truth_if_there, reference_features
 from cytomad_lib.evaluation.tables import as_text, pivot_in_order, seed_summary
 from cytomad_lib.prediction import predict
 from cytomad_lib.runs import RECIPES
@@ -56,12 +56,15 @@ class Comparison:
     table : DataFrame
         Tidy: `seed`, `method`, `kind` (stage, reference or baseline), `measure`, `value`, `chance`,
         `null_95`.
+    notes : DataFrame
+        By method: `needs` and the null control (first seed).
     remarks : list of str
         A sentence for each baseline that is missing, or that writes a batch in (first seed).
     page : Path
     """
 
     table: pd.DataFrame
+    notes: pd.DataFrame
     remarks: list
     page: Path
 
@@ -74,14 +77,10 @@ class Comparison:
         wide.insert(1, "null 95 %", first["null_95"])
         return wide
 
-    def baselines_table(self):
-        """Return mean ± s.d. over seeds: baselines in rows, pretrained first."""
-        rows = self.table
-        if not (rows["kind"] == BASELINE).any():
-            return pd.DataFrame()
-        pretrained = rows["method"] == METHOD_NAMES["pretraining"]
-        kept = ((rows["kind"] == BASELINE) | pretrained) & rows["measure"].isin(probes.MEASURES)
-        return _wide(rows[kept], "method", "measure").rename_axis(index="baseline")
+    def ranking(self):
+        """Return all methods, ranked by their means over the seeds; see `rank_methods`."""
+        rows = self.table[self.table["measure"].isin(RANKED)]
+        return rank_methods(rows, self.notes)
 
     def summary(self):
         """Return both tables as text."""
@@ -90,9 +89,7 @@ class Comparison:
             f"Mean ± s.d. over {len(seeds)} seeds ({', '.join(map(str, seeds))}), Test split",
             as_text(self.methods_table()),
         ]
-        if len(self.baselines_table()):
-            parts += ["", "Baselines: corrections of the pretrained features"]
-            parts += [as_text(self.baselines_table()), *self.remarks]
+        parts += ["", ranking_text(self.ranking()), *self.remarks]
         return "\n".join(parts)
 
 
@@ -105,6 +102,7 @@ def compare(
     cells_per_group=None,
     verbose=0,
     image_probe=True,
+    methods=(),
 ):
     """Train and evaluate from several seeds, and put all scores together.
 
@@ -125,8 +123,9 @@ def compare(
         Training cells of each group; all by default.
     verbose : int
         As in `workflow.train`.
-    image_probe : bool
-        As in `evaluation.evaluate`.
+    image_probe, methods
+        As in `evaluate.evaluate`. With methods of one's own, every seed is evaluated again: their
+        files may have changed.
 
     Returns
     -------
@@ -146,16 +145,20 @@ def compare(
         folder = out / f"seed_{seed}"
         announce(verbose, f"Seed {seed}")
         run = train(data, folder, preset, seed, cells_per_group, verbose, recipes)
-        if _is_evaluated(run, folder, image_probe):
+        if not methods and _is_evaluated(run, folder, image_probe):
             announce(verbose, f"Reusing the scores in {folder}")
         else:
-            evaluate(run, data, "Test", folder, seed, verbose > 0, image_probe)
+            options = seed, verbose > 0, image_probe
+            evaluate(run, data, "Test", folder, *options, methods=methods)
         tables.append(_seed_table(run, folder))
         runs[seed] = run
     table = pd.concat(tables, ignore_index=True)
     write_table(table, out / TABLE, index=False)
-    remarks = baseline_remarks(pd.read_csv(out / f"seed_{seeds[0]}" / FILES["baselines"]))
-    comparison = Comparison(table, remarks, out / PAGE)
+    first = out / f"seed_{seeds[0]}"
+    notes = pd.read_csv(first / FILES["ranking"], index_col="method")
+    notes = notes[["needs", "null_control", "null_control_95"]]
+    remarks = baseline_remarks(pd.read_csv(first / FILES["baselines"]))
+    comparison = Comparison(table, notes, remarks, out / PAGE)
     _write_page(comparison, data, out, runs)
     return comparison
 
@@ -183,7 +186,7 @@ def leave_batch_out(
     Returns
     -------
     DataFrame
-        One row per stage and reference (the measured phase and the truth, as pixels): `method`,
+        One row per stage and reference (measures of the measured phase and the truth): `method`,
         `batch`, `accuracy` (each class counts the same), `chance`, `null_95`, the probes, `n_cells`
         that counted and `n_not_counted`, the cells of classes that are in no other batch.
 
@@ -218,7 +221,7 @@ def leave_batch_out(
     }
     total = int((cells.labels["batch"] == batch).sum())
     rows = []
-    references = named_references(cells, find_layout(data)[0])
+    references = reference_features(cells, find_layout(data)[0])
     for name, features in (methods | references).items():
         announce(verbose, f"Probing {batch}: {name}")
         result = probes.unseen_batch_class_accuracy(features, cells.labels, seed, only=batch)
@@ -234,7 +237,7 @@ def leave_batch_out(
 
 def _is_evaluated(run, folder, image_probe):
     """Return whether the folder's scores cover all trained stages."""
-    if not all((folder / FILES[name]).exists() for name in ("scores", "images", "baselines")):
+    if not all((folder / FILES[name]).exists() for name in ("scores", "images", "ranking")):
         return False
     scores = pd.read_csv(folder / FILES["scores"])
     images = pd.read_csv(folder / FILES["images"], index_col="method")
@@ -255,7 +258,8 @@ def _seed_table(run, folder):
     images = images.rename_axis(columns="measure").stack().rename("value").reset_index()
     minutes = {METHOD_NAMES[stage]: run.training_seconds(stage) / 60 for stage in run.stages()}
     times = pd.Series(minutes, name="value").rename_axis("method").reset_index()
-    table = pd.concat([scores, images, times.assign(measure=TIME)], ignore_index=True)
+    kept = pd.read_csv(folder / FILES["biology"])
+    table = pd.concat([scores, kept, images, times.assign(measure=TIME)], ignore_index=True)
     kinds = scores.drop_duplicates("method").set_index("method")["kind"]
     # The seed is that of the training, and of the probes.
     table = table.assign(kind=table["method"].map(kinds), seed=run.seed)
@@ -283,7 +287,7 @@ def _write_page(comparison, data, out, runs):
         f"{dataset}: {len(runs)} seeds, Test split",
         facts,
         comparison.methods_table(),
-        comparison.baselines_table(),
+        comparison.ranking(),
         "\n\n".join(comparison.remarks),
         [first.folder / "figures" / "cells.png", *_draw(comparison.table, out / "figures")],
     )

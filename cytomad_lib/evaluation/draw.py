@@ -89,9 +89,7 @@ def _cells(evaluation, layout):
         for number, kind in enumerate(layout.inputs)
     }
     images = evaluation.stage_images
-    pictured = {
-        name.removesuffix(" (pixels)"): stack for name, stack in evaluation.references.items()
-    }
+    pictured = {name: stack for name, stack in evaluation.references.items()}
     target = layout.target
     yield (
         "cells",
@@ -179,7 +177,7 @@ def _doses(evaluation):
     if len(evaluation.dose_distance):
         for name, own in evaluation.dose_distance.groupby("method", sort=False):
             figure = plots.dose_response(own, title=f"Dose response, {name}")
-            yield _file("doses", name.removesuffix(" (pixels)")), figure
+            yield _file("doses", name), figure
 
 
 def _file(kind, method):

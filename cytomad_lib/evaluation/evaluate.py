@@ -4,14 +4,18 @@
 
 * every trained stage: its features, its images (a new CNN, and probes on the pixels), its images
   beside the measured phase and, for simulated cells, beside the batch-free truth;
-* the references: the measured phase and the truth themselves, pixel by pixel;
-* the baselines: well-known corrections of the pretrained features (`evaluation.baselines`).
+* the references: biophysical measures of the measured phase and of the truth. Those of the truth
+  are the ceiling;
+* the baselines: biophysical measures of the predicted images, well-known corrections of the
+  pretrained features, and what other networks give (`evaluation.baselines`).
 
 It writes
 
 * `scores.csv`: probes, one row per method and measure;
 * `image_scores.csv`: means over the cells, one row per method;
 * `cell_measures.csv`: errors of area, dry mass and mean phase;
+* `biology.csv`: how much of what the cells of a class differ by is kept (`evaluation.biology`);
+* `ranking.csv`: all methods, ranked by the worst of batch, class and biology;
 * `mixing.csv`: how well batches are mixed inside the classes;
 * `baselines.csv`: what each baseline uses, or why it is missing, and whether it writes a batch in
   where there is none (`baselines.null_control`);
@@ -39,7 +43,9 @@ from cytomad_lib.evaluation.score import announce, score
 REPORT = "report.html"
 
 
-def evaluate(run, data, split, out, seed=0, progress=False, image_probe=True, baselines=True):
+def evaluate(
+    run, data, split, out, seed=0, progress=False, image_probe=True, baselines=True, methods=()
+):
     """Score every trained stage of a run on a split, draw the figures, and write the report.
 
     Parameters
@@ -59,7 +65,9 @@ def evaluate(run, data, split, out, seed=0, progress=False, image_probe=True, ba
         Also probe the images for the batch, by a new CNN and by the pixels; about half a minute
         per method.
     baselines : bool
-        Also score the baselines.
+        Also score the baselines of the field.
+    methods : sequence of modules
+        Methods of one's own to be scored beside them; see `baselines.load_method`.
 
     Returns
     -------
@@ -73,7 +81,7 @@ def evaluate(run, data, split, out, seed=0, progress=False, image_probe=True, ba
         If the run has no trained stage, the dataset is of another kind than that of the run, or
         the split is unknown or has no measured target.
     """
-    evaluation = score(run, data, split, seed, progress, image_probe, baselines)
+    evaluation = score(run, data, split, seed, progress, image_probe, baselines, methods)
     announce(progress, "Drawing figures")
     layout, _ = find_layout(data)
     evaluation.figures = draw(evaluation, run, layout, Path(out) / "figures")

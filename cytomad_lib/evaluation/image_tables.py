@@ -10,7 +10,7 @@ import pandas as pd
 from cytomad_lib.data.description import DESCRIPTION
 from cytomad_lib.evaluation import image_quality
 
-TRUTH = "truth (pixels)"
+TRUTH = "truth"
 
 
 def references(cells):
@@ -22,7 +22,7 @@ def references(cells):
 def named_references(cells, layout):
     """Return the references by the names that they have in tables."""
     target = layout.target.name if layout.described else "QPI"
-    names = {"measured": f"measured {target} (pixels)", "truth": TRUTH}
+    names = {"measured": f"measured {target}", "truth": TRUTH}
     return {names[kind]: images for kind, images in references(cells).items()}
 
 

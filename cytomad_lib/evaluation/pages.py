@@ -34,20 +34,20 @@ def write_evaluation_page(path, evaluation, run, stages):
     -------
     pathlib.Path
     """
-    scores, baselines = evaluation.main_scores, evaluation.baselines
+    scores = evaluation.main_scores
     tables = {
         "scores": format_scores(scores) if len(scores) else None,
         "images": evaluation.images,
         "not_scored": evaluation.not_scored,
         "doses": evaluation.dose_table(),
-        "baselines": evaluation.baseline_table() if len(baselines) else baselines,
+        "ranking": evaluation.ranking,
         "cell_measures": evaluation.cell_measures,
         "mixing": evaluation.mixing.set_index("method"),
     }
     dry_mass = evaluation.dry_mass
     words = {
         "verdict": evaluation.verdict(),
-        "remarks": "\n\n".join(baseline_remarks(baselines)),
+        "remarks": "\n\n".join(baseline_remarks(evaluation.baselines)),
         "dry_mass": f" Dry mass: {dry_mass}." if dry_mass else "",
     }
     origin = dataset_text(evaluation.dataset, evaluation.simulated)
@@ -66,7 +66,7 @@ def write_evaluation_page(path, evaluation, run, stages):
     )
 
 
-def write_comparison_page(path, subtitle, facts, methods, baselines, remarks, figures):
+def write_comparison_page(path, subtitle, facts, methods, ranking, remarks, figures):
     """Write the page of a comparison over seeds.
 
     Parameters
@@ -76,8 +76,8 @@ def write_comparison_page(path, subtitle, facts, methods, baselines, remarks, fi
     subtitle : str
     facts : dict
         See `report.write_report`.
-    methods, baselines : DataFrame
-        Measures in rows and methods in columns; baselines in rows and measures in columns.
+    methods, ranking : DataFrame
+        Measures in rows and methods in columns; see `ranking.rank_methods`.
     remarks : str
         Which baselines are missing, and why.
     figures : list of Path
@@ -87,7 +87,7 @@ def write_comparison_page(path, subtitle, facts, methods, baselines, remarks, fi
     -------
     pathlib.Path
     """
-    tables = {"methods": methods, "baselines": baselines}
+    tables = {"methods": methods, "ranking": ranking}
     sections = _sections("comparison", tables, figures, {"remarks": remarks})
     return write_report(path, "CytoMAD: comparison of recipes", subtitle, facts, sections)
 

@@ -19,7 +19,9 @@ from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.folders import listed
 from cytomad_lib.evaluation.classifiers import PROBES
 from cytomad_lib.evaluation.image_probe import MEASURE as IMAGE_MEASURE
+from cytomad_lib.evaluation.image_tables import TRUTH
 from cytomad_lib.evaluation.probes import MEASURES
+from cytomad_lib.evaluation.ranking import rank_methods, ranking_text
 from cytomad_lib.evaluation.tables import as_text, format_scores, pivot_in_order
 
 METHOD_NAMES = {
@@ -34,6 +36,8 @@ FILES = {
     "scores": "scores.csv",
     "images": "image_scores.csv",
     "cell_measures": "cell_measures.csv",
+    "biology": "biology.csv",
+    "ranking": "ranking.csv",
     "mixing": "mixing.csv",
     "baselines": "baselines.csv",
     "not_scored": "not_scored.csv",
@@ -72,9 +76,13 @@ class Evaluation:
         One row per method, reference and measure of the cell; see `cell_measure_errors`.
     mixing : DataFrame
         See `mixing.mixing_table`.
+    biology : DataFrame
+        Columns `method`, `measure`, `value` and `chance`; see `biology.score_biology`. Empty if the
+        target is no phase.
     baselines : DataFrame
-        Columns `baseline`, `available`, `null_control` (accuracy of a probe in telling random
-        halves apart, chance 0.5), `null_control_95` (what shuffled halves reach) and `note`.
+        Columns `baseline`, `available`, `needs`, `trained_on`, `null_control` (accuracy of a probe
+        in telling random halves apart, chance 0.5; NaN for methods that use no batch),
+        `null_control_95` (what shuffled halves reach) and `note`.
     dose_order, dose_distance : DataFrame
         See `dose_response.dose_order` and `dose_distances`, with a column `method`; empty for a
         dataset without doses.
@@ -98,6 +106,7 @@ class Evaluation:
     scores: pd.DataFrame
     images: pd.DataFrame
     cell_measures: pd.DataFrame
+    biology: pd.DataFrame
     mixing: pd.DataFrame
     baselines: pd.DataFrame
     dose_order: pd.DataFrame
@@ -132,14 +141,15 @@ class Evaluation:
         """What could not be scored: DataFrame with columns `measure`, `left_out` and `why`."""
         return pd.DataFrame(self.left_out, columns=["measure", "left_out", "why"])
 
-    def baseline_table(self):
-        """Return accuracies and null control: baselines in rows, pretrained first."""
-        names = self.scores.loc[self.scores["kind"] == BASELINE, "method"]
-        rows = self.scores[self.scores["method"].isin([METHOD_NAMES["pretraining"], *names])]
-        rows = rows[rows["measure"].isin(MEASURES)]
-        table = pivot_in_order(rows, "method", "measure", "accuracy")
-        control = self.baselines.set_index("baseline")[["null_control", "null_control_95"]]
-        return table.join(control).rename_axis(index="baseline")
+    @property
+    def ranking(self):
+        """All methods, the best first; see `ranking.rank_methods`."""
+        table = pd.concat([self.scores.rename(columns={"accuracy": "value"}), self.biology])
+        notes = self.baselines.set_index("baseline")[["needs", "null_control", "null_control_95"]]
+        ranking = rank_methods(table[table["measure"] != IMAGE_MEASURE], notes)
+        without = {name: "phase microscope" for name in self.references} | {TRUTH: "simulation"}
+        needs = ranking.index.to_series().map(without).fillna("nothing")
+        return ranking.assign(needs=ranking["needs"].fillna(needs))
 
     def dose_table(self):
         """Return Spearman's rho between dose and position: methods in rows, drugs in columns."""
@@ -186,12 +196,9 @@ class Evaluation:
                 "Order of the doses within each drug (Spearman's rho of the group means). No "
                 "training and no probe used the dose.\n" + as_text(self.dose_table())
             )
-        if len(self.baselines):
-            parts.append(
-                "Baselines: corrections of the pretrained features "
-                "(oracle: it uses the class of the cells)\n" + as_text(self.baseline_table())
-            )
-            parts.append("\n".join(baseline_remarks(self.baselines)))
+        if len(self.ranking):
+            parts.append(ranking_text(self.ranking))
+        parts.append("\n".join(baseline_remarks(self.baselines)))
         if len(self.left_out):
             parts.append("Not scored\n" + "\n".join(self.not_scored_lines()))
         return "\n\n".join(part for part in parts if part)

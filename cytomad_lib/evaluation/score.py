@@ -18,9 +18,16 @@ from tqdm import tqdm
 from cytomad_lib.data.cells import CellFiles
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import find_layout, is_simulated
-from cytomad_lib.evaluation import dose_response, image_tables, mixing, probes
-from cytomad_lib.evaluation.baselines import baseline_features, null_control
+from cytomad_lib.evaluation import biology, dose_response, image_tables, mixing, probes
+from cytomad_lib.evaluation.baselines import (
+    Baseline,
+    baseline_features,
+    field_methods,
+    null_control,
+    run_method,
+)
 from cytomad_lib.evaluation.image_probe import image_batch_accuracy
+from cytomad_lib.evaluation.methods import phase_measures
 from cytomad_lib.evaluation.results import (
     BASELINE,
     IMAGE_MEASURE,
@@ -34,7 +41,7 @@ from cytomad_lib.training.recipes import classifier_scores
 from cytomad_lib.training.stages import say
 
 
-def score(run, data, split, seed=0, progress=False, image_probe=True, baselines=True):
+def score(run, data, split, seed=0, progress=False, image_probe=True, baselines=True, methods=()):
     """Score every trained stage of a run on a split.
 
     Parameters
@@ -42,7 +49,7 @@ def score(run, data, split, seed=0, progress=False, image_probe=True, baselines=
     run : Run
     data : path
         A dataset's folder, or the one above it.
-    split, seed, progress, image_probe, baselines
+    split, seed, progress, image_probe, baselines, methods
         As in `evaluate.evaluate`.
 
     Returns
@@ -65,17 +72,24 @@ def score(run, data, split, seed=0, progress=False, image_probe=True, baselines=
     images = {METHOD_NAMES[stage]: made.images for stage, made in predictions.items()}
     references = image_tables.named_references(cells, layout)
 
-    corrected, notes = {}, _notes_table({})
-    if baselines:
-        pretrained = predictions["pretraining"]
-        corrected, notes = _correct(run, data, pretrained, seed, progress, left_out)
+    measured = _measure(images | references, cells, layout)
+    # References are scored by their measures, too; by their pixels if the target is no phase.
+    ceilings = {name: measured.get(name, stack) for name, stack in references.items()}
+    methods = [*(field_methods(with_images=True) if baselines else ()), *methods]
+    given = run, data, cells, predictions["pretraining"], methods
+    found, control = _run_methods(*given, seed, progress, left_out)
+    found = [_of_images(name, measured[name]) for name in images if name in measured] + found
+    corrected = {b.shown_name: b.features for b in found if b.features is not None}
     settings = cells.labels, seed, progress, image_probe, left_out
-    results, scores = _probe(features, images, corrected, references, *settings)
+    results, scores = _probe(features, ceilings, corrected, images | references, *settings)
+    everything = features | ceilings | corrected
+    kept = _biology(everything, measured, cells.labels, seed, progress, left_out)
     measures = image_tables.phase_measures(layout, left_out)
     # Only the drug dataset says which class is untreated.
-    dosed = {} if layout.described else features | references
+    dosed = {} if layout.described else features | ceilings
     mixed = _mix(features | corrected, cells.labels, seed, left_out)
     dose_order, dose_distance = _order_doses(dosed, cells.labels, seed, left_out)
+    kept = pd.concat([kept, _dose_shares(dose_order)])
     return Evaluation(
         split=split,
         seed=seed,
@@ -89,7 +103,8 @@ def score(run, data, split, seed=0, progress=False, image_probe=True, baselines=
         images=image_tables.image_table(images | references, cells, layout.target.unit),
         cell_measures=image_tables.cell_measure_errors(images | references, cells, measures),
         mixing=mixed,
-        baselines=notes,
+        biology=kept,
+        baselines=_notes_table(found, control),
         dose_order=dose_order,
         dose_distance=dose_distance,
         left_out=left_out,
@@ -178,43 +193,101 @@ def training_cells(run, data):
     return files if run.was_trained_on(files.labels) else None
 
 
-# --- baselines -------------------------------------------------------------------------------
+# --- methods beside the generator's own features ---------------------------------------------
 
 
-def _correct(run, data, prediction, seed, progress, left_out):
-    """Return {name: corrected features} of the baselines, and the table of notes."""
-    announce(progress, "Correcting the pretrained features by the baselines")
+def reference_features(cells, layout):
+    """Return {name: features} of the measured target and, if it is known, of the truth.
+
+    Biophysical measures of the phase; where the target is no phase, the pixels.
+    """
+    references = image_tables.named_references(cells, layout)
+    return references | _measure(references, cells, layout)
+
+
+def _measure(images, cells, layout):
+    """Return {name: biophysical measures of the images}; empty if the target is no phase."""
+    if layout.target.unit != "rad":
+        return {}
+    no_features = np.zeros((len(cells), 0))
+    return {
+        name: run_method(phase_measures, (no_features, replace(cells, qpi=stack), cells.labels))
+        for name, stack in images.items()
+    }
+
+
+def _of_images(name, measures):
+    note = "biophysical measures of the predicted images"
+    return Baseline(f"{name}: measures of its images", measures, "nothing", (), note)
+
+
+def _run_methods(run, data, cells, prediction, methods, seed, progress, left_out):
+    """Return the baselines, and the null control of those that use batches."""
+    if not methods:
+        return [], None
+    announce(progress, "Running the baselines on the pretrained features and the images")
     train = training_cells(run, data)
-    given = prediction.features, prediction.labels
+    given, images = (prediction.features, prediction.labels), None
     if train is not None:
         known = predict(run.generator("pretraining"), train, progress)
         given += known.features, known.labels
-    correct = partial(baseline_features, *given, seed=seed)
+        if any({"brightfield", "qpi"} & set(method.TRAINS_ON) for method in methods):
+            images = train.read(np.arange(len(train)))
+    options = {"test_images": cells, "train_images": images, "methods": methods}
+    correct = partial(baseline_features, *given, seed=seed, **options)
     found = if_possible(left_out, "baselines", correct, {})
     found.pop("untouched", None)  # that is the pretrained stage itself
     announce(progress and found, "Testing the baselines on random halves, which hold no batch")
-    test = partial(null_control, *given, seed=seed)
+    test = partial(null_control, *given, seed=seed, methods=methods)
     control = if_possible(left_out, "null control of the baselines", test, None) if found else None
-    features = {b.shown_name: b.features for b in found.values() if b.features is not None}
-    return features, _notes_table(found, control)
+    return list(found.values()), control
 
 
-def _notes_table(baselines, control=None):
-    rows = [(b.shown_name, b.features is not None, b.note) for b in baselines.values()]
-    table = pd.DataFrame(rows, columns=["baseline", "available", "note"])
-    null = ["null_control", "null_95"]
-    control = pd.DataFrame(columns=null) if control is None else control
-    values = control.reindex(list(baselines))[null].to_numpy(float)
-    table.insert(2, "null_control", values[:, 0])
-    table.insert(3, "null_control_95", values[:, 1])
-    return table.astype({"available": bool})
+def _notes_table(baselines, control):
+    """Return `Evaluation.baselines`."""
+    columns = ["baseline", "available", "needs", "trained_on", "note"]
+    rows = [
+        (b.shown_name, b.features is not None, b.needs, ", ".join(b.trains_on), b.note)
+        for b in baselines
+    ]
+    table = pd.DataFrame(rows, columns=columns).astype({"available": bool})
+    empty = pd.DataFrame(columns=["null_control", "null_95"], dtype=float)
+    control = (empty if control is None else control).reindex([b.name for b in baselines])
+    table.insert(4, "null_control", control["null_control"].to_numpy())
+    table.insert(5, "null_control_95", control["null_95"].to_numpy())
+    return table
+
+
+# --- biology ---------------------------------------------------------------------------------
+
+
+def _biology(methods, measured, labels, seed, progress, left_out):
+    """Score how much of the cell each method keeps; empty where the target is no phase."""
+    empty = pd.DataFrame(columns=["method", "measure", "value", "chance"])
+    if not measured:
+        return empty
+    announce(progress, "Measuring how much of the cell's biophysics the features keep")
+    if image_tables.TRUTH in measured:
+        target = pd.DataFrame(measured[image_tables.TRUTH])
+    else:
+        (name,) = (name for name in measured if name.startswith("measured"))
+        target = biology.standardise_groups(pd.DataFrame(measured[name]), labels)
+
+    def table():
+        with_bar = tqdm(methods.items(), "biology", disable=not progress, unit="method")
+        return pd.concat(
+            biology.score_biology(values, target, labels, seed).assign(method=name)
+            for name, values in with_bar
+        )[["method", "measure", "value", "chance"]]
+
+    return if_possible(left_out, biology.BIOLOGY, table, empty)
 
 
 # --- probes ----------------------------------------------------------------------------------
 
 
-def _probe(features, images, corrected, references, labels, seed, progress, image_probe, left_out):
-    """Probe features, images, references and baselines.
+def _probe(features, ceilings, corrected, images, labels, seed, progress, image_probe, left_out):
+    """Probe features of stages, references and baselines, and images.
 
     Returns
     -------
@@ -223,23 +296,22 @@ def _probe(features, images, corrected, references, labels, seed, progress, imag
     DataFrame
         All of them, see `Evaluation.scores`.
     """
-    probed = features | references
+    probed = features | ceilings
     announce(progress, "Probing in the background: " + ", ".join(probed))
     probing = probes.score_side_by_side(probed, labels, seed)
     by_cnn = {}
     if image_probe:
-        train = partial(_probe_by_cnn, images | references, labels, seed, progress)
+        train = partial(_probe_by_cnn, images, labels, seed, progress)
         by_cnn = if_possible(left_out, IMAGE_MEASURE, train, {})
     results = dict(tqdm(probing, "probing", len(probed), disable=not progress, unit="method"))
     pretrained = results[METHOD_NAMES["pretraining"]]
-    of_images = {}
-    for name, cnn in by_cnn.items():
-        # The first measure is the batch within class; the pixels of references were probed above.
-        pixels = results[name][0] if name in references else None
-        of_images[name] = _stronger(cnn, pixels, images.get(name), pretrained[0], labels, seed)
+    of_images = {  # The first measure is the batch within class.
+        name: _stronger(cnn, images[name], pretrained[0], labels, seed)
+        for name, cnn in by_cnn.items()
+    }
     announce(progress and corrected, "Probing the baselines: " + ", ".join(corrected))
     results |= _probe_baselines(corrected, pretrained, labels, seed)
-    kinds = dict.fromkeys(features, "stage") | dict.fromkeys(references, "reference")
+    kinds = dict.fromkeys(features, "stage") | dict.fromkeys(ceilings, "reference")
     return results, _score_table(results, of_images, kinds)
 
 
@@ -252,15 +324,13 @@ def _probe_by_cnn(images, labels, seed, progress):
     return results
 
 
-def _stronger(cnn, pixels, images, null, labels, seed):
+def _stronger(cnn, images, null, labels, seed):
     """Return the stronger of the CNN and the probes on the pixels.
 
     A faint pattern that is always at the same pixels is plain to the probes and not to the CNN.
-    `pixels` is the result of the probes, or None if they were not run; it takes its null from
-    the result `null`.
+    The probes take their null from the result `null`.
     """
-    if pixels is None:
-        pixels = probes.within_class_batch_accuracy(images, labels, seed, n_permutations=0)
+    pixels = probes.within_class_batch_accuracy(images, labels, seed, n_permutations=0)
     stronger = max(cnn, _with_null_of(null, pixels), key=lambda result: result.accuracy)
     return replace(stronger, measure=cnn.measure, per_probe=pixels.per_probe | cnn.per_probe)
 
@@ -323,3 +393,13 @@ def _order_doses(methods, labels, seed, left_out):
         ]
 
     return if_possible(left_out, "doses", tables, (pd.DataFrame(), pd.DataFrame()))
+
+
+def _dose_shares(order):
+    """Return how well each method orders the doses, as a share of the truth's measures (M5)."""
+    rows = order[order["batch"] == "all"] if len(order) else order
+    rho = rows.groupby("method", sort=False)["rho_groups"].mean() if len(rows) else {}
+    if image_tables.TRUTH not in rho:
+        return pd.DataFrame()
+    shares = (rho / rho[image_tables.TRUTH]).rename("value").reset_index()
+    return shares.assign(measure=biology.DOSE_ORDER, chance=0.0)

@@ -155,7 +155,7 @@ def batch_tasks(batch, class_name, n_folds=FOLDS, seed=0):
         cells = large[class_name[large] == name]
         batches = batch[cells].remove_unused_categories()
         if len(batches.categories) >= 2:
-            folds = _folds(batches.codes, n_folds, seed)
+            folds = stratified_folds(batches.codes, n_folds, seed)
             tasks.append(Task(name, cells, batches.codes, tuple(batches.categories), folds))
         elif len(cells):
             reasons.append((name, f"measured in one batch only, {batches.categories[0]}"))
@@ -172,7 +172,7 @@ def class_tasks(batch, class_name, n_folds=FOLDS, seed=0):
     cells, groups, reasons = _large_groups(batch, class_name, n_folds)
     classes = class_name[cells].remove_unused_categories()
     need_two("classes", classes, reasons)
-    folds = _folds(pd.Categorical(groups[cells]).codes, n_folds, seed)
+    folds = stratified_folds(pd.Categorical(groups[cells]).codes, n_folds, seed)
     return [Task("", cells, classes.codes, tuple(classes.categories), folds)], reasons
 
 
@@ -234,7 +234,7 @@ def _large_groups(batch, class_name, least):
     return np.flatnonzero(~np.isin(groups, few.index)), groups, reasons
 
 
-def _folds(codes, n_folds, seed):
+def stratified_folds(codes, n_folds=FOLDS, seed=0):
     """Return the fold in which each cell is tested, stratified by `codes`."""
     splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     folds = np.empty(len(codes), dtype=int)
