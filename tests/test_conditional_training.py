@@ -54,7 +54,8 @@ def minibatch_of(cells):
     brightfield, targets = one_minibatch(cells)
     area, peak = (cells.qpi > 0.1).mean(axis=(1, 2, 3)), cells.qpi.max(axis=(1, 2, 3))
     measures = np.stack([area, peak], axis=1).astype("float32")
-    return brightfield, targets | {"measures": measures, "transferred": np.roll(brightfield, 2, axis=1)}
+    moved = np.roll(brightfield, 2, axis=1)
+    return brightfield, targets | {"measures": measures, "transferred": moved}
 
 
 def all_losses(model, cells=CELLS):

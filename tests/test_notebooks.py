@@ -29,6 +29,7 @@ NAMES = (
     "08_explore",
     "09_your_own_data",
     "10_real_cells",
+    "11_metric_mirages",
 )
 NEXT = dict(zip(NAMES, (*NAMES[1:], NAMES[0]), strict=True))  # the last one leads to the first
 MB = 1e6
@@ -78,7 +79,7 @@ def run_pytest(*words):
 # --- which there are ---------------------------------------------------------------------------
 
 
-def test_these_eleven_notebooks_and_no_others():
+def test_these_twelve_notebooks_and_no_others():
     assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == sorted(NAMES)
 
 

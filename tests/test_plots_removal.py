@@ -41,8 +41,8 @@ def trade_table():
             "knob": ["", "weight", "weight", "blur", "blur"],
             "setting": [np.nan, 8, 5, 0, 2],
             "batch_within_class": [0.98, 0.4, 0.6, 0.9, 0.4],
-            "class_accuracy": [0.6, 0.5, 0.65, np.nan, np.nan],
             "unseen_batch": [0.16, 0.45, 0.62, np.nan, np.nan],
+            "biology": [0.02, 0.3, 0.45, np.nan, np.nan],
             "structure_r": [np.nan, np.nan, np.nan, 0.88, 0.79],
             "mae_rad": [np.nan, np.nan, np.nan, 0.02, 0.03],
         }
@@ -118,16 +118,16 @@ def test_classifiers_and_probes_stand_side_by_side():
 
 def test_trade_off_joins_the_settings_in_their_order_and_names_them():
     figure = figures.trade_off(trade_table(), "features")
-    kept, unseen = figure.axes
+    unseen, biology = figure.axes
     assert [axes.get_ylabel() for axes in figure.axes] == [
-        "class accuracy",
         "class accuracy on an unseen batch",
+        "biology within class (R²)",
     ]
-    assert kept.lines[0].get_xdata().tolist() == [0.6, 0.4]
-    assert kept.lines[0].get_ydata().tolist() == [0.65, 0.5]
+    assert unseen.lines[0].get_xdata().tolist() == [0.6, 0.4]
     assert unseen.lines[0].get_ydata().tolist() == [0.62, 0.45]
-    assert kept.lines[1].get_xydata().tolist() == [[0.98, 0.6]]  # the pretrained one, alone
-    assert {"5", "8"} <= {text.get_text() for text in kept.texts}
+    assert biology.lines[0].get_ydata().tolist() == [0.45, 0.3]
+    assert unseen.lines[1].get_xydata().tolist() == [[0.98, 0.16]]  # the pretrained one, alone
+    assert {"5", "8"} <= {text.get_text() for text in unseen.texts}
     assert legend_texts(figure) == ["by weight", "pretrained", "chance"]
 
 
@@ -142,10 +142,10 @@ def test_trade_off_of_images_needs_no_pretrained_point():
 def test_trade_off_draws_each_knob_as_a_curve_of_its_own():
     table = trade_table()
     other = table[table["knob"] == "weight"].assign(knob="directions", setting=[1, 4])
-    other["class_accuracy"] = [0.45, 0.7]
+    other["unseen_batch"] = [0.45, 0.7]
     kept = figures.trade_off(pd.concat([table, other], ignore_index=True), "features").axes[0]
     weight, directions = kept.lines[:2]
-    assert weight.get_ydata().tolist() == [0.65, 0.5]
+    assert weight.get_ydata().tolist() == [0.62, 0.45]
     assert directions.get_ydata().tolist() == [0.45, 0.7]
     for look in ("get_color", "get_marker", "get_linestyle"):  # told apart without colour, too
         assert getattr(weight, look)() != getattr(directions, look)()

@@ -33,8 +33,8 @@ _LINES = ("-", "--", "-.", ":")
 # Per part of a trade-off table: what is kept, as (column, name, what is better).
 _KEPT = {
     "features": [
-        ("class_accuracy", "class accuracy", "higher"),
         ("unseen_batch", "class accuracy on an unseen batch", "higher"),
+        ("biology", "biology within class (R²)", "higher"),
     ],
     "images": [
         ("structure_r", "fine structure: r with the truth", "higher"),
@@ -244,8 +244,7 @@ def trade_off(table, part, chance=LUNG_CHANCE, title=""):
     table : pandas.DataFrame
         Columns `part` ("features" or "images"), `knob` (which setting was varied), `setting` (its
         value, missing for the pretrained generator, drawn as a star), `batch_within_class`, and
-        what is kept: `class_accuracy`, `unseen_batch` for features; `structure_r`, `mae_rad` for
-        images.
+        what is kept: `unseen_batch`, `biology` for features; `structure_r`, `mae_rad` for images.
     part : {"features", "images"}
     chance : float
         Accuracy of guessing the batch within the class; that of the lung dataset by default.
