@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from figure_checks import every_figure_is_legible  # noqa: F401
 
-from cytomad_lib.evaluation.probes import ProbeResult
+from cytomad_lib.evaluation.probe_results import ProbeResult
 from cytomad_lib.plots import removal as figures
 
 
