@@ -78,7 +78,8 @@ def score(run, data, split, seed=0, progress=False, image_probe=True, baselines=
     methods = [*(field_methods(with_images=True) if baselines else ()), *methods]
     given = run, data, cells, predictions["pretraining"], methods
     found, control = _run_methods(*given, seed, progress, left_out)
-    found = [_of_images(name, measured[name]) for name in images if name in measured] + found
+    if baselines:
+        found = [_of_images(name, measured[name]) for name in images if name in measured] + found
     corrected = {b.shown_name: b.features for b in found if b.features is not None}
     settings = cells.labels, seed, progress, image_probe, left_out
     results, scores = _probe(features, ceilings, corrected, images | references, *settings)
