@@ -309,11 +309,11 @@ def course(
     slides: Annotated[bool, typer.Option("--slides", help="Slides for a browser (HTML).")] = False,
 ):
     """Write the notebooks for a class: copies for students, slides, or by default both."""
-    from cytomad_lib import course as lessons
+    from cytomad_lib import handouts
 
     both = student == slides
-    made = lessons.student_copies(out) if student or both else []
-    made += lessons.slides(out) if slides or both else []
+    made = handouts.student_copies(out) if student or both else []
+    made += handouts.slides(out) if slides or both else []
     print(f"Wrote {len(made)} files into {out}")
 
 

@@ -9,7 +9,7 @@
 - `real_cells`: public cells measured by others, fetched where there is a connection.
 - `same_cells_on_every_day`: what no experiment can do, but a simulation can.
 - `first_cell`: what every notebook begins with. It installs the kit on Google Colab.
-- `check`: whether an answer is right; `student_copies`, `slides`: the notebooks for a class.
+- `check`: whether an answer is right.
 
 Example
 -------
@@ -66,7 +66,6 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 TRAINED = NOTEBOOKS / "trained"
 ANSWERS = Path(__file__).with_name("answers.toml")
 RIGHT, NEARLY = 0.02, 0.2  # of the right number
-BESIDE_NOTEBOOKS = ("glossary.md", "trained/trade_off.csv")  # what they link to or read
 
 NEEDED_PYTHON = "3.11"
 NEEDED_VERSIONS = {"keras": "3.13.2", "tensorflow": "2.20", "torch": "2.4", "numpy": "2.0"}
@@ -436,79 +435,6 @@ def _verdict(known, answer):
     except (TypeError, ValueError):  # no numbers, or too many
         return "wrong"
     return "right" if error <= RIGHT else "nearly" if error <= NEARLY else "wrong"
-
-
-def student_copies(out, notebooks=NOTEBOOKS):
-    """Write the notebooks without solutions and without outputs, and what they need beside them.
-
-    Parameters
-    ----------
-    out : path
-        A folder beside `notebooks/`, so that the notebooks find the rest of the kit.
-    notebooks : path
-
-    Returns
-    -------
-    list of Path
-        The notebooks written.
-
-    Raises
-    ------
-    CytomadError
-        If there are no notebooks, or `out` is their own folder.
-    """
-    import nbformat
-
-    out, sources = Path(out), _sources(notebooks, Path(out))
-    for name in BESIDE_NOTEBOOKS:
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(Path(notebooks) / name, out / name)
-    for source in sources:
-        notebook = nbformat.read(source, as_version=4)
-        notebook.metadata.pop("widgets", None)  # the state of the explorers, large
-        notebook.cells = [c for c in notebook.cells if "solution" not in c.metadata.get("tags", ())]
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
-        nbformat.write(notebook, out / source.name)
-    return [out / source.name for source in sources]
-
-
-def slides(out, notebooks=NOTEBOOKS):
-    """Write the notebooks as slides for a browser: texts, figures and results, but no code.
-
-    A slide begins at each heading and at each figure. The browser loads reveal.js from the network.
-
-    Parameters, returns and errors as in `student_copies`; the files are HTML pages.
-    """
-    import nbformat
-    from nbconvert import SlidesExporter
-
-    out, exporter, pages = Path(out), SlidesExporter(exclude_input=True, reveal_scroll=True), []
-    for source in _sources(notebooks, out):
-        notebook = nbformat.read(source, as_version=4)
-        for cell in notebook.cells:
-            figures = ["image/png" in output.get("data", ()) for output in cell.get("outputs", ())]
-            heading = cell.cell_type == "markdown" and cell.source.startswith("#")
-            kind = "slide" if heading else "subslide" if any(figures) else "-"
-            kind = "skip" if "solution" in cell.metadata.get("tags", ()) else kind
-            cell.metadata["slideshow"] = {"slide_type": kind}
-        pages.append(out / f"{source.stem}.slides.html")
-        pages[-1].write_text(exporter.from_notebook_node(notebook)[0], encoding="utf-8")
-    return pages
-
-
-def _sources(notebooks, out):
-    """List the notebooks, and make the folder `out`."""
-    sources = sorted(Path(notebooks).glob("[0-9]*.ipynb"))
-    if not sources or out.resolve() == Path(notebooks).resolve():
-        raise CytomadError(
-            f"Found {len(sources)} notebooks in {_relative(notebooks)}, to be written into "
-            f"{_relative(out)}. Expected the notebooks of the kit and another folder; use a "
-            "complete copy of the kit, and give --out a new folder beside notebooks/."
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    return sources
 
 
 def _version_of(package):

@@ -389,11 +389,11 @@ def test_a_download_of_something_else_is_refused(tmp_path, capsys):
     [(["--student"], {"copies"}), (["--slides"], {"pages"}), ([], {"copies", "pages"})],
 )
 def test_the_course_is_written_for_a_class(options, made, tmp_path, monkeypatch, capsys):
-    from cytomad_lib import course
+    from cytomad_lib import handouts
 
     called = {}
-    monkeypatch.setattr(course, "student_copies", lambda out: called.update(copies=out) or [out])
-    monkeypatch.setattr(course, "slides", lambda out: called.update(pages=out) or [out])
+    monkeypatch.setattr(handouts, "student_copies", lambda out: called.update(copies=out) or [out])
+    monkeypatch.setattr(handouts, "slides", lambda out: called.update(pages=out) or [out])
     assert run("course", *options, "--out", tmp_path / "class") == 0
     assert called == dict.fromkeys(made, tmp_path / "class")
     assert f"Wrote {len(made)} files" in capsys.readouterr().out

@@ -14,7 +14,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from cytomad_lib import course
+from cytomad_lib import course, handouts
 from cytomad_lib.config import DEMO, PUBLISHED, WORKSHOP
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.download import published_files
@@ -342,8 +342,8 @@ def test_an_answer_is_right_nearly_right_or_wrong(exercise, answer, verdict, cap
 
 
 def test_an_unknown_exercise_is_told():
-    with pytest.raises(CytomadError, match="'10-1'.*00-1, .*09-2"):
-        course.check("10-1", "a")
+    with pytest.raises(CytomadError, match="'12-1'.*00-1, .*11-2"):
+        course.check("12-1", "a")
 
 
 def test_the_answers_that_can_be_computed_are_right():
@@ -389,7 +389,7 @@ def test_every_exercise_has_a_check_and_every_check_an_answer():
 
 
 def test_student_copies_have_no_solutions_and_no_outputs(tmp_path):
-    copies = course.student_copies(tmp_path / "student")
+    copies = handouts.student_copies(tmp_path / "student")
     assert [path.name for path in copies] == sorted(
         path.name for path in course.NOTEBOOKS.glob("*.ipynb")
     )
@@ -410,7 +410,7 @@ def test_student_copies_have_no_solutions_and_no_outputs(tmp_path):
 def test_slides_show_texts_and_figures_but_no_code_and_no_solution(tmp_path):
     (tmp_path / "one").mkdir()
     shutil.copy(course.NOTEBOOKS / "02_generator.ipynb", tmp_path / "one")
-    (page,) = course.slides(tmp_path / "slides", tmp_path / "one")
+    (page,) = handouts.slides(tmp_path / "slides", tmp_path / "one")
     text = page.read_text(encoding="utf-8")
     assert page.name == "02_generator.slides.html"
     assert "The bottleneck" in text and "data:image/png;base64" in text
@@ -421,9 +421,9 @@ def test_slides_show_texts_and_figures_but_no_code_and_no_solution(tmp_path):
 def test_the_notebooks_themselves_are_never_overwritten(tmp_path):
     before = {path: path.read_bytes() for path in course.NOTEBOOKS.glob("*.ipynb")}
     with pytest.raises(CytomadError, match="another folder"):
-        course.student_copies(course.NOTEBOOKS)
+        handouts.student_copies(course.NOTEBOOKS)
     with pytest.raises(CytomadError, match="Found 0 notebooks"):
-        course.slides(tmp_path / "out", tmp_path)
+        handouts.slides(tmp_path / "out", tmp_path)
     assert before == {path: path.read_bytes() for path in before}
 
 

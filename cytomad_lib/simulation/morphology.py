@@ -227,10 +227,7 @@ def draw_cells(line: CellLine, generators: Sequence[np.random.Generator]) -> Cel
     flattening = FLATTENING * (diameter / line.diameter_um) ** -0.35
     flattening = np.clip(flattening * (1 + 0.03 * next(column)), 0.6, 1.0)
 
-    rough = normal[:, 14:].reshape(len(normal), 2, modes, 2) @ np.array([1, 1j])
-    fall = OUTLINE_MODES**-1.0  # smooth outlines: high modes are weak
-    rough = rough * fall / np.sqrt(np.sum(fall**2))
-
+    rough = _rough_outlines(normal[:, 14:])
     # The nucleus sits off centre, but never leaves the cell.
     room = 0.5 * diameter * (0.95 - nucleus_ratio)
     way, direction = room * np.sqrt(uniform[:, 0]), 2 * np.pi * uniform[:, 1]
@@ -260,6 +257,13 @@ def draw_cells(line: CellLine, generators: Sequence[np.random.Generator]) -> Cel
         **_draw_blobs(blobs, nucleoli_count, granule_count, diameter, **nucleus),
         **dict.fromkeys(BALLS, np.zeros((len(x), 0))),  # untreated cells have none
     )
+
+
+def _rough_outlines(normal):
+    """Return the complex modes of two outlines of each cell, (cells, 2, modes)."""
+    fall = OUTLINE_MODES**-1.0  # smooth outlines: high modes are weak
+    modes = normal.reshape(len(normal), 2, len(fall), 2) @ np.array([1, 1j])
+    return modes * fall / np.sqrt(np.sum(fall**2))
 
 
 def _draw_blobs(
