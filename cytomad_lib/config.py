@@ -125,7 +125,7 @@ class Conditional:
     ema_decay: float = 0.995
     feature_filters: int = 24
     n_encoded: int = 32
-    n_features: int = 8
+    n_features: int = 6
     generator_rate: float = 7e-4
     adversary_rate: float = 1e-3
     adversary_steps: int = 3
@@ -141,8 +141,8 @@ class Conditional:
     weight_pairs: float = 1.0
     weight_correlation: float = 0.05
     aligned_measures: float = 4.0
-    aligned_mmd: float = 30.0
-    aligned_correlation: float = 0.2
+    aligned_mmd: float = 100.0
+    aligned_correlation: float = 1.0
 
     def check_cells(self):
         """Refuse numbers of cells that do not go together.
