@@ -164,7 +164,7 @@ def test_v5_files_cannot_be_trained_on_from_disk(data, tmp_path, capsys):
     words = ("train", data, "--out", tmp_path / "out", "--preset", "tiny")
     assert run(*words, "--from-disk") == 1
     said = capsys.readouterr().err
-    for words in (f"{path} is a MATLAB v5 file", "Expected v7.3", "write_mat"):
+    for words in (f"{path} is a MATLAB v5 file", "-v7.3", "write_mat"):
         assert words in said
     assert not (tmp_path / "out").exists()
 
