@@ -65,6 +65,7 @@ def all_losses(model, cells=CELLS):
     if isinstance(model, FeatureRemoval):
         features = model._features(brightfield, training=False)
         terms = model.losses_of(ops.tile(features, (2, 1)), targets, training=False)
+        del terms["pairs"]
     else:
         terms = model.losses_of(image, model.image_summary(image), targets)
     return {name: float(value) for name, value in terms.items()}

@@ -268,6 +268,7 @@ class FeatureRemoval(_Removal):
         brightfield, targets = data
         features = self._features(brightfield, training=False)
         terms = self.losses_of(ops.tile(features, (2, 1)), targets, training=False)
+        del terms["pairs"]  # of a cell with itself
         return self.track(terms, ops.shape(brightfield)[0])
 
     def losses_of(self, features, targets, training):
