@@ -27,6 +27,7 @@ from cytomad_lib.evaluation import (
 from cytomad_lib.evaluation.evaluate import evaluate
 from cytomad_lib.evaluation.image_tables import TRUTH
 from cytomad_lib.evaluation.methods import class_cnn
+from cytomad_lib.run_copies import copy_networks
 from cytomad_lib.simulation.write import simulate_dataset
 from cytomad_lib.workflow import train
 
@@ -70,6 +71,15 @@ def test_all_that_was_promised_is_written(found):
         "report.html",
     }
     assert all(path.exists() for path in made.figures)
+
+
+def test_a_copy_of_a_run_is_scored_without_its_own_classifiers(run, data, tmp_path):
+    copy = copy_networks(run, tmp_path / "copy")
+    made = score.score(copy, data, "Test", image_probe=False, baselines=False)
+    assert made.classifier_scores is None
+    (reason,) = [row[2] for row in made.left_out if row[0] == "the recipe's own classifiers"]
+    assert "checkpoint" in reason
+    assert len(made.scores)
 
 
 def test_images_are_probed_beside_the_features(found):

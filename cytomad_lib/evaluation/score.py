@@ -91,6 +91,10 @@ def score(run, data, split, seed=0, progress=False, image_probe=True, baselines=
     mixed = _mix(features | corrected, cells.labels, seed, left_out)
     dose_order, dose_distance = _order_doses(dosed, cells.labels, seed, left_out)
     kept = pd.concat([kept, _dose_shares(dose_order)])
+    of_classifiers = None
+    if "published" in predictions:  # a copy of a run has no checkpoint, and so no last classifiers
+        ask = partial(classifier_scores, run, cells)
+        of_classifiers = if_possible(left_out, "the recipe's own classifiers", ask, None)
     return Evaluation(
         split=split,
         seed=seed,
@@ -110,7 +114,7 @@ def score(run, data, split, seed=0, progress=False, image_probe=True, baselines=
         dose_distance=dose_distance,
         left_out=left_out,
         dry_mass=image_tables.optics_text(layout) if "dry_mass_pg" in measures else "",
-        classifier_scores=classifier_scores(run, cells) if "published" in predictions else None,
+        classifier_scores=of_classifiers,
     )
 
 
