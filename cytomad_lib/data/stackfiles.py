@@ -210,8 +210,13 @@ def read_stack(info, cells=None, out=None):
         start += part.shape[2]
         if len(own):
             jobs.append((str(part.path), part.version, part.axes, own.tolist(), part.shape))
-    if jobs:
-        _ask(info.path, jobs, info.variable, info.tile, target)
+    try:
+        if jobs:
+            _ask(info.path, jobs, info.variable, info.tile, target)
+    except ImageFileError:
+        for path, *_ in jobs:
+            _find_version(Path(path))  # whose words are better for a file that was replaced
+        raise
     if target is not out:
         out[...] = target[places]
     _refuse_non_finite(info, wanted, out)
