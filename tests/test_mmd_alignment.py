@@ -15,7 +15,7 @@ from cytomad_lib.config import CELLS_PER_CLASS, Conditional
 from cytomad_lib.evaluation import probes
 from cytomad_lib.evaluation.erasure import fit_leace, within_class_concept
 
-RECIPE = Conditional(alignment_steps=200, n_features=2, aligned_mmd=15.0)
+RECIPE = Conditional(alignment_steps=200, n_features=2, aligned_mmd=15.0, aligned_correlation=0.1)
 N_FEATURES = 32
 # By class and batch, the correlation of two numbers whose mean and spread are the same everywhere.
 CORRELATION = np.array([[0.95, -0.95, 0.0], [0.0, 0.95, -0.95], [-0.95, 0.0, 0.95]])
