@@ -162,6 +162,26 @@ def download(
 
 
 @app.command()
+def subsample(
+    data: Data,
+    out: Out,
+    cells: Annotated[
+        str, typer.Option(help="Cells per group: of Train, Valid and Test, such as 110,10,30.")
+    ],
+    size: Annotated[int | None, typer.Option(help="Pixels along each side.")] = None,
+):
+    """Copy a dataset in a published layout with fewer cells and smaller images."""
+    from cytomad_lib.data.errors import DatasetError
+    from cytomad_lib.data.subsample import subsample as copy
+
+    numbers = cells.split(",")
+    if len(numbers) != 3 or not all(number.strip().isdecimal() for number in numbers):
+        raise DatasetError(f"--cells is {cells!r}. Expected three numbers, such as 110,10,30.")
+    counts = dict(zip(("Train", "Valid", "Test"), map(int, numbers), strict=True))
+    print(f"Smaller dataset: {copy(data, out, counts, size, _verbosity() == 1)}")
+
+
+@app.command()
 def train(
     data: Data,
     out: Out,
@@ -192,7 +212,7 @@ def train(
         typer.Option(help="float32, or for GPUs mixed_float16 or mixed_bfloat16."),
     ] = "float32",
 ):
-    """Train on a dataset; an interrupted training goes on when called again."""
+    """Train on a dataset; the same command resumes an interrupted training."""
     from dataclasses import replace
 
     from cytomad_lib import workflow

@@ -13,6 +13,7 @@ from training_cells import TINY, environment_of_a_program, untraced_steps
 
 from cytomad_lib import cli as command_line
 from cytomad_lib import config
+from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.data.matfiles import write_mat
 
@@ -167,6 +168,14 @@ def test_v5_files_cannot_be_trained_on_from_disk(data, tmp_path, capsys):
     for words in (f"{path} is a MATLAB v5 file", "-v7.3", "write_mat"):
         assert words in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_is_copied_with_fewer_cells(data, tmp_path, capsys):
+    assert run("subsample", data, "--cells", "2,1,1", "--out", tmp_path / "small") == 0
+    assert len(load_cells(tmp_path / "small", "Train")) == 2 * len(GROUPS)
+    assert "Smaller dataset:" in capsys.readouterr().out
+    assert run("subsample", data, "--cells", "2,1", "--out", tmp_path / "other") == 1
+    assert "Expected three numbers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--updates", "--precision"])

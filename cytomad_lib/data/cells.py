@@ -310,10 +310,10 @@ class CellFiles(_Labelled):
         if texts:
             raise DatasetError(texts[0])
 
-        self._groups = self._find_groups(batches, classes)
+        self.groups = self._find_groups(batches, classes)
         found = [
             folders.inspect_files(self.layout, self.root, group, split, with_truth, with_target)
-            for group in self._groups
+            for group in self.groups
         ]
         self._infos = [infos for infos, _ in found]
         errors = [error for _, own in found for error in own]
@@ -343,7 +343,7 @@ class CellFiles(_Labelled):
         """Whether any of these groups has a batch-free truth."""
         return "QPI_TRUE" in self.layout.contrasts and any(
             matching(find_path(self.root, group.file(self.split, "QPI_TRUE")))
-            for group in self._groups
+            for group in self.groups
         )
 
     def check_streams(self):
@@ -448,7 +448,7 @@ class CellFiles(_Labelled):
         labels = pd.DataFrame(
             {
                 column: pd.Categorical(
-                    np.repeat([getattr(group, column) for group in self._groups], counts),
+                    np.repeat([getattr(group, column) for group in self.groups], counts),
                     categories=names,
                 )
                 for column, names in columns.items()
