@@ -91,10 +91,6 @@ def score(run, data, split, seed=0, progress=False, image_probe=True, baselines=
     mixed = _mix(features | corrected, cells.labels, seed, left_out)
     dose_order, dose_distance = _order_doses(dosed, cells.labels, seed, left_out)
     kept = pd.concat([kept, _dose_shares(dose_order)])
-    of_classifiers = None
-    if "published" in predictions:  # a copy of a run has no checkpoint, and so no last classifiers
-        ask = partial(classifier_scores, run, cells)
-        of_classifiers = if_possible(left_out, "the recipe's own classifiers", ask, None)
     return Evaluation(
         split=split,
         seed=seed,
@@ -114,8 +110,16 @@ def score(run, data, split, seed=0, progress=False, image_probe=True, baselines=
         dose_distance=dose_distance,
         left_out=left_out,
         dry_mass=image_tables.optics_text(layout) if "dry_mass_pg" in measures else "",
-        classifier_scores=of_classifiers,
+        classifier_scores=_scores_of_classifiers(run, cells, left_out),
     )
+
+
+def _scores_of_classifiers(run, cells, left_out):
+    """Return what the published recipe's own classifiers answer; None if there are none."""
+    if "published" not in run.stages():
+        return None
+    ask = partial(classifier_scores, run, cells)  # a copy of a run has no checkpoint to ask
+    return if_possible(left_out, "the recipe's own classifiers", ask, None)
 
 
 def announce(verbose, text):
