@@ -10,6 +10,7 @@ from sklearn.linear_model import LinearRegression
 
 from cytomad_lib.conditional import mmd_alignment
 from cytomad_lib.conditional.adversary import batch_shares
+from cytomad_lib.conditional.losses import squared_correlations
 from cytomad_lib.conditional.networks import build_feature_head
 from cytomad_lib.config import CELLS_PER_CLASS, Conditional
 from cytomad_lib.evaluation import probes
@@ -153,7 +154,7 @@ def test_copies_of_a_feature_are_correlated_and_independent_features_are_not():
     copies = np.repeat(features[:, :1], 3, axis=1)
     for values, expected in ((features, 0.0), (copies, 2.0), (-copies, 2.0)):
         values = (values - values.mean(axis=0)) / values.std(axis=0)
-        found = float(mmd_alignment.squared_correlations(ops.convert_to_tensor(values)))
+        found = float(squared_correlations(ops.convert_to_tensor(values)))
         assert found == pytest.approx(expected, abs=0.01)
 
 

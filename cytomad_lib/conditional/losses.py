@@ -1,4 +1,4 @@
-"""The loss of structure of the conditional recipe, and the blur that it needs.
+"""Losses of the conditional recipe: of structure (and the blur that it needs), and of features.
 
 Example
 -------
@@ -12,6 +12,52 @@ import numpy as np
 from keras import ops
 
 from cytomad_lib.config import DOME_POWERS, RIM_PIXELS, STRUCTURE_MASK
+from cytomad_lib.training.losses import cross_entropy
+
+
+def feature_losses(readers, features, class_codes, measures, training):
+    """Return what features lose of class and measures, and how far they are copies of one another.
+
+    Parameters
+    ----------
+    readers : keras.Model
+        From `networks.build_readers`.
+    features : tensor (n, n_features)
+        Standardised.
+    class_codes : int tensor (n,)
+    measures : tensor (n, n_measures)
+    training : bool
+        Whether the readers drop units.
+
+    Returns
+    -------
+    dict of scalar tensors
+        `"class_head"`, `"measures"` and `"correlation"`.
+    """
+    probabilities, predicted = readers(features, training=training)
+    return {
+        "class_head": cross_entropy(class_codes, probabilities),
+        "measures": ops.mean((predicted - measures) ** 2),
+        "correlation": squared_correlations(features),
+    }
+
+
+def squared_correlations(features):
+    """Return the sum of the squared correlations of each feature with the others, on average.
+
+    Parameters
+    ----------
+    features : tensor (n, features)
+        Standardised.
+    """
+    n_features = features.shape[1]
+    correlation = ops.mean(features[:, :, None] * features[:, None], axis=0)
+    return ops.sum((correlation * (1.0 - ops.eye(n_features))) ** 2) / n_features
+
+
+def ramp(optimizer, steps):
+    """Return a factor that grows from 0 to 1 over the first steps of an optimizer."""
+    return ops.minimum(ops.cast(optimizer.iterations, "float32") / max(steps, 1.0), 1.0)
 
 
 def lost_structure(measured, generated, coarse):

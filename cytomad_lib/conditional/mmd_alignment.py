@@ -25,25 +25,22 @@ import keras
 import numpy as np
 from keras import ops
 
-from cytomad_lib.conditional.networks import build_leaky_mlp
+from cytomad_lib.conditional.losses import feature_losses, ramp
+from cytomad_lib.conditional.networks import build_readers
 from cytomad_lib.config import (
     ALIGNMENT_RAMP,
     ALIGNMENT_RATE,
     ALIGNMENT_STEPS_PER_EPOCH,
     CELLS_PER_CLASS,
-    CLASS_HEAD_DROPOUT,
-    CLASS_HEAD_WIDTHS,
     MMD_WIDTHS,
 )
-from cytomad_lib.networks import KernelSeeds, dense
-from cytomad_lib.training import losses
 from cytomad_lib.training.steps import adam, compiled, minimise
 
 TERMS = ("class_head", "measures", "mmd", "correlation")
 
 
 class MMDAlignment(keras.Model):
-    """Train the head of a feature head, beside two networks that read its features.
+    """Train a feature head, beside the readers of its features.
 
     Parameters
     ----------
@@ -53,7 +50,7 @@ class MMDAlignment(keras.Model):
     recipe : Conditional
         Its `alignment_steps` and weights.
     seed : int, optional
-        Of the initial weights of the two networks, and of dropout.
+        Of the initial weights of the readers, and of their dropout.
     """
 
     def __init__(self, head, n_classes, n_measures, recipe, seed=None):
@@ -107,54 +104,16 @@ class MMDAlignment(keras.Model):
         """
         n_cells, n_encoded = encoded.shape[1:]
         features = self.head(ops.reshape(encoded, (-1, n_encoded)), training=True)
-        probabilities, measures = self.readers(features, training=True)
-        code = ops.repeat(targets["class_name"], n_cells)
-        wanted = ops.reshape(targets["measures"], ops.shape(measures))
+        codes = ops.repeat(targets["class_name"], n_cells)
+        measures = ops.reshape(targets["measures"], (-1, targets["measures"].shape[2]))
+        terms = feature_losses(self.readers, features, codes, measures, training=True)
         of_class = ops.reshape(features, (-1, n_cells, features.shape[1]))
-        terms = {
-            "class_head": losses.cross_entropy(code, probabilities),
-            "measures": ops.mean((measures - wanted) ** 2),
-            "mmd": mmd(of_class, targets["batch"]),
-            "correlation": squared_correlations(features),
-        }
+        terms["mmd"] = mmd(of_class, targets["batch"])
         recipe = self.recipe
         loss = terms["class_head"] + recipe.aligned_measures * terms["measures"]
-        loss += self._ramp() * recipe.aligned_mmd * terms["mmd"]
+        grown = ramp(self.optimizer, ALIGNMENT_RAMP * recipe.alignment_steps)
+        loss += grown * recipe.aligned_mmd * terms["mmd"]
         return terms | {"loss": loss + recipe.aligned_correlation * terms["correlation"]}
-
-    def _ramp(self):
-        done = ops.cast(self.optimizer.iterations, "float32")
-        return ops.minimum(done / max(ALIGNMENT_RAMP * self.recipe.alignment_steps, 1.0), 1.0)
-
-
-def build_readers(n_features, n_classes, n_measures, seed=None):
-    """Build what reads class and measures from features, while these are trained.
-
-    Returns
-    -------
-    keras.Model
-        `(n, n_features)` -> `[(n, n_classes) probabilities, (n, n_measures)]`.
-    """
-    seeds = KernelSeeds(seed)
-    features = keras.Input((n_features,))
-    class_head = build_leaky_mlp(
-        n_features, CLASS_HEAD_WIDTHS, n_classes, CLASS_HEAD_DROPOUT, seeds.next(), "softmax"
-    )
-    measures = dense(n_measures, seeds, None)(features)
-    return keras.Model(features, [class_head(features), measures], name="readers")
-
-
-def squared_correlations(features):
-    """Return the sum of the squared correlations of each feature with the others, on average.
-
-    Parameters
-    ----------
-    features : tensor (n, features)
-        Standardised.
-    """
-    n_features = features.shape[1]
-    correlation = ops.mean(features[:, :, None] * features[:, None], axis=0)
-    return ops.sum((correlation * (1.0 - ops.eye(n_features))) ** 2) / n_features
 
 
 def mmd(cells, batch):

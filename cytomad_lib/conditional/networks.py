@@ -2,6 +2,7 @@
 
 * `build_conditional_generator`: the published generator, and a second encoder for the features.
 * `build_feature_encoder`, `build_feature_head`, `build_leaky_mlp`: its parts.
+* `build_readers`: what reads class and measures from features, while these are trained.
 * `adopt_weights`: start from a pretrained generator.
 * `NormaliseImage`, `CleanBackground`, `BlurImage`: layers before and behind the generator.
 
@@ -10,7 +11,7 @@ Example
 >>> generator = build_conditional_generator(image_size=32, base_filters=4)
 >>> image, features = generator(np.zeros((1, 32, 32, 1)))
 >>> image.shape, features.shape
-((1, 32, 32, 1), (1, 12))
+((1, 32, 32, 1), (1, 6))
 """
 
 import numpy as np
@@ -20,6 +21,8 @@ from scipy.ndimage import gaussian_filter1d
 from cytomad_lib.config import (
     BACKGROUND,
     CELL_MASK,
+    CLASS_HEAD_DROPOUT,
+    CLASS_HEAD_WIDTHS,
     EDGE_PIXELS,
     HEAD_WIDTHS,
     Conditional,
@@ -114,6 +117,23 @@ def build_feature_head(n_inputs, n_outputs, seed=None):
         residual = build_leaky_mlp(n_inputs, HEAD_WIDTHS, n_outputs, 0.0, seeds.next())(encoded)
         features = _standardise(0.9)(layers.Add()([linear, residual]))
         return Model(encoded, features, name="feature_head")
+
+
+def build_readers(n_features, n_classes, n_measures, seed=None):
+    """Build what reads class and measures from features, while these are trained.
+
+    Returns
+    -------
+    keras.Model
+        `(n, n_features)` -> `[(n, n_classes) probabilities, (n, n_measures)]`.
+    """
+    seeds = KernelSeeds(seed)
+    features = Input((n_features,))
+    class_head = build_leaky_mlp(
+        n_features, CLASS_HEAD_WIDTHS, n_classes, CLASS_HEAD_DROPOUT, seeds.next(), "softmax"
+    )
+    measures = dense(n_measures, seeds, None)(features)
+    return Model(features, [class_head(features), measures], name="readers")
 
 
 def _standardise(momentum):

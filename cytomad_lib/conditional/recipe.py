@@ -51,6 +51,7 @@ from cytomad_lib.runs import ALIGNED, IMAGES
 from cytomad_lib.training.minibatches import Minibatches, ReseedDropout
 from cytomad_lib.training.recipes import VALIDATION_BATCH
 from cytomad_lib.training.stages import Stage, save_weights, say
+from cytomad_lib.weights import load_run_weights
 
 
 def remove_batches(run, train, valid, verbose=0, watching=()):
@@ -83,6 +84,10 @@ def remove_batches(run, train, valid, verbose=0, watching=()):
     fit(images, IMAGES, recipe.image_epochs, recipe.image_cells, change)
     match_total_phase(generator, train, transfer.scales)
 
+    finished = run.folder / "conditional" / ALIGNED
+    if finished.exists():
+        load_run_weights(generator, finished)  # which refuses a damaged file
+        return run.history("conditional")
     say(verbose, "The images are finished. Next, the features")
     measures = measure_targets(train)
     steps = recipe.feature_epochs * (len(train) // recipe.feature_cells)
@@ -93,11 +98,9 @@ def remove_batches(run, train, valid, verbose=0, watching=()):
     history = fit(
         features, "conditional", recipe.feature_epochs, recipe.feature_cells, change, measures
     )
-    finished = run.folder / "conditional" / ALIGNED
-    if not finished.exists():
-        say(verbose, "Aligning the batches of each class")
-        align_features(generator, train, measures, recipe, run.seed_for("mmd_alignment"), verbose)
-        save_weights(generator, finished)
+    say(verbose, "Aligning the batches of each class")
+    align_features(generator, train, measures, recipe, run.seed_for("mmd_alignment"), verbose)
+    save_weights(generator, finished)
     return history
 
 

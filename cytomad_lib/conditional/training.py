@@ -12,8 +12,8 @@ from keras import ops
 from cytomad_lib.conditional.adversary import ConditionalAdversary
 from cytomad_lib.conditional.batch_effect import BatchEffect
 from cytomad_lib.conditional.image_summary import ImageSummary
-from cytomad_lib.conditional.losses import lost_structure
-from cytomad_lib.conditional.mmd_alignment import build_readers, squared_correlations
+from cytomad_lib.conditional.losses import feature_losses, lost_structure, ramp
+from cytomad_lib.conditional.networks import build_readers
 from cytomad_lib.config import STRUCTURE_UM
 from cytomad_lib.training import losses
 from cytomad_lib.training.pix2pix import TrackedLosses
@@ -88,8 +88,7 @@ class _Removal(TrackedLosses):
 
     def _ramp(self):
         """Return a factor that grows from 0 to 1, so that the batch terms come last."""
-        done = ops.cast(self.optimizer.iterations, "float32")
-        return ops.minimum(done / max(self.recipe.ramp * self.steps, 1.0), 1.0)
+        return ramp(self.optimizer, self.recipe.ramp * self.steps)
 
     def _draw_turns(self, images):
         """Draw for each cell whether it is mirrored, upside down, and turned by 90 degrees."""
@@ -286,15 +285,10 @@ class FeatureRemoval(_Removal):
         dict of scalar tensors
             `"loss"` is what is minimised.
         """
-        probabilities, measures = self.readers(features, training=training)
+        codes, measures = ops.tile(targets["class_name"], 2), ops.tile(targets["measures"], (2, 1))
+        terms = feature_losses(self.readers, features, codes, measures, training)
         one, other = ops.split(features, 2)
-        twice = ops.tile(targets["measures"], (2, 1))
-        terms = {
-            "class_head": losses.cross_entropy(ops.tile(targets["class_name"], 2), probabilities),
-            "measures": ops.mean((measures - twice) ** 2),
-            "pairs": ops.mean((one - other) ** 2),
-            "correlation": squared_correlations(features),
-        }
+        terms["pairs"] = ops.mean((one - other) ** 2)
         loss = terms["class_head"] + terms["measures"]
         loss += self.recipe.weight_correlation * terms["correlation"]
         return terms | {"loss": loss + self._ramp() * self.recipe.weight_pairs * terms["pairs"]}
