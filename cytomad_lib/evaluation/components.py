@@ -3,8 +3,8 @@
 A unit with a ReLU is exactly 0 in most cells. A correction that moves and scales each batch gives
 these zeros a different value in each batch, and a probe reads the batch from that value, even where
 there was no batch effect: two random halves of the same cells were told apart at 0.98. So the
-methods that move batches correct `active_components`, whitened principal components of the active
-units without those of least variance, after `with_noise`. Then no value stands for "silent".
+methods that move batches correct `noisy_components`: whitened principal components of the active
+units without those of least variance, with noise. Then no value stands for "silent".
 
 Example
 -------
@@ -59,10 +59,16 @@ def active_components(features):
     return lambda other: ((np.asarray(other, float)[:, units] - mean) @ turn).astype(np.float32)
 
 
-def with_noise(components, seed):
-    """Add noise to components; constant ones stay constant."""
+def noisy_components(features, seed):
+    """Return the `active_components` of features, with noise; constant ones stay constant."""
+    components = active_components(features)(features)
     noise = np.random.default_rng(seed).normal(size=components.shape)
     return components + NOISE * noise * (np.ptp(components, axis=0) > 0)
+
+
+def keep_seed(features, images, labels, seed):
+    """Fit nothing but keep the seed: the `fit` of methods that learn from no training cells."""
+    return seed
 
 
 def keep_constant(found, features):

@@ -144,6 +144,6 @@ def covariance_within(cells, chosen):
 
 
 def whitening_of(covariance):
-    """Return W with W W' = covariance^-1."""
+    """Return W with W W' = covariance^-1; directions without variance are not scaled."""
     spread, directions = np.linalg.eigh(covariance)
-    return directions / np.sqrt(spread)
+    return directions / np.sqrt(np.where(spread > 0, spread, 1))

@@ -89,16 +89,16 @@ def _cells(evaluation, layout):
         for number, kind in enumerate(layout.inputs)
     }
     images = evaluation.stage_images
-    pictured = {name: stack for name, stack in evaluation.references.items()}
+    references = evaluation.references
     target = layout.target
     yield (
         "cells",
         plots.image_grid(
-            {name: stack[shown] for name, stack in (inputs | images | pictured).items()},
+            {name: stack[shown] for name, stack in (inputs | images | references).items()},
             cells.pixel_size_um,
             cell_labels=[f"{name}, {batch}" for name, batch in names],
             brightfield=tuple(inputs),
-            error_of=(list(images)[-1], list(pictured)[-1]),
+            error_of=(list(images)[-1], list(references)[-1]),
             quantity=f"{target.name} ({target.unit})" if target.unit else target.name,
         ),
     )

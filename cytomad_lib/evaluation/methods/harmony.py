@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from cytomad_lib.evaluation.components import active_components, with_noise
+from cytomad_lib.evaluation.components import keep_seed, noisy_components
 from cytomad_lib.evaluation.erasure import spread_of
 from cytomad_lib.evaluation.tasks import ProbeError, check_features
 
@@ -11,15 +11,12 @@ NAME = "Harmony"
 NEEDS = "many cells of the batch"
 TRAINS_ON = ()
 
-
-def fit(features, images, labels, seed):
-    """Keep the seed of the noise and of the clusters."""
-    return seed
+fit = keep_seed
 
 
 def transform(fitted, features, images, labels):
     """Correct the components of the cells."""
-    components = with_noise(active_components(features)(features), fitted)
+    components = noisy_components(features, fitted)
     return harmony(components, labels.assign(class_name="any"), fitted)
 
 

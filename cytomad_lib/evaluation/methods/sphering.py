@@ -15,6 +15,7 @@ import numpy as np
 from sklearn.covariance import ledoit_wolf
 
 from cytomad_lib.evaluation.components import active_components
+from cytomad_lib.evaluation.dose_cells import whitening_of
 
 NAME = "sphering"
 NEEDS = "batch"
@@ -35,8 +36,7 @@ def fit(features, images, labels, seed):
         name: x[reference & (groups == name)].mean(axis=0) for name in groups[reference].unique()
     }
     centred = x[reference] - np.stack([means[name] for name in groups[reference]])
-    spread, axes = np.linalg.eigh(ledoit_wolf(centred, assume_centered=True)[0])
-    whiten = axes / np.sqrt(np.where(spread > 0, spread, 1))
+    whiten = whitening_of(ledoit_wolf(centred, assume_centered=True)[0])
     return components, means if moves else {}, np.mean(list(means.values()), axis=0), whiten
 
 

@@ -3,22 +3,19 @@
 import numpy as np
 import pandas as pd
 
-from cytomad_lib.evaluation.components import active_components, keep_constant, with_noise
+from cytomad_lib.evaluation.components import keep_constant, keep_seed, noisy_components
 from cytomad_lib.evaluation.tasks import check_features
 
 NAME = "per-batch standardisation"
 NEEDS = "many cells of the batch"
 TRAINS_ON = ()
 
-
-def fit(features, images, labels, seed):
-    """Keep the seed of the noise."""
-    return seed
+fit = keep_seed
 
 
 def transform(fitted, features, images, labels):
     """Standardise the components of the cells, batch by batch."""
-    components = with_noise(active_components(features)(features), fitted)
+    components = noisy_components(features, fitted)
     return standardise_batches(components, labels.assign(class_name="any"))
 
 
