@@ -217,7 +217,7 @@ def data(name):
     """
     measured = os.environ.get(MEASURED)
     if not measured:
-        return _relative(find_data(name))
+        return relative_to_here(find_data(name))
     _print_failed_checks()
     folder = Path(measured) / LAYOUTS[name].root_folder
     if not folder.is_dir():
@@ -226,7 +226,7 @@ def data(name):
             f"measured cells there, such as `download {name} --out {measured}` fetches; or unset "
             f"{MEASURED} to use the demonstration data."
         )
-    return _relative(folder)
+    return relative_to_here(folder)
 
 
 def load_with_truth(folder, split, cells_per_group=None, image_size=None):
@@ -275,8 +275,8 @@ def _print_failed_checks():
 def trained(name):
     """Open the trained models that come with the kit.
 
-    They were trained by the `demo` preset on all cells of the demonstration dataset, seed 0; see
-    the README in their folder.
+    They were trained by the `demo` preset on all cells of the demonstration dataset; see the
+    README in their folder.
 
     Parameters
     ----------
@@ -296,7 +296,7 @@ def trained(name):
         raise CytomadError(
             f"There are no trained models {name!r}. Expected {' or '.join(map(repr, LAYOUTS))}."
         )
-    folder = _relative(TRAINED / name)
+    folder = relative_to_here(TRAINED / name)
     if not (folder / "run.json").is_file():
         raise CytomadError(
             f"There is no training in {folder}. Expected the trained models that come with the "
@@ -459,7 +459,7 @@ def _yes(true):
     return "yes" if true else "NO"
 
 
-def _relative(folder):
+def relative_to_here(folder):
     """Return the way to a folder from here: shorter, and the same on every machine."""
     try:
         return Path(os.path.relpath(folder))

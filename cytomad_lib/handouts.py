@@ -6,11 +6,10 @@ Example
 >>> slides("slides")                             # HTML pages
 """
 
-import os
 import shutil
 from pathlib import Path
 
-from cytomad_lib.course import NOTEBOOKS
+from cytomad_lib.course import NOTEBOOKS, relative_to_here
 from cytomad_lib.data.errors import CytomadError
 
 BESIDE_NOTEBOOKS = ("glossary.md", "trained/trade_off.csv")  # what they link to or read
@@ -81,8 +80,8 @@ def _sources(notebooks, out):
     sources = sorted(Path(notebooks).glob("[0-9]*.ipynb"))
     if not sources or out.resolve() == Path(notebooks).resolve():
         raise CytomadError(
-            f"Found {len(sources)} notebooks in {os.path.relpath(notebooks)}, to be written into "
-            f"{os.path.relpath(out)}. Expected the notebooks of the kit and another folder; use a "
+            f"Found {len(sources)} notebooks in {relative_to_here(notebooks)}, to be written into "
+            f"{relative_to_here(out)}. Expected the notebooks of the kit and another folder; use a "
             "complete copy of the kit, and give --out a new folder beside notebooks/."
         )
     out.mkdir(parents=True, exist_ok=True)

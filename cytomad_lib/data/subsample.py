@@ -64,5 +64,6 @@ def subsample(data, out, counts, image_size=None, progress=False):
             group = files.groups[code]
             for kind, images in (("BF", cells.brightfield), ("QPI", cells.qpi)):
                 stack = np.moveaxis(images[..., 0], 0, -1)
-                write_mat(copy / group.file(files.split, kind), {kind: stack})
+                variable = group.variable(files.split, kind)
+                write_mat(copy / group.file(files.split, kind), {variable: stack})
     return copy
