@@ -27,11 +27,12 @@ def make_measured(out, layout, **arguments):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """Both datasets; one group has 500 cells, as a published one."""
+    """Both datasets at the sizes of measured files; one group has 500 cells, as a published one."""
     out = tmp_path_factory.mktemp("measured")
-    make_measured(out, "lung", cells_per_group=COUNTS)
-    make_measured(out, "drug", cells_per_group={"Train": 4, "Valid": 4, "Test": 30})
-    many = {"cells_per_group": {"Test": 500}, "groups": ["Batch1/H69"]}
+    make_measured(out, "lung", cells_per_group=COUNTS, image_size=144)
+    few = {"Train": 4, "Valid": 4, "Test": 30}
+    make_measured(out, "drug", cells_per_group=few, image_size=128)
+    many = {"cells_per_group": {"Test": 500}, "groups": ["Batch1/H69"], "image_size": 144}
     group = make_measured(out / "many", "lung", **many)
     shutil.copytree(group, out / "7LungCancerDataset", dirs_exist_ok=True)
     return out
