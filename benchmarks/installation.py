@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/installation.py
 
-It prints one row per direct dependency that is installed: the disk space that would be free without
-it (its own files and those of packages that nothing else needs), and the processor time to import
-it alone. docs/installation.md holds the table.
+It prints one row per direct dependency that is installed: the size of its own files, the disk space
+that would be free without it (also that of packages that nothing else needs), and the processor
+time to import it alone. docs/installation.md holds the table.
 """
 
 import subprocess
@@ -67,18 +67,19 @@ MODULES = metadata.packages_distributions()
 
 def main():
     """Print the table."""
-    extras = tuple(metadata.metadata(KIT).get_all("Provides-Extra"))
-    direct = needs(KIT, extras)
+    direct = needs(KIT, tuple(metadata.metadata(KIT).get_all("Provides-Extra")))
     everything = reachable(direct)
     rows = []
     for package in direct:
         only_here = everything - reachable(direct - {package})
-        rows.append((sum(map(megabytes, only_here)), package[0], sorted(only_here - {package[0]})))
-    print("| package | MB | import (s) | with it, only for it |\n|---|---|---|---|")
-    for size, name, brought in sorted(rows, reverse=True):
+        saved = sum(map(megabytes, only_here))
+        rows.append((megabytes(package[0]), saved, package[0], len(only_here - {package[0]})))
+    print("| package | own MB | MB saved without it | import (s) | packages that only it needs |")
+    print("|---|---|---|---|---|")
+    for own, saved, name, brought in sorted(rows, reverse=True):
         seconds = import_seconds(name)
         shown = "" if seconds is None else f"{seconds:.1f}"
-        print(f"| {name} | {size:.0f} | {shown} | {', '.join(brought)} |")
+        print(f"| {name} | {own:.0f} | {saved:.0f} | {shown} | {brought or ''} |", flush=True)
     print(f"\nAll {len(everything)} packages: {sum(map(megabytes, everything)):.0f} MB")
 
 
