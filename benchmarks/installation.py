@@ -73,13 +73,13 @@ def main():
     for package in direct:
         only_here = everything - reachable(direct - {package})
         saved = sum(map(megabytes, only_here))
-        rows.append((megabytes(package[0]), saved, package[0], len(only_here - {package[0]})))
-    print("| package | own MB | MB saved without it | import (s) | packages that only it needs |")
+        rows.append((saved, megabytes(package[0]), package[0], len(only_here - {package[0]})))
+    print("| package | MB saved without it | own MB | import (s) | packages that only it needs |")
     print("|---|---|---|---|---|")
-    for own, saved, name, brought in sorted(rows, reverse=True):
+    for saved, own, name, brought in sorted(rows, reverse=True):
         seconds = import_seconds(name)
         shown = "" if seconds is None else f"{seconds:.1f}"
-        print(f"| {name} | {own:.0f} | {saved:.0f} | {shown} | {brought or ''} |", flush=True)
+        print(f"| {name} | {saved:.0f} | {own:.0f} | {shown} | {brought or ''} |", flush=True)
     print(f"\nAll {len(everything)} packages: {sum(map(megabytes, everything)):.0f} MB")
 
 
