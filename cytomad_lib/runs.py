@@ -71,7 +71,6 @@ SEEDS = {
 }
 LARGEST_SEED = 2**32 - 1  # that numpy, Keras and scikit-learn all take
 LAST = ("conditional",)  # of these the last epoch is kept, see `Run.best_epoch`
-VALIDATION_BATCH = 100  # cells per minibatch where nothing is learned
 
 
 class Run:
@@ -83,8 +82,7 @@ class Run:
     settings : dict
         What `run.json` holds.
     devices : Devices
-        What pretraining and the published removal are shared by; see `devices`. A run may
-        be gone on with on others.
+        What pretraining and the published removal are shared by; others may resume the run.
     """
 
     def __init__(self, folder: Path | str, settings: dict, devices: Devices = ONE) -> None:
@@ -306,10 +304,6 @@ class Run:
             raise RunError(f"{self.folder} has no trained stage. Train it first.")
         return self.stages()[-1]
 
-    @property
-    def _image_network(self):
-        return self.preset.image_network | {"channels": self.channels}
-
     def new_generator(self, precision: str = "float32") -> keras.Model:
         """Build the published generator, untrained."""
         return self._build(build_generator, "generator", precision)
@@ -328,7 +322,8 @@ class Run:
     def _build(self, build, purpose, precision):
         # To learn, a network is built in the preset's precision; to predict, in float32.
         with computing_in(precision):
-            return build(**self._image_network, seed=self.seed_for(purpose))
+            seed = self.seed_for(purpose)
+            return build(**self.preset.image_network, channels=self.channels, seed=seed)
 
     def seed_for(self, purpose: str) -> int:
         """Return the seed of one use of random numbers, by its name in `SEEDS`."""
