@@ -1,7 +1,7 @@
 """CytoMAD teaching kit: brightfield to quantitative phase, with batch effects removed.
 
 One import gives what notebooks and scripts need. Each name is loaded when it is first used, so the
-import itself takes no time.
+import itself takes no time. `__init__.pyi` lists the names.
 
 Example
 -------
@@ -11,7 +11,8 @@ Example
 """
 
 import os
-from importlib import import_module
+
+import lazy_loader
 
 __version__ = "0.1.0"
 
@@ -19,42 +20,4 @@ __version__ = "0.1.0"
 # into it. Set the variable yourself to see those lines.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-_MODULE_OF = {
-    "CellFiles": "data.cells",
-    "CellImages": "data.cells",
-    "load_cells": "data.cells",
-    "check_dataset": "data.check",
-    "find_layout": "data.layouts",
-    "download_dataset": "data.download",
-    "load_phenotypes": "data.public",
-    "simulate_cells": "simulation",
-    "Preset": "config",
-    "DEMO": "config",
-    "STUDY": "config",
-    "WORKSHOP": "config",
-    "PUBLISHED": "config",
-    "build_generator": "networks",
-    "build_discriminator": "networks",
-    "Run": "runs",
-    "pretrain": "training.recipes",
-    "fit_classifiers": "training.recipes",
-    "remove_batches": "training.recipes",
-    "predict": "prediction",
-    "evaluate": "evaluation.evaluate",
-    "compare": "evaluation.compare",
-}
-__all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name):
-    """Load a name of the façade; Python calls this for names that are not there yet."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"cytomad_lib.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__():
-    """List the names of the façade, too, for completion in notebooks."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

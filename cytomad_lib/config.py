@@ -232,7 +232,7 @@ class Preset:
     precision: str = "float32"
     conditional: Conditional = Conditional()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Refuse a precision or an order of updates that there is not."""
         if self.precision not in PRECISIONS:
             raise CytomadError(
@@ -244,7 +244,7 @@ class Preset:
             )
 
     @classmethod
-    def from_dict(cls, fields):
+    def from_dict(cls, fields: dict) -> "Preset":
         """Make a preset from what `as_dict` gave.
 
         Raises
@@ -254,7 +254,7 @@ class Preset:
         """
         return cls(**(fields | {"conditional": Conditional(**fields["conditional"])}))
 
-    def for_dataset(self, name):
+    def for_dataset(self, name: str) -> "Preset":
         """Return the preset with the published learning rates of a dataset's classifiers.
 
         The drug dataset has rates of its own, ten times lower. `demo` and `study` have too few
@@ -270,12 +270,12 @@ class Preset:
         return replace(self, batch_mlp_rate=5e-3, class_mlp_rate=1e-4, cnn_rate=1e-4)
 
     @property
-    def n_features(self):
+    def n_features(self) -> int:
         """Number of bottleneck features (512 in the published network)."""
         return 8 * self.base_filters
 
     @property
-    def image_network(self):
+    def image_network(self) -> dict:
         """The arguments that every network of images takes."""
         return {
             "image_size": self.image_size,
@@ -283,7 +283,7 @@ class Preset:
             "norm_momentum": self.norm_momentum,
         }
 
-    def as_dict(self):
+    def as_dict(self) -> dict:
         """All fields, as plain Python values that fit into a JSON file."""
         return asdict(self)
 

@@ -72,8 +72,13 @@ def tail_widths(base_filters):
 
 
 def build_generator(
-    image_size=128, base_filters=64, norm_momentum=0.99, seed=None, dropout=DROPOUT, channels=1
-):
+    image_size: int = 128,
+    base_filters: int = 64,
+    norm_momentum: float = 0.99,
+    seed: int | None = None,
+    dropout: float = DROPOUT,
+    channels: int = 1,
+) -> keras.Model:
     """Build the pix2pix U-Net whose bottleneck is 1x1.
 
     Parameters
@@ -151,7 +156,13 @@ def seed_generators(network):
     return [layer.seed_generator for layer in drawing]
 
 
-def build_discriminator(image_size=128, base_filters=64, norm_momentum=0.99, seed=None, channels=1):
+def build_discriminator(
+    image_size: int = 128,
+    base_filters: int = 64,
+    norm_momentum: float = 0.99,
+    seed: int | None = None,
+    channels: int = 1,
+) -> keras.Model:
     """Build the PatchGAN that says, patch by patch, whether a phase image is a measured one.
 
     Parameters

@@ -33,6 +33,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from cytomad_lib.backend import keras
+from cytomad_lib.data.cells import CellFiles, CellImages
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import StoredArray, write_table, write_text
 from cytomad_lib.data.matfiles import write_mat
@@ -75,8 +76,13 @@ class Prediction:
 
 
 def predict(
-    generator, cells, progress=False, mode="running", seed=0, minibatch=PUBLISHED_MINIBATCH
-):
+    generator: keras.Model,
+    cells: CellImages | CellFiles,
+    progress: bool = False,
+    mode: str = "running",
+    seed: int = 0,
+    minibatch: int | None = PUBLISHED_MINIBATCH,
+) -> Prediction:
     """Predict phase images and features of cells.
 
     Parameters

@@ -21,19 +21,22 @@ Example
 
 import json
 import platform
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 import cytomad_lib
 from cytomad_lib.backend import keras
 from cytomad_lib.config import Preset
+from cytomad_lib.data.cells import CellFiles, CellImages
 from cytomad_lib.data.errors import RunError
 from cytomad_lib.data.files import sweep, write_text
-from cytomad_lib.data.layouts import LAYOUTS
-from cytomad_lib.devices import ONE
+from cytomad_lib.data.layouts import LAYOUTS, Layout
+from cytomad_lib.devices import ONE, Devices
 from cytomad_lib.history import SECONDS, best_epoch, read_history
 from cytomad_lib.locks import locked
 from cytomad_lib.networks import build_discriminator, build_generator, computing_in
@@ -68,7 +71,6 @@ SEEDS = {
 }
 LARGEST_SEED = 2**32 - 1  # that numpy, Keras and scikit-learn all take
 LAST = ("conditional",)  # of these the last epoch is kept, see `Run.best_epoch`
-VALIDATION_BATCH = 100  # cells per minibatch where nothing is learned
 
 
 class Run:
@@ -80,11 +82,10 @@ class Run:
     settings : dict
         What `run.json` holds.
     devices : Devices
-        What pretraining and the published removal are shared by; see `devices`. A run may
-        be gone on with on others.
+        What pretraining and the published removal are shared by; others may resume the run.
     """
 
-    def __init__(self, folder, settings, devices=ONE):
+    def __init__(self, folder: Path | str, settings: dict, devices: Devices = ONE) -> None:
         self.folder = Path(folder)
         self.settings = settings
         self.preset = Preset.from_dict(settings["preset"])
@@ -95,7 +96,10 @@ class Run:
         self.devices = devices
 
     @classmethod
-    def create(cls, folder, preset, cells, dataset, seed=0, devices=ONE):
+    def create(
+        cls, folder: Path | str, preset: Preset, cells: CellImages | CellFiles,
+        dataset: str | Layout, seed: int = 0, devices: Devices = ONE,
+    ) -> "Run":  # fmt: skip
         """Start a run, or take up an interrupted one of the same settings.
 
         Parameters
@@ -151,7 +155,7 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, folder, devices=ONE):
+    def open(cls, folder: Path | str, devices: Devices = ONE) -> "Run":
         """Open a run's folder.
 
         Raises
@@ -174,7 +178,7 @@ class Run:
             ) from error
 
     @contextmanager
-    def held(self):
+    def held(self) -> Iterator[None]:
         """Keep other trainings out of the folder; what they left half-written is removed.
 
         Whatever trains does so by itself. Machines that write nothing need not.
@@ -192,7 +196,7 @@ class Run:
                 sweep(self.folder / part)
             yield
 
-    def generator(self, stage):
+    def generator(self, stage: str) -> keras.Model:
         """Load the generator of a finished or unfinished stage, at `best_epoch`.
 
         Parameters
@@ -218,7 +222,7 @@ class Run:
             return generator
         return self.load(stage, "generator", generator)
 
-    def discriminator(self, stage="pretraining"):
+    def discriminator(self, stage: str = "pretraining") -> keras.Model:
         """Load the discriminator that was trained beside a stage's generator, at `best_epoch`.
 
         Parameters
@@ -242,11 +246,11 @@ class Run:
             )
         return self.load(stage, "discriminator", self.new_discriminator())
 
-    def history(self, stage):
+    def history(self, stage: str) -> pd.DataFrame:
         """Read the losses per epoch of a stage, as a DataFrame (empty before the first)."""
         return read_history(self.folder / stage)
 
-    def training_seconds(self, stage):
+    def training_seconds(self, stage: str) -> float:
         """Return how long a stage was trained, in seconds.
 
         Of "published" that includes the three classifiers, which serve nothing else. Pretraining,
@@ -272,11 +276,11 @@ class Run:
             return float("nan")
         return float(sum(history[SECONDS].sum(skipna=False) for history in histories))
 
-    def was_trained_on(self, labels):
+    def was_trained_on(self, labels: pd.DataFrame) -> bool:
         """Say whether cells of these labels are as many per batch and class as were trained on."""
         return count_cells(labels) == self.settings["training_cells"]
 
-    def best_epoch(self, stage):
+    def best_epoch(self, stage: str) -> int:
         """Return the epoch, counted from 1, that is kept.
 
         The one of the lowest validation loss; of the conditional recipe the last, as its loss is
@@ -284,11 +288,11 @@ class Run:
         """
         return best_epoch(self.finished_history(stage), stage in LAST)
 
-    def stages(self):
+    def stages(self) -> list[str]:
         """List the stages that have a generator to load."""
         return [stage for stage in STAGES if len(self.history(stage))]
 
-    def last_stage(self):
+    def last_stage(self) -> str:
         """Return the stage whose generator is the most processed one that is there.
 
         Raises
@@ -300,42 +304,39 @@ class Run:
             raise RunError(f"{self.folder} has no trained stage. Train it first.")
         return self.stages()[-1]
 
-    @property
-    def _image_network(self):
-        return self.preset.image_network | {"channels": self.channels}
-
-    def new_generator(self, precision="float32"):
+    def new_generator(self, precision: str = "float32") -> keras.Model:
         """Build the published generator, untrained."""
         return self._build(build_generator, "generator", precision)
 
-    def new_conditional_generator(self, precision="float32"):
+    def new_conditional_generator(self, precision: str = "float32") -> keras.Model:
         """Build the generator of the conditional recipe, untrained."""
         from cytomad_lib.conditional.networks import build_conditional_generator
 
         build = partial(build_conditional_generator, recipe=self.preset.conditional)
         return self._build(build, "conditional_generator", precision)
 
-    def new_discriminator(self, precision="float32"):
+    def new_discriminator(self, precision: str = "float32") -> keras.Model:
         """Build the discriminator, untrained."""
         return self._build(build_discriminator, "discriminator", precision)
 
     def _build(self, build, purpose, precision):
         # To learn, a network is built in the preset's precision; to predict, in float32.
         with computing_in(precision):
-            return build(**self._image_network, seed=self.seed_for(purpose))
+            seed = self.seed_for(purpose)
+            return build(**self.preset.image_network, channels=self.channels, seed=seed)
 
-    def seed_for(self, purpose):
+    def seed_for(self, purpose: str) -> int:
         """Return the seed of one use of random numbers, by its name in `SEEDS`."""
         sequence = np.random.SeedSequence([self.seed, SEEDS[purpose]])
         return int(sequence.generate_state(1)[0])
 
-    def load(self, stage, name, network):
+    def load(self, stage: str, name: str, network: keras.Model) -> keras.Model:
         """Load a network's weights of the epoch that is kept of a stage, and return it."""
         best = best_epoch(self.finished_history(stage), stage in LAST)
         load_run_weights(network, self.folder / stage / weights_name(name, best))
         return network
 
-    def finished_history(self, stage):
+    def finished_history(self, stage: str) -> pd.DataFrame:
         """Return the losses per epoch of a stage; refuse one without a finished epoch."""
         history = self.history(stage)
         if not len(history):
@@ -345,7 +346,7 @@ class Run:
             )
         return history
 
-    def check_pretrained(self):
+    def check_pretrained(self) -> None:
         """Refuse a run whose pretraining is not finished."""
         done, wanted = len(self.history("pretraining")), self.preset.pretraining_epochs
         if done < wanted:
@@ -354,7 +355,7 @@ class Run:
                 "before anything is built on them; call `pretrain` first; it resumes."
             )
 
-    def check_cells(self, cells):
+    def check_cells(self, cells: CellImages | CellFiles) -> None:
         """Refuse cells that differ from those that the run was started with."""
         self.check_labels(cells)
         if not self.was_trained_on(cells.labels):
@@ -363,7 +364,7 @@ class Run:
                 "was started with. Load the same cells, or start a run in another folder."
             )
 
-    def check_labels(self, cells):
+    def check_labels(self, cells: CellImages | CellFiles) -> None:
         """Refuse cells of other labels or channels than those of the run."""
         found = (tuple(cells.batches), tuple(cells.classes))
         if found != (self.batches, self.classes):

@@ -91,15 +91,17 @@ def find_data(data, out=None):
     return folder
 
 
-def demo_dataset(out, name="lung"):
+def demo_dataset(out, name="lung", verbose=0):
     """Find a demonstration dataset beside the library, or simulate it below `out`.
 
-    An interrupted simulation is resumed.
+    The simulated cells equal those in the repository. An interrupted simulation is resumed.
 
     Parameters
     ----------
     out : path
     name : {"lung", "drug"}
+    verbose : int
+        0 is silent; otherwise a line says that cells are simulated, and progress is shown.
 
     Returns
     -------
@@ -116,7 +118,12 @@ def demo_dataset(out, name="lung"):
         return beside
     made = Path(out) / "Dataset" / beside.name
     if is_unfinished(made) or not any(made.rglob("*.mat")):
-        simulate_dataset(made.parent, **settings)
+        announce(
+            verbose,
+            f"There is no Dataset/{beside.name} beside the library, as in a clone of the kit. The "
+            f"same cells are simulated into {made} (some 15 s).",
+        )
+        simulate_dataset(made.parent, **settings, progress=verbose == 1)
     return made
 
 
@@ -329,7 +336,7 @@ def demo(out, data=None, preset=DEMO, seed=0, verbose=0, dataset="lung"):
     Evaluation
     """
     cells_per_group = DEMO_CELLS.get(dataset) if data is None else None
-    data = demo_dataset(out, dataset) if data is None else data
+    data = demo_dataset(out, dataset, verbose) if data is None else data
     run = train(data, out, preset, seed, cells_per_group, verbose, RECIPES)
     # The image probe trains networks, and each baseline is probed: too long for a demo.
     quick = {"image_probe": False, "baselines": False}

@@ -247,16 +247,19 @@ def test_the_demonstration_datasets_have_short_names(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["lung", "drug"])
-def test_a_missing_demonstration_dataset_is_simulated(name, tmp_path, monkeypatch):
+def test_a_missing_demonstration_dataset_is_simulated(name, tmp_path, monkeypatch, capsys):
     root = workflow.LAYOUTS[name].root_folder
-    assert workflow.demo_dataset(tmp_path, name) == Path(workflow.__file__).parents[1] / (
-        f"Dataset/{root}"
-    )
+    assert workflow.demo_dataset(tmp_path, name, verbose=1) == Path(workflow.__file__).parents[
+        1
+    ] / (f"Dataset/{root}")
+    assert capsys.readouterr().out == ""
     monkeypatch.setattr(workflow, "_beside_library", lambda name: tmp_path / "away" / root)
     written = []
     monkeypatch.setattr(workflow, "simulate_dataset", lambda out, **settings: written.append(out))
-    assert workflow.demo_dataset(tmp_path, name) == tmp_path / "Dataset" / root
+    assert workflow.demo_dataset(tmp_path, name, verbose=1) == tmp_path / "Dataset" / root
     assert written == [tmp_path / "Dataset"]
+    said = capsys.readouterr().out
+    assert f"no Dataset/{root}" in said and f"simulated into {tmp_path / 'Dataset' / root}" in said
     with pytest.raises(CytomadError, match="no dataset 'liver'"):
         workflow.demo_dataset(tmp_path, "liver")
 

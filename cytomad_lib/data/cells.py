@@ -15,8 +15,10 @@ no phase image: `with_target=False` takes brightfield alone.
     >>> files.read([5, 0, 2]).qpi.shape                                # doctest: +SKIP
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -31,6 +33,7 @@ from cytomad_lib.data.stackfiles import matching, read_stack
 
 CELLS_AT_ONCE = 128  # read and resized together: 8 MB of 128 x 128 pixels
 
+Indices = np.ndarray | slice | Sequence[int]  # or a boolean mask, which is an array
 LARGEST_SIZE = 2048  # pixels; a minibatch of such images already takes all memory of a GPU
 
 
@@ -40,23 +43,25 @@ LARGEST_SIZE = 2048  # pixels; a minibatch of such images already takes all memo
 class _Labelled:
     """What follows from a table of labels: batches and classes, as names and as codes."""
 
+    labels: pd.DataFrame
+
     @property
-    def batches(self):
+    def batches(self) -> tuple[str, ...]:
         """All batches of the layout, in its order; `batch_codes` counts in it."""
         return tuple(self.labels["batch"].cat.categories)
 
     @property
-    def classes(self):
+    def classes(self) -> tuple[str, ...]:
         """All classes of the layout, in its order; `class_codes` counts in it."""
         return tuple(self.labels["class_name"].cat.categories)
 
     @property
-    def batch_codes(self):
+    def batch_codes(self) -> np.ndarray:
         """Batch of each cell as its place in `batches`: int32 array (cells,)."""
         return self.labels["batch"].cat.codes.to_numpy(np.int32)
 
     @property
-    def class_codes(self):
+    def class_codes(self) -> np.ndarray:
         """Class of each cell as its place in `classes`: int32 array (cells,)."""
         return self.labels["class_name"].cat.codes.to_numpy(np.int32)
 
@@ -108,11 +113,11 @@ class CellImages(_Labelled):
     wavelength_um: float | None = None
     refraction_increment: float = REFRACTION_INCREMENT
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check that images and labels fit each other."""
         images = {"brightfield": self.brightfield, "qpi": self.qpi, "truth": self.truth}
         for name, array in images.items():
-            if array is None and name != "brightfield":
+            if array is None:
                 continue
             several = name == "brightfield"  # channels are allowed
             fits = array.ndim == 4 and (array.shape[3] == 1 or several and array.shape[3] > 1)
@@ -147,16 +152,16 @@ class CellImages(_Labelled):
                 f"pixel_size_um is {self.pixel_size_um}. Expected a size above zero."
             )
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Count the cells."""
         return len(self.labels)
 
     @property
-    def channels(self):
+    def channels(self) -> int:
         """Number of images per cell that go in."""
         return self.brightfield.shape[-1]
 
-    def select(self, index_or_mask):
+    def select(self, index_or_mask: Indices) -> "CellImages":
         """Return the cells given by numbers (in any order), a slice or a boolean mask."""
         return CellImages(
             self.brightfield[index_or_mask],
@@ -168,7 +173,7 @@ class CellImages(_Labelled):
             self.refraction_increment,
         )
 
-    def read(self, indices):
+    def read(self, indices: Indices) -> "CellImages":
         """Return the cells given by numbers; `CellFiles` has the same, from disk."""
         return self.select(indices)
 
@@ -289,15 +294,15 @@ class CellFiles(_Labelled):
 
     def __init__(
         self,
-        folder,
-        split,
-        cells_per_group=None,
-        image_size=None,
-        batches=None,
-        classes=None,
-        with_truth=False,
-        with_target=True,
-    ):
+        folder: Path | str,
+        split: str,
+        cells_per_group: int | None = None,
+        image_size: int | None = None,
+        batches: Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
+        with_truth: bool = False,
+        with_target: bool = True,
+    ) -> None:
         check_split(split)
         _check_number("cells_per_group", cells_per_group)
         _check_number("image_size", image_size, LARGEST_SIZE)
@@ -324,29 +329,29 @@ class CellFiles(_Labelled):
         self.labels, self._group_of_cell = self._make_labels(cells_per_group)
         self._cell_in_file = self.labels["cell"].to_numpy()
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Count the cells."""
         return len(self.labels)
 
     @property
-    def channels(self):
+    def channels(self) -> int:
         """Number of images per cell that go in."""
         return len(self.layout.inputs)
 
     @property
-    def file_codes(self):
+    def file_codes(self) -> np.ndarray:
         """File of each cell: int array (cells,). Cells of one file are neighbours, in its order."""
         return self._group_of_cell
 
     @property
-    def has_truth(self):
+    def has_truth(self) -> bool:
         """Whether any of these groups has a batch-free truth."""
         return "QPI_TRUE" in self.layout.contrasts and any(
             matching(find_path(self.root, group.file(self.split, "QPI_TRUE")))
             for group in self.groups
         )
 
-    def check_streams(self):
+    def check_streams(self) -> None:
         """Refuse files that can only be read as a whole.
 
         Raises
@@ -366,7 +371,7 @@ class CellFiles(_Labelled):
                         "into memory."
                     )
 
-    def read(self, indices, progress=False):
+    def read(self, indices: Indices, progress: bool = False) -> CellImages:
         """Read cells.
 
         Parameters
@@ -483,16 +488,16 @@ class CellFiles(_Labelled):
 
 
 def load_cells(
-    folder,
-    split,
-    cells_per_group=None,
-    image_size=None,
-    batches=None,
-    classes=None,
-    with_truth=False,
-    progress=False,
-    with_target=True,
-):
+    folder: Path | str,
+    split: str,
+    cells_per_group: int | None = None,
+    image_size: int | None = None,
+    batches: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    with_truth: bool = False,
+    progress: bool = False,
+    with_target: bool = True,
+) -> CellImages:
     """Load the cells of one split into memory.
 
     Parameters

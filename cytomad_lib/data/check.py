@@ -73,7 +73,7 @@ class DatasetReport:
         return "\n".join(lines)
 
 
-def check_dataset(folder, progress=False):
+def check_dataset(folder: Path | str, progress: bool = False) -> DatasetReport:
     """Check a whole dataset, reading every pixel, and list all problems instead of the first.
 
     Parameters
@@ -94,7 +94,8 @@ def check_dataset(folder, progress=False):
     """
     layout, root = find_layout(folder)
     found, others, group_folders = folders.compare_folders(layout, root)
-    remarks, ranges = {}, {}  # remark -> files; kind -> range of values of each file
+    remarks: dict[str, list] = {}  # remark -> files
+    ranges: dict[str, list] = {}  # kind -> range of values of each file
     there = {group: folders.splits_present(layout, root, group) for group in layout.groups}
     there = {group: splits for group, splits in there.items() if splits}
     used = [split for split in SPLITS if any(split in splits for splits in there.values())]

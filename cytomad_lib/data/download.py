@@ -26,6 +26,7 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
@@ -93,9 +94,16 @@ class Downloaded:
 
 
 def download_dataset(
-    name, out, split=None, groups=None, base_url=None, workers=4, progress=False, report=None,
-    raw=False,
-):  # fmt: skip
+    name: str,
+    out: Path | str,
+    split: str | None = None,
+    groups: Sequence[str] | None = None,
+    base_url: str | None = None,
+    workers: int = 4,
+    progress: bool = False,
+    report: Callable[[str], object] | None = None,
+    raw: bool = False,
+) -> Path:
     """Fetch one dataset, or resume an interrupted download.
 
     Source: the repositories in `cytomad_lib.data.public.SOURCES`.
@@ -151,8 +159,9 @@ def download_dataset(
     if source.licence:
         write_text(root / NOTICE, source.notice + "\n")
         lines.append(source.notice)
-    for line in lines if report else ():
-        report(line)
+    if report:
+        for line in lines:
+            report(line)
     return root
 
 

@@ -250,7 +250,7 @@ def _described_layout(root):
     return layout
 
 
-def find_layout(folder):
+def find_layout(folder: Path | str) -> tuple[Layout, Path]:
     """Find which dataset a folder holds.
 
     Parameters

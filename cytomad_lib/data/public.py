@@ -175,7 +175,7 @@ def _write_group(folder, channels):
 # --- Phenotypes ------------------------------------------------------------------------------
 
 
-def load_phenotypes(folder, name="four_lines"):
+def load_phenotypes(folder: Path | str, name: str = "four_lines") -> pd.DataFrame:
     """Load a table of single-cell phenotypes that the CytoMAD group published.
 
     Parameters

@@ -11,13 +11,15 @@ Example
 >>> table = leave_batch_out(lung, "results/without_3", "Batch3", PRESETS["study"])
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 
 from cytomad_lib import plots
-from cytomad_lib.config import STUDY
+from cytomad_lib.config import STUDY, Preset
 from cytomad_lib.data.cells import CellFiles
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import write_table
@@ -94,16 +96,16 @@ class Comparison:
 
 
 def compare(
-    data,
-    out,
-    preset=STUDY,
-    seeds=(0, 1, 2),
-    recipes=RECIPES,
-    cells_per_group=None,
-    verbose=0,
-    image_probe=True,
-    methods=(),
-):
+    data: Path | str,
+    out: Path | str,
+    preset: Preset = STUDY,
+    seeds: Sequence[int] = (0, 1, 2),
+    recipes: Sequence[str] = RECIPES,
+    cells_per_group: int | None = None,
+    verbose: int = 0,
+    image_probe: bool = True,
+    methods: Sequence[ModuleType] = (),
+) -> Comparison:
     """Train and evaluate from several seeds, and put all scores together.
 
     Finished trainings in `out` are reused, and so are evaluations that cover all trained stages.

@@ -31,21 +31,32 @@ Example
 >>> print(evaluation.summary())
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from cytomad_lib.data.files import write_table
 from cytomad_lib.data.layouts import find_layout
 from cytomad_lib.evaluation.draw import draw
 from cytomad_lib.evaluation.pages import write_evaluation_page
-from cytomad_lib.evaluation.results import FILES, METHOD_NAMES
+from cytomad_lib.evaluation.results import FILES, METHOD_NAMES, Evaluation
 from cytomad_lib.evaluation.score import announce, score
+from cytomad_lib.runs import Run
 
 REPORT = "report.html"
 
 
 def evaluate(
-    run, data, split, out, seed=0, progress=False, image_probe=True, baselines=True, methods=()
-):
+    run: Run,
+    data: Path | str,
+    split: str,
+    out: Path | str,
+    seed: int = 0,
+    progress: bool = False,
+    image_probe: bool = True,
+    baselines: bool = True,
+    methods: Sequence[ModuleType] = (),
+) -> Evaluation:
     """Score every trained stage of a run on a split, draw the figures, and write the report.
 
     Parameters

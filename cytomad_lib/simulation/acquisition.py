@@ -307,10 +307,11 @@ def simulate_cells(
     chunks = [
         _simulate_chunk(indices[at : at + CHUNK], *how) for at in range(0, len(indices), CHUNK)
     ]
-    *images, settings = zip(*chunks, strict=True)
+    *stacks, settings = zip(*chunks, strict=True)
+    brightfield, qpi, truth = map(np.concatenate, stacks)
     settings = pd.concat([pd.DataFrame(chunk) for chunk in settings], ignore_index=True)
     settings.index = pd.Index(indices, name="cell")
-    return SimulatedCells(*map(np.concatenate, images), settings)
+    return SimulatedCells(brightfield, qpi, truth, settings)
 
 
 def check_image_size(image_size: int) -> None:

@@ -10,17 +10,19 @@ Example
 """
 
 import shutil
+from collections.abc import Callable, Sequence
 from functools import wraps
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
 from cytomad_lib.backend import keras
-from cytomad_lib.data.cells import CellFiles, check_trainable
+from cytomad_lib.data.cells import CellFiles, CellImages, check_trainable
 from cytomad_lib.data.errors import RunError
 from cytomad_lib.devices import DevicesError
 from cytomad_lib.prediction import generate
-from cytomad_lib.runs import CLASSIFIERS, GENERATED, RECIPES, weights_name
+from cytomad_lib.runs import CLASSIFIERS, GENERATED, RECIPES, Run, weights_name
 from cytomad_lib.training.batch_removal import BatchRemoval, Classifiers, RefitBatchMLPs
 from cytomad_lib.training.minibatches import Minibatches, ReseedDropout
 from cytomad_lib.training.pix2pix import Pix2Pix
@@ -28,9 +30,10 @@ from cytomad_lib.training.stages import Stage, say
 from cytomad_lib.weights import load_run_weights
 
 VALIDATION_BATCH = 100  # cells per minibatch where nothing is trained
+Training = TypeVar("Training", bound=Callable)
 
 
-def holding_the_folder(train):
+def holding_the_folder(train: Training) -> Training:
     """Run a training only while no other one uses the run's folder."""
 
     @wraps(train)
@@ -38,11 +41,17 @@ def holding_the_folder(train):
         with run.held():
             return train(run, *arguments, **options)
 
-    return held
+    return held  # type: ignore[return-value]  # it takes what `train` takes
 
 
 @holding_the_folder
-def pretrain(run, train, valid, verbose=0, callbacks=()):
+def pretrain(
+    run: Run,
+    train: CellImages | CellFiles,
+    valid: CellImages | CellFiles,
+    verbose: int = 0,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> pd.DataFrame:
     """Stage 1: pix2pix, to the end of the preset's epochs.
 
     Parameters
@@ -78,7 +87,9 @@ def pretrain(run, train, valid, verbose=0, callbacks=()):
 
 
 @holding_the_folder
-def fit_classifiers(run, train, valid, verbose=0):
+def fit_classifiers(
+    run: Run, train: CellImages | CellFiles, valid: CellImages | CellFiles, verbose: int = 0
+) -> dict[str, pd.DataFrame]:
     """Stage 2: fit class MLP, class CNN and batch CNN on what the generator makes.
 
     Parameters as in `pretrain`. Of `CellFiles`, the generated images are kept in the run's
@@ -147,7 +158,14 @@ def _fit_on_generated(run, train, valid, verbose):
 
 
 @holding_the_folder
-def remove_batches(run, train, valid, verbose=0, recipe="published", callbacks=()):
+def remove_batches(
+    run: Run,
+    train: CellImages | CellFiles,
+    valid: CellImages | CellFiles,
+    verbose: int = 0,
+    recipe: str = "published",
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> pd.DataFrame:
     """Stage 3: batch removal by one of the recipes.
 
     Parameters and return value as in `pretrain` (of the conditional recipe, callbacks watch
