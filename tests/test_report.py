@@ -263,16 +263,6 @@ def test_scores_keep_the_order_of_appearance_and_average_over_seeds():
     assert table.loc["class", ["z", "a"]].tolist() == pytest.approx([0.81, 0.61])
 
 
-def test_image_scores_follow_below():
-    images = pd.DataFrame({"r, truth": [0.9, 0.8]}, index=["pretrained", "copy"])
-    table = format_scores(score_rows(), images)
-    assert list(table.columns[2:]) == ["pretrained", "conditional", "copy"]
-    last = table.loc["images: r, truth"]
-    assert last[["pretrained", "copy"]].tolist() == [0.9, 0.8]
-    assert last[["chance", "null 95 %", "conditional"]].isna().all()
-    assert table.index[-1] == "images: r, truth"
-
-
 def test_scores_without_bits_have_no_row_for_them():
     rows = score_rows().assign(bits=np.nan)
     assert list(format_scores(rows).index) == ["batch within class", "class"]
@@ -294,8 +284,3 @@ def test_summary_over_seeds():
     assert summary["s.d."][0] == pytest.approx(np.sqrt(0.14 / 2))  # n - 1
     assert np.isnan(summary["s.d."][1])
     assert summary["mean ± s.d."].tolist() == ["0.300 ± 0.265", "0.500", "–"]
-
-
-def test_summary_says_which_column_is_missing():
-    with pytest.raises(CytomadError, match=r"\['method'\] are needed"):
-        seed_summary(pd.DataFrame({"accuracy": [1.0]}), ["method"], "accuracy")

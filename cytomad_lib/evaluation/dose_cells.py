@@ -62,13 +62,6 @@ def check_cells(features, labels, reference):
     return replace(cells, values=_one_scale(cells, images))
 
 
-def check_samples(**counts):
-    """Refuse numbers of samples that are not whole and positive."""
-    for name, count in counts.items():
-        if int(count) != count or count < 1:
-            raise DoseError(f"{name} is {count!r}; expected a whole number above zero.")
-
-
 def check_levels(drug, batch, level):
     """Refuse a batch with too few doses for an order."""
     for name in np.unique(batch):
