@@ -103,6 +103,8 @@ def within_class_batch_accuracy(features, labels, seed=0, n_permutations=20, pro
     ProbeError
         If lengths differ, values are not finite, or no class has two batches with enough cells.
     """
+    if not probes or set(probes) - set(PROBES):
+        raise ProbeError(f"Found the probes {list(probes)}; choose from {list(PROBES)}.")
     features, batch, class_name = check_features(features, labels)
     tasks, _ = batch_tasks(batch, class_name, FOLDS, seed)
     return _score(MEASURES[0], features, tasks, n_permutations, seed, probes, batch.categories)
