@@ -83,17 +83,16 @@ def score(run, data, split, seed=0, progress=False, image_probe=True, baselines=
     if baselines:
         found = [_of_images(name, measured[name]) for name in images if name in measured] + found
     corrected = {b.shown_name: b.features for b in found if b.features is not None}
-    settings = cells.labels, seed, progress, image_probe, left_out
+    settings = cells.labels, seed, progress, left_out, image_probe
     results, scores = _probe(features, ceilings, corrected, images | references, *settings)
-    everything = features | ceilings | corrected
-    kept = _biology(everything, measured, cells.labels, seed, progress, left_out)
+    settings = cells.labels, seed, progress, left_out
+    kept = _biology(features | ceilings | corrected, measured, *settings)
     compared = image_tables.comparable_measures(layout, left_out)
     kinds = dict(zip(image_tables.references(cells), references, strict=True))
     # Only the drug dataset says which class is untreated.
     dosed = {} if layout.described else features | ceilings
     mixed = _mix(features | corrected, cells.labels, seed, left_out)
     dose_order, dose_distance = _order_doses(dosed, cells.labels, seed, left_out)
-    kept = pd.concat([kept, _dose_shares(dose_order)])
     return Evaluation(
         split=split,
         seed=seed,
@@ -108,7 +107,7 @@ def score(run, data, split, seed=0, progress=False, image_probe=True, baselines=
         images=image_tables.image_table(images | references, cells, layout.target.unit),
         cell_measures=image_tables.cell_measure_errors(tables, kinds, compared),
         mixing=mixed,
-        biology=kept,
+        biology=pd.concat([kept, _dose_shares(dose_order)]),
         baselines=_notes_table(found, control),
         dose_order=dose_order,
         dose_distance=dose_distance,
@@ -296,7 +295,7 @@ def _biology(methods, measured, labels, seed, progress, left_out):
 # --- probes ----------------------------------------------------------------------------------
 
 
-def _probe(features, ceilings, corrected, images, labels, seed, progress, image_probe, left_out):
+def _probe(features, ceilings, corrected, images, labels, seed, progress, left_out, image_probe):
     """Probe features of stages, references and baselines, and images.
 
     Returns

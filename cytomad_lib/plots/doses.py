@@ -178,8 +178,6 @@ def measures_by_dose(measures, labels, names, reference="DMSO"):
     Figure
         Means with their standard errors.
     """
-    if len(measures) != len(labels):
-        raise ValueError(f"Found {len(measures)} measured cells and {len(labels)} labels.")
     table = measures.reset_index(drop=True).assign(
         level=[dose_level(str(dose)) for dose in labels["dose"]],
         drug=labels["class_name"].astype(str).to_numpy(),
