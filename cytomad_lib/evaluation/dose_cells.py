@@ -45,10 +45,6 @@ class DoseCells:
         drugs = dict.fromkeys(drug for drug, _ in pairs if drug != self.reference)
         return {drug: [batch for name, batch in pairs if name == drug] for drug in drugs}
 
-    def drug_batches(self):
-        """Return the pairs of drug and batch."""
-        return [(drug, batch) for drug, own in self.batches_of_drug().items() for batch in own]
-
 
 def check_cells(features, labels, reference):
     """Return `DoseCells` of features and labels; see `dose_response.dose_distances`."""

@@ -104,7 +104,8 @@ def dose_distances(features, labels, reference="DMSO", seed=0, n_bootstrap=500):
     # In whitened features S is the identity, so distances are plain Euclidean ones.
     white = cells.values @ whitening_of(covariance_within(cells, cells.untreated))
     rows = []
-    for drug, batch in cells.drug_batches():
+    pairs = [(drug, batch) for drug, own in cells.batches_of_drug().items() for batch in own]
+    for drug, batch in pairs:
         treated, own = cells.of(drug, batch), cells.of(reference, batch)
         others = white[cells.untreated & ~own]
         for level in [0, *np.unique(cells.level[treated])]:

@@ -77,12 +77,7 @@ def pretrain(
         discriminator = run.new_discriminator(run.preset.precision)
         model = Pix2Pix(generator, discriminator, run.preset)
         model.compile()
-    stage = Stage(
-        run.folder / "pretraining",
-        model,
-        {"generator": generator, "discriminator": discriminator},
-        run.preset.pretraining_epochs,
-    )
+    stage = _stage(run, "pretraining", model, run.preset.pretraining_epochs)
     return _fit_on_cells(run, stage, train, valid, verbose, watching=callbacks)
 
 
@@ -135,12 +130,9 @@ def _fit_on_generated(run, train, valid, verbose):
         job.compile(run.preset)
         name = job.classifier.name
         say(verbose, f"Fitting {name} on generated {job.inputs}")
-        stage = Stage(
-            run.folder / "classifiers" / name,
-            job.classifier,
-            {name: job.classifier},
-            run.preset.classifier_epochs,
-        )
+        networks = {name: job.classifier}
+        folder = run.folder / "classifiers" / name
+        stage = Stage(folder, job.classifier, networks, run.preset.classifier_epochs)
         feeds = [
             Minibatches.of_arrays(
                 found[job.inputs],
@@ -194,12 +186,7 @@ def _remove_as_published(run, train, valid, verbose, watching):
     run.devices.check_minibatch(run.preset.batch_size, "The preset")
     with run.devices.scope():
         model = removal_model(run)
-    stage = Stage(
-        run.folder / "published",
-        model,
-        {"generator": model.generator, "discriminator": model.discriminator},
-        run.preset.removal_epochs,
-    )
+    stage = _stage(run, "published", model, run.preset.removal_epochs)
     refit = RefitBatchMLPs(train, seed=run.seed_for("refit"), verbose=verbose)
     return _fit_on_cells(run, stage, train, valid, verbose, [refit], watching)
 
@@ -270,6 +257,12 @@ def classifier_scores(run, cells):
             for name, probabilities in probabilities_of.items()
         }
     )
+
+
+def _stage(run, folder, model, epochs):
+    """Return the stage that trains a generator and its discriminator."""
+    networks = {"generator": model.generator, "discriminator": model.discriminator}
+    return Stage(run.folder / folder, model, networks, epochs)
 
 
 def _fit_on_cells(run, stage, train, valid, verbose, callbacks=(), watching=()):
