@@ -38,26 +38,28 @@ TEXTURE_SIGMA_UM = 1.0  # the window of the local standard deviation; granules a
 RIM_UM = 1.0  # left out of texture and gradient, where the steep outline would dominate
 ENTROPY_BIN_RAD = 0.1  # fixed, so that entropies of different cells and images can be compared
 
-MEASURES = (
-    "area_um2",
-    "perimeter_um",
-    "circularity",
-    "eccentricity",
-    "aspect_ratio",
-    "equivalent_diameter_um",
-    "volume_um3",
-    "mean_phase_rad",
-    "peak_phase_rad",
-    "std_phase_rad",
-    "phase_skewness",
-    "phase_kurtosis",
-    "dry_mass_pg",
-    "dry_mass_density_pg_per_um2",
-    "dry_mass_concentration_pg_per_um3",
-    "local_std_rad",
-    "phase_entropy_bits",
-    "phase_gradient_rad_per_um",
-)
+# The measures, in the order of a table, as figures name them.
+MEASURE_LABELS = {
+    "area_um2": "area (µm²)",
+    "perimeter_um": "perimeter (µm)",
+    "circularity": "circularity",
+    "eccentricity": "eccentricity",
+    "aspect_ratio": "aspect ratio",
+    "equivalent_diameter_um": "equivalent diameter (µm)",
+    "volume_um3": "volume (µm³)",
+    "mean_phase_rad": "mean phase (rad)",
+    "peak_phase_rad": "peak phase (rad)",
+    "std_phase_rad": "standard deviation of the phase (rad)",
+    "phase_skewness": "skewness of the phase",
+    "phase_kurtosis": "kurtosis of the phase",
+    "dry_mass_pg": "dry mass (pg)",
+    "dry_mass_density_pg_per_um2": "dry mass per area (pg/µm²)",
+    "dry_mass_concentration_pg_per_um3": "dry mass per volume (pg/µm³)",
+    "local_std_rad": "texture: local standard deviation (rad)",
+    "phase_entropy_bits": "texture: entropy of the phase (bits)",
+    "phase_gradient_rad_per_um": "mean phase gradient (rad/µm)",
+}
+MEASURES = tuple(MEASURE_LABELS)
 
 
 class MeasurementError(CytomadError):

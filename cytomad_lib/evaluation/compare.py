@@ -27,7 +27,7 @@ from cytomad_lib.data.layouts import find_layout, is_simulated
 from cytomad_lib.evaluation import probes
 from cytomad_lib.evaluation.draw import baseline_bars
 from cytomad_lib.evaluation.evaluate import evaluate
-from cytomad_lib.evaluation.pages import dataset_text, run_facts, write_comparison_page
+from cytomad_lib.evaluation.pages import dataset_text, write_comparison_page
 from cytomad_lib.evaluation.ranking import RANKED, rank_methods, ranking_text
 from cytomad_lib.evaluation.results import (
     BASELINE,
@@ -46,7 +46,6 @@ from cytomad_lib.workflow import train
 
 TABLE, PAGE, LEFT_OUT = "compare.csv", "compare.html", "left_out.csv"
 TIME = "training time (min)"
-MEAN = "mean ± s.d."
 
 
 @dataclass(eq=False)
@@ -73,7 +72,8 @@ class Comparison:
     def methods_table(self):
         """Return mean ± s.d. over seeds: measures in rows, stages and references in columns."""
         rows = self.table[self.table["kind"] != BASELINE]
-        wide = _wide(rows, "measure", "method")
+        summary = seed_summary(rows, ["measure", "method"], "value")
+        wide = pivot_in_order(summary, "measure", "method", "mean ± s.d.")
         first = rows.groupby("measure", observed=True)[["chance", "null_95"]].max()
         wide.insert(0, "chance", first["chance"])
         wide.insert(1, "null 95 %", first["null_95"])
@@ -161,7 +161,10 @@ def compare(
     notes = notes[["needs", "null_control", "null_control_95"]]
     remarks = baseline_remarks(pd.read_csv(first / FILES["baselines"]))
     comparison = Comparison(table, notes, remarks, out / PAGE)
-    _write_page(comparison, data, out, runs)
+    _, root = find_layout(data)
+    dataset = dataset_text(root.name, is_simulated(root))
+    figures = [first / "figures" / "cells.png", *_draw(table, out / "figures")]
+    write_comparison_page(comparison, dataset, runs, figures)
     return comparison
 
 
@@ -269,30 +272,6 @@ def _seed_table(run, folder):
 
 
 # --- all seeds -------------------------------------------------------------------------------
-
-
-def _wide(rows, index, columns):
-    """Return mean ± s.d. over seeds as text, in the order of first appearance."""
-    summary = seed_summary(rows, [index, columns], "value")
-    return pivot_in_order(summary, index, columns, MEAN)
-
-
-def _write_page(comparison, data, out, runs):
-    _, root = find_layout(data)
-    dataset = dataset_text(root.name, is_simulated(root))
-    first = next(iter(runs.values()))
-    facts = run_facts(first, {})
-    del facts["Seed of the training"], facts["Training time"]
-    facts = {"Dataset": f"{dataset}, Test split", "Seeds": ", ".join(map(str, runs))} | facts
-    write_comparison_page(
-        comparison.page,
-        f"{dataset}: {len(runs)} seeds, Test split",
-        facts,
-        comparison.methods_table(),
-        comparison.ranking(),
-        "\n\n".join(comparison.remarks),
-        [first.folder / "figures" / "cells.png", *_draw(comparison.table, out / "figures")],
-    )
 
 
 def _draw(table, folder):

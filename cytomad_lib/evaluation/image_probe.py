@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from cytomad_lib.backend import keras
 from cytomad_lib.evaluation.bottleneck import slices
+from cytomad_lib.evaluation.image_quality import as_stack
 from cytomad_lib.evaluation.probe_results import make_result, mean_recall
 from cytomad_lib.evaluation.tasks import (
     ProbeError,
@@ -89,8 +90,10 @@ def image_batch_accuracy(images, labels, seed=0, n_folds=5, epochs=None, progres
     Raises
     ------
     ProbeError
-        If lengths differ, values are not finite or not images, or no class has two batches with
-        enough cells.
+        If lengths differ, values are not finite, images are too small, or no class has two batches
+        with enough cells.
+    ImageShapeError
+        If they are not images.
     """
     images, batch, class_name = _checked_images(images, labels)
     tasks, _ = batch_tasks(batch, class_name, n_folds, seed)
@@ -109,15 +112,10 @@ def image_batch_accuracy(images, labels, seed=0, n_folds=5, epochs=None, progres
 
 
 def _checked_images(images, labels):
-    images = np.asarray(images, dtype=np.float32)
-    shape = images.shape
-    if images.ndim == 4 and shape[-1] == 1:
-        images = images[..., 0]
-    if images.ndim != 3 or min(images.shape[1:]) < SMALLEST:
+    images = as_stack(images).astype(np.float32)
+    if min(images.shape[1:]) < SMALLEST:
         raise ProbeError(
-            f"Found images of shape {shape}; expected (cells, height, width) or (cells, height, "
-            f"width, 1) with at least {SMALLEST} pixels a side. Features go to "
-            "`probes.within_class_batch_accuracy`."
+            f"Found images of shape {images.shape}; expected at least {SMALLEST} pixels a side."
         )
     _, batch, class_name = check_features(images, labels)
     return images, batch, class_name
