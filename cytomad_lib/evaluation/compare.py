@@ -26,7 +26,7 @@ from cytomad_lib.data.files import write_table
 from cytomad_lib.data.layouts import find_layout, is_simulated
 from cytomad_lib.evaluation import probes
 from cytomad_lib.evaluation.draw import baseline_bars
-from cytomad_lib.evaluation.evaluate import evaluate
+from cytomad_lib.evaluation.evaluate import REPORT, evaluate
 from cytomad_lib.evaluation.pages import dataset_text, write_comparison_page
 from cytomad_lib.evaluation.ranking import RANKED, rank_methods, ranking_text
 from cytomad_lib.evaluation.results import (
@@ -241,18 +241,15 @@ def leave_batch_out(
 
 
 def _is_evaluated(run, folder, image_probe):
-    """Return whether the folder's scores cover all trained stages."""
-    if not all((folder / FILES[name]).exists() for name in ("scores", "images", "ranking")):
+    """Return whether the folder's scores are complete and cover all trained stages."""
+    if not (folder / REPORT).exists():  # it is written last
         return False
-    scores = pd.read_csv(folder / FILES["scores"])
-    images = pd.read_csv(folder / FILES["images"], index_col="method")
+    scores, images, left_out = (
+        pd.read_csv(folder / FILES[name]) for name in ("scores", "images", "not_scored")
+    )
+    asked = {*scores["measure"], *left_out["measure"]}
     names = {METHOD_NAMES[stage] for stage in run.stages()}
-    wanted = {IMAGE_MEASURE} if image_probe else set(probes.MEASURES)
-    if (folder / FILES["not_scored"]).exists():
-        table = pd.read_csv(folder / FILES["not_scored"])
-        wanted -= set(table.loc[table["left_out"] == "all", "measure"])
-    probed = scores.loc[scores["measure"].isin(wanted), "method"]
-    return names <= set(images.index) and (not wanted or names <= set(probed))
+    return names <= set(images["method"]) and (IMAGE_MEASURE in asked or not image_probe)
 
 
 def _seed_table(run, folder):
