@@ -189,9 +189,8 @@ def test_the_order_of_doses_is_a_share_of_that_by_the_truth():
 def test_a_method_of_ones_own_is_scored_beside_the_others(run, data, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "NEEDS, TRAINS_ON = 'nothing', ()\n"
-        "def fit(features, images, labels, seed): return 2.0\n"
-        "def transform(fitted, features, images, labels): return fitted * features\n",
+        "NEEDS = 'nothing'\n"
+        "def transform(seed, features, images, labels): return (seed + 2.0) * features\n",
         encoding="utf-8",
     )
     options = {"image_probe": False, "baselines": False, "methods": [baselines.load_method(path)]}

@@ -24,6 +24,7 @@ from cytomad_lib.evaluation.baselines import (
     baseline_features,
     field_methods,
     null_control,
+    trains_on,
 )
 from cytomad_lib.evaluation.biophysics import measure_images
 from cytomad_lib.evaluation.image_probe import image_batch_accuracy
@@ -240,7 +241,7 @@ def _run_methods(run, data, cells, prediction, methods, seed, progress, left_out
     if train is not None:
         known = predict(run.generator("pretraining"), train, progress)
         given += known.features, known.labels
-        if any({"brightfield", "qpi"} & set(method.TRAINS_ON) for method in methods):
+        if any({"brightfield", "qpi"} & set(trains_on(method)) for method in methods):
             images = train.read(np.arange(len(train)))
     options = {"test_images": cells, "train_images": images, "methods": methods}
     correct = partial(baseline_features, *given, seed=seed, **options)

@@ -9,14 +9,9 @@ from cytomad_lib.evaluation.biophysics import measure_images
 
 NAME = "measures of the measured phase"
 NEEDS = "phase microscope"
-TRAINS_ON = ()
 
 
-def fit(features, images, labels, seed):
-    """Fit nothing."""
-
-
-def transform(fitted, features, images, labels):
+def transform(seed, features, images, labels):
     """Measure each cell."""
     return as_features(measure_images(images.qpi, images))
 
