@@ -29,7 +29,7 @@ from scipy.special import softmax
 from tqdm import tqdm
 
 from cytomad_lib.backend import keras
-from cytomad_lib.evaluation.bottleneck import slices
+from cytomad_lib.evaluation.bottleneck import outputs
 from cytomad_lib.evaluation.image_quality import as_stack
 from cytomad_lib.evaluation.probe_results import make_result, mean_recall
 from cytomad_lib.evaluation.tasks import (
@@ -41,7 +41,6 @@ from cytomad_lib.evaluation.tasks import (
 )
 from cytomad_lib.layers import BatchNormalization
 from cytomad_lib.training.minibatches import Minibatches
-from cytomad_lib.training.steps import without_gradients
 
 MEASURE = "batch within class, images"
 SMALLEST = 16
@@ -231,11 +230,7 @@ class _Trainer:
     def probabilities(self, inputs):
         """Return (cells, batches)."""
         # Called directly: `predict` would compile for each new number of cells.
-        minibatches = zip(*map(slices, inputs), strict=True)
-        with without_gradients():
-            logits = [self.network(list(some), training=False) for some in minibatches]
-        logits = [keras.ops.convert_to_numpy(some) for some in logits]
-        return softmax(np.concatenate(logits), axis=1)
+        return softmax(outputs(self.network, *inputs), axis=1)
 
     def _compile(self, network, steps):
         # The rate falls to zero, so that the last weights do not depend on the last minibatch.
