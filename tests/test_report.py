@@ -181,7 +181,7 @@ def test_numbers_in_a_table(tmp_path):
 
 def test_a_table_tells_what_its_headings_are_for(tmp_path):
     index = pd.MultiIndex.from_tuples([("A", 1), ("A", 2)], names=["method", "seed"])
-    table = pd.DataFrame({("r", "truth"): [0.5, 0.6]}, index=index)
+    table = pd.DataFrame({"r, truth": [0.5, 0.6]}, index=index)
     page = table_page(tmp_path, table, table_caption="Two seeds")
     scopes = [(e["text"], e["attrs"]["scope"]) for e in page.all("th")]
     assert scopes == [

@@ -121,16 +121,11 @@ def _table(section):
     return {
         "caption": section.table_caption or section.title,
         "columns": [
-            {"name": _heading(name), "number": _are_numbers(own)}
+            {"name": str(name), "number": _are_numbers(own)}
             for name, own in zip(table.columns, values, strict=True)
         ],
         "rows": [map(format_value, row) for row in zip(*values, strict=True)],
     }
-
-
-def _heading(name):
-    parts = name if isinstance(name, tuple) else (name,)
-    return ", ".join(str(part) for part in parts if part != "")
 
 
 def _are_numbers(values):
