@@ -73,7 +73,6 @@ def score(run, data, split, seed=0, progress=False, image_probe=True, baselines=
     images = {METHOD_NAMES[stage]: made.images for stage, made in predictions.items()}
     references = image_tables.named_references(cells, layout)
 
-    announce(progress, "Measuring the cells in the images")
     tables = {name: measure_images(s, cells) for name, s in (images | references).items()}
     measured = _measured_features(tables, layout)
     # References are scored by their measures, too; by their pixels if the target is no phase.

@@ -38,7 +38,7 @@ from cytomad_lib.training.pix2pix import Pix2Pix
 from cytomad_lib.training.steps import adam
 
 # What stage 2 fits before the generator is steered: a classifier's inputs and labels, as names in
-# what `generate` returns, and its learning rate, as a name in the preset. (The batch MLPs are
+# what `generate` returns, and its rate, as a name in the preset. (The batch MLPs are
 # fitted during removal, again and again: see `RefitBatchMLPs`.)
 FITTED_ONCE = {
     "class_mlp": ("features", "class_codes", "class_mlp_rate"),
