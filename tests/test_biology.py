@@ -139,26 +139,6 @@ def test_retrieval_of_noise_is_at_chance(labels):
     assert found == pytest.approx(chance, abs=0.03)
 
 
-def test_a_withheld_class_is_told_apart_as_well_as_by_the_truth_or_not(truth, labels):
-    share, chance = biology.withheld_class(truth, truth, labels, "H520")
-    assert share == pytest.approx(1) and 0.3 < chance < 0.5
-    moved = {"H520": 3, "H69": 0, "HCC827": 0}  # H520 comes to lie where H69 is
-    blind = truth + labels["class_name"].map(moved).to_numpy(dtype=float)[:, None]
-    assert biology.withheld_class(blind, truth, labels, "H520")[0] < 0.8
-
-
-def test_wrong_labels_are_as_many_as_asked_and_all_wrong(labels):
-    spoilt = biology.with_wrong_labels(labels, 0.2, seed=1)
-    wrong = (spoilt["class_name"] != labels["class_name"]).to_numpy()
-    assert wrong.sum() == round(0.2 * len(labels))
-    assert set(spoilt["class_name"][wrong]) == set(CLASSES)
-    assert spoilt["class_name"].dtype == labels["class_name"].dtype
-    pd.testing.assert_series_equal(spoilt["batch"], labels["batch"])
-    pd.testing.assert_frame_equal(spoilt, biology.with_wrong_labels(labels, 0.2, seed=1))
-    some = labels[labels["class_name"] != "H69"]  # a category without cells is never drawn
-    assert "H69" not in set(biology.with_wrong_labels(some, 0.5)["class_name"])
-
-
 def test_a_method_is_scored_by_all_measures_with_their_chance(truth, labels):
     table = biology.score_biology(truth, truth, labels).set_index("measure")
     assert list(table.index) == list(biology.KEPT[:6])

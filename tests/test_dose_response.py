@@ -267,5 +267,3 @@ def test_wrong_groups():
     two = labels.dose.isin(["Control", "D1", "D5"]).to_numpy()
     with pytest.raises(ValueError, match=r"B1 has the dose levels \[1, 5\]"):
         dose_order(features[two], labels[two], **QUICK)
-    with pytest.raises(ValueError, match="n_bootstrap is 0"):
-        dose_distances(features, labels, n_bootstrap=0)

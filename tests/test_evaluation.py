@@ -16,6 +16,7 @@ from cytomad_lib.data.matfiles import write_mat
 from cytomad_lib.evaluation import (
     baselines,
     biology,
+    biophysics,
     draw,
     image_probe,
     image_tables,
@@ -188,9 +189,8 @@ def test_the_order_of_doses_is_a_share_of_that_by_the_truth():
 def test_a_method_of_ones_own_is_scored_beside_the_others(run, data, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "NEEDS, TRAINS_ON = 'nothing', ()\n"
-        "def fit(features, images, labels, seed): return 2.0\n"
-        "def transform(fitted, features, images, labels): return fitted * features\n",
+        "NEEDS = 'nothing'\n"
+        "def transform(seed, features, images, labels): return (seed + 2.0) * features\n",
         encoding="utf-8",
     )
     options = {"image_probe": False, "baselines": False, "methods": [baselines.load_method(path)]}
@@ -306,21 +306,29 @@ def test_an_unknown_split_and_a_missing_target_are_said_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+def errors_of(images, cells, measures=("area_um2", "dry_mass_pg", "mean_phase_rad")):
+    """Compare the measures of images with those of the measured phase and of the truth."""
+    images = images | {"measured QPI": cells.qpi, TRUTH: cells.truth}
+    tables = {name: biophysics.measure_images(stack, cells) for name, stack in images.items()}
+    references = {"measured": "measured QPI", "truth": TRUTH}
+    return image_tables.cell_measure_errors(tables, references, measures)
+
+
 def test_without_a_wavelength_dry_mass_is_left_out_with_a_note(data):
     cells = load_cells(data, "Test", with_truth=True)
     assert cells.wavelength_um == 1.06
     left_out = []
-    measures = image_tables.phase_measures(replace(LUNG, wavelength_um=None), left_out)
+    measures = image_tables.comparable_measures(replace(LUNG, wavelength_um=None), left_out)
     ((what, _, why),) = left_out
     assert what == "dry mass" and "wavelength_um" in why and "dataset.toml" in why
     blind = replace(cells, wavelength_um=None)
-    table = image_tables.cell_measure_errors({"m": cells.truth * 1.1}, blind, measures)
+    table = errors_of({"m": cells.truth * 1.1}, blind, measures)
     assert set(table["measure"]) == {"area_um2", "mean_phase_rad"}
     red = replace(cells, wavelength_um=0.53).select([0, 1])  # half of 1.06
     masses = [
-        image_tables.cell_measure_errors({"m": c.qpi * 1.1}, c)
-        .set_index(["reference", "measure"])
-        .loc[("measured", "dry_mass_pg"), "reference_mean"]
+        errors_of({"m": c.qpi * 1.1}, c)
+        .set_index(["method", "reference", "measure"])
+        .loc[("m", "measured", "dry_mass_pg"), "reference_mean"]
         for c in (red, cells.select([0, 1]))
     ]
     assert masses[0] == pytest.approx(masses[1] / 2)
@@ -328,16 +336,20 @@ def test_without_a_wavelength_dry_mass_is_left_out_with_a_note(data):
 
 def test_measures_of_cells_against_known_errors(data):
     cells = load_cells(data, "Test", with_truth=True)
-    table = image_tables.cell_measure_errors(
-        {"scaled": 1.1 * cells.truth, TRUTH: cells.truth}, cells
-    )
-    against = table[(table["method"] == "scaled") & (table["reference"] == "truth")]
-    mass = against.set_index("measure").loc["dry_mass_pg"]
+    table = errors_of({"scaled": 1.1 * cells.truth, "empty": 0 * cells.truth}, cells)
+    rows = table.set_index(["method", "reference", "measure"])
+    mass = rows.loc[("scaled", "truth", "dry_mass_pg")]
     # Ten percent more phase is ten percent more dry mass, give or take the outline.
     assert mass["mean_error"] / mass["reference_mean"] == pytest.approx(0.1, abs=0.02)
     assert mass["r"] > 0.99
+    area = rows.loc[("scaled", "truth", "area_um2")]
+    assert abs(area["mean_error"]) < 0.02 * area["reference_mean"]
     # The truth is not compared with itself, but with what was measured.
     assert set(table.loc[table["method"] == TRUTH, "reference"]) == {"measured"}
+    # Where no cell is found there is no area, and no phase to average.
+    nothing = rows.loc[("empty", "truth")]
+    assert nothing.loc["area_um2", "mean_error"] == -nothing.loc["area_um2", "reference_mean"]
+    assert np.isnan(nothing.loc["mean_phase_rad", "mean_error"])
 
 
 def test_the_cells_shown_are_of_different_lines_and_batches():

@@ -8,6 +8,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from cytomad_lib.evaluation.image_probe import image_batch_accuracy
+from cytomad_lib.evaluation.image_quality import ImageShapeError
 from cytomad_lib.evaluation.probes import ProbeError
 
 SIZE = 24
@@ -131,7 +132,9 @@ def test_errors_say_what_was_found_and_expected():
     images = blobs(LABELS)
     with pytest.raises(ProbeError, match=r"shape \(119, 24, 24\) for 120 rows"):
         image_batch_accuracy(images[1:], LABELS)
-    with pytest.raises(ProbeError, match=r"shape \(120, 576\); expected \(cells, height, width\)"):
+    with pytest.raises(
+        ImageShapeError, match=r"shape \(120, 576\); expected \(cells, height, width\)"
+    ):
         image_batch_accuracy(images.reshape(120, -1), LABELS)
     with pytest.raises(ProbeError, match="at least 16 pixels"):
         image_batch_accuracy(images[:, :8], LABELS)

@@ -106,6 +106,7 @@ def test_features_that_cannot_be_scored_are_refused(returned):
     [
         (None, "no Python file"),
         ("def fit(): pass", "lacks transform, NEEDS, TRAINS_ON"),
+        ("NEEDS = 'class'; TRAINS_ON = ('batch',)\ntransform = print", "lacks fit"),
         ("NEEDS = 'luck'; TRAINS_ON = ()\ndef fit(): pass\ntransform = fit", "NEEDS = 'luck'"),
         ("NEEDS = 'class'; TRAINS_ON = 'qpi'\ndef fit(): pass\ntransform = fit", "a tuple"),
     ],

@@ -86,7 +86,7 @@ def test_strips_have_a_row_per_cell():
     figure = figures.feature_strips(features, ["a", "b", "c"])
     np.testing.assert_array_equal(figure.axes[0].collections[0].get_array(), features)
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["a", "b", "c"]
-    with pytest.raises(ValueError, match="2 labels"):
+    with pytest.raises(ValueError, match=r"values is \(3, 16\), indices imply \(2, 16\)"):
         figures.feature_strips(features, ["a", "b"])
 
 
@@ -155,10 +155,12 @@ def test_the_true_label_is_boxed():
 
 
 def test_probabilities_must_fit_the_cells():
-    with pytest.raises(ValueError, match=r"class: found probabilities of shape \(2, 3\)"):
-        figures.predicted_probabilities(
-            {"class": (np.ones((2, 3)) / 3, ["a", "b", "c"], [0, 1])}, ["only one"]
-        )
+    panels = {"class": (np.ones((2, 3)) / 3, ["a", "b", "c"], [0, 1])}
+    with pytest.raises(ValueError, match=r"values is \(2, 3\), indices imply \(1, 3\)"):
+        figures.predicted_probabilities(panels, ["only one"])
+    panels = {"class": (np.ones((2, 3)) / 3, ["a", "b", "c"], [0, 1, 2])}
+    with pytest.raises(ValueError, match="longer"):
+        figures.predicted_probabilities(panels, ["one", "two"])
 
 
 def test_each_subset_is_in_its_row():

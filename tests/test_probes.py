@@ -211,7 +211,7 @@ def test_errors_say_what_was_found(features, labels, message):
 
 def test_unknown_probe_and_single_class_are_errors():
     with pytest.raises(probes.ProbeError, match="choose from"):
-        probes.class_accuracy(noise(), LABELS, probes=("forest",))
+        probes.within_class_batch_accuracy(noise(), LABELS, probes=("forest",))
     with pytest.raises(probes.ProbeError, match="at least two"):
         probes.class_accuracy(noise()[:40], make_labels({"A": (1, 2)}))
     with pytest.raises(probes.ProbeError, match="one batch only"):

@@ -64,6 +64,10 @@ def figure():
     return drawn
 
 
+def saved(folder, name="drawn.png"):
+    return plots.save_figure(figure(), folder / name)
+
+
 def write(folder, *sections, title="Demo run", subtitle="Test split", facts=None):
     facts = {"Seed": "0", "Versions": {"keras": "3.15.1"}} if facts is None else facts
     return write_report(folder / "report.html", title, subtitle, facts, list(sections))
@@ -93,16 +97,16 @@ def score_rows(methods=("pretrained", "conditional"), seed=0, shift=0.0):
 
 
 def test_the_page_stands_on_its_own(tmp_path):
-    png = plots.save_figure(figure(), tmp_path / "losses.png")
+    png, other = saved(tmp_path, "losses.png"), saved(tmp_path, "cells.png")
     path = write(
         tmp_path,
         Section("Scores", "One.\n\nTwo.", pd.DataFrame({"a": [1.0]}), note="Read with care."),
-        Section("Figures", figures=[(png, "From a file"), (figure(), "Drawn in memory")]),
+        Section("Figures", figures=[(png, "Losses"), (other, "Cells")]),
     )
     page = Page(path)
     images = page.all("img")
-    assert [image["attrs"]["alt"] for image in images] == ["From a file", "Drawn in memory"]
-    assert page.texts("figcaption") == ["From a file", "Drawn in memory"]
+    assert [image["attrs"]["alt"] for image in images] == ["Losses", "Cells"]
+    assert page.texts("figcaption") == ["Losses", "Cells"]
     for image in images:
         kind, data = image["attrs"]["src"].split(",")
         assert kind == "data:image/png;base64"
@@ -142,7 +146,7 @@ def test_facts_may_hold_facts(tmp_path):
 def test_names_are_shown_and_not_obeyed(tmp_path):
     evil = '<script>alert("x")</script> & $title'
     table = pd.DataFrame({evil: [evil], "n": [1]}, index=pd.Index([evil], name=evil))
-    section = Section(evil, evil, table, [(figure(), evil)], table_caption=evil, note=evil)
+    section = Section(evil, evil, table, [(saved(tmp_path), evil)], table_caption=evil, note=evil)
     page = Page(write(tmp_path, section, title=evil, subtitle=evil, facts={evil: {evil: evil}}))
     assert not page.all("script")
     for tag in ("title", "h1", "caption", "figcaption", "dt"):
@@ -177,7 +181,7 @@ def test_numbers_in_a_table(tmp_path):
 
 def test_a_table_tells_what_its_headings_are_for(tmp_path):
     index = pd.MultiIndex.from_tuples([("A", 1), ("A", 2)], names=["method", "seed"])
-    table = pd.DataFrame({("r", "truth"): [0.5, 0.6]}, index=index)
+    table = pd.DataFrame({"r, truth": [0.5, 0.6]}, index=index)
     page = table_page(tmp_path, table, table_caption="Two seeds")
     scopes = [(e["text"], e["attrs"]["scope"]) for e in page.all("th")]
     assert scopes == [
@@ -202,21 +206,15 @@ def test_a_title_in_place_of_a_caption(tmp_path):
 
 
 def test_the_same_input_gives_the_same_page(tmp_path):
-    pages = [write(tmp_path / name, Section("A", figures=[(figure(), "b")])) for name in "ab"]
+    drawn = saved(tmp_path)
+    pages = [write(tmp_path / name, Section("A", figures=[(drawn, "b")])) for name in "ab"]
     assert pages[0].read_bytes() == pages[1].read_bytes()
-
-
-class Broken:
-    def savefig(self, buffer, **_):
-        buffer.write(PNG_START)
-        raise RuntimeError("no ink")
 
 
 @pytest.mark.parametrize("there_before", [True, False])
 @pytest.mark.parametrize(
     "bad, error",
     [
-        ({"figures": [(Broken(), "")]}, RuntimeError),
         ({"figures": [("nowhere/cells.png", "")]}, CytomadError),
         ({"text": "\udcff"}, UnicodeEncodeError),  # fails in writing, not before
     ],
@@ -241,7 +239,7 @@ def test_a_figure_that_is_not_there_or_no_png_is_named(tmp_path):
 
 
 def test_a_figure_is_shown_at_its_size_on_paper(tmp_path):
-    page = Page(write(tmp_path, Section("A", figures=[(figure(), "")])))
+    page = Page(write(tmp_path, Section("A", figures=[(saved(tmp_path), "")])))
     assert page.all("img")[0]["attrs"]["width"] == str(3 * 96)
     assert not page.all("figcaption")
 
@@ -261,16 +259,6 @@ def test_scores_keep_the_order_of_appearance_and_average_over_seeds():
     table = format_scores(rows.astype({"method": "category", "measure": "category"}))
     assert list(table.columns[2:]) == ["z", "a"]
     assert table.loc["class", ["z", "a"]].tolist() == pytest.approx([0.81, 0.61])
-
-
-def test_image_scores_follow_below():
-    images = pd.DataFrame({"r, truth": [0.9, 0.8]}, index=["pretrained", "copy"])
-    table = format_scores(score_rows(), images)
-    assert list(table.columns[2:]) == ["pretrained", "conditional", "copy"]
-    last = table.loc["images: r, truth"]
-    assert last[["pretrained", "copy"]].tolist() == [0.9, 0.8]
-    assert last[["chance", "null 95 %", "conditional"]].isna().all()
-    assert table.index[-1] == "images: r, truth"
 
 
 def test_scores_without_bits_have_no_row_for_them():
@@ -294,8 +282,3 @@ def test_summary_over_seeds():
     assert summary["s.d."][0] == pytest.approx(np.sqrt(0.14 / 2))  # n - 1
     assert np.isnan(summary["s.d."][1])
     assert summary["mean ± s.d."].tolist() == ["0.300 ± 0.265", "0.500", "–"]
-
-
-def test_summary_says_which_column_is_missing():
-    with pytest.raises(CytomadError, match=r"\['method'\] are needed"):
-        seed_summary(pd.DataFrame({"accuracy": [1.0]}), ["method"], "accuracy")

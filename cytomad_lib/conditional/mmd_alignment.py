@@ -34,12 +34,13 @@ from cytomad_lib.config import (
     CELLS_PER_CLASS,
     MMD_WIDTHS,
 )
+from cytomad_lib.training.pix2pix import TrackedLosses
 from cytomad_lib.training.steps import adam, compiled, minimise
 
 TERMS = ("class_head", "measures", "mmd", "correlation")
 
 
-class MMDAlignment(keras.Model):
+class MMDAlignment(TrackedLosses):
     """Train a feature head, beside the readers of its features.
 
     Parameters
@@ -54,16 +55,10 @@ class MMDAlignment(keras.Model):
     """
 
     def __init__(self, head, n_classes, n_measures, recipe, seed=None):
-        super().__init__(name="mmd_alignment")
+        super().__init__(head, TERMS, name="mmd_alignment")
         self.head, self.recipe = head, recipe
         self.readers = build_readers(head.output_shape[1], n_classes, n_measures, seed)
-        self.trackers = {name: keras.metrics.Mean(name=name) for name in TERMS}
         self.built = True
-
-    @property
-    def metrics(self):
-        """Running means of the losses, reset by Keras at every epoch."""
-        return list(self.trackers.values())
 
     @property
     def trained_weights(self):
@@ -83,9 +78,7 @@ class MMDAlignment(keras.Model):
         terms = minimise(
             lambda: self.losses_of(encoded, targets), self.trained_weights, self.optimizer
         )
-        for name, tracker in self.trackers.items():
-            tracker.update_state(terms[name])
-        return {name: tracker.result() for name, tracker in self.trackers.items()}
+        return self.track({name: terms[name] for name in TERMS}, 1)
 
     def losses_of(self, encoded, targets):
         """Return the loss terms.

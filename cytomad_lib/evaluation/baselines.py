@@ -1,11 +1,12 @@
 """The baselines: features that can be had without batch removal inside the generator.
 
-A *method* is a Python file or module with four names:
+A *method* is a Python file or module with these names:
 
 - `NEEDS`: what must be known of a cell to transform it; a key of `baselines.NEEDS`.
-- `TRAINS_ON`: what `fit` gets of the training cells; any of `TRAINING`, empty if it needs none.
-- `fit(features, images, labels, seed)`: fits the method; `transform` gets what it returns.
 - `transform(fitted, features, images, labels)`: returns the new features, (cells, any number).
+- `TRAINS_ON` and `fit(features, images, labels, seed)`, if the method is fitted to training cells:
+  what `fit` gets of them, any of `TRAINING`, and the function that returns `fitted`. Without them,
+  `transform` gets the seed in its place.
 
 `features` are those of the pretrained generator, (cells, features); `images` is an `Images`;
 `labels` is a table with the columns `batch` and `class_name`. A method gets only what it declares:
@@ -170,21 +171,27 @@ def load_method(path):
     spec = spec_from_file_location(f"method_{path.stem}", path)
     method = module_from_spec(spec)
     spec.loader.exec_module(method)
-    missing = [n for n in ("fit", "transform") if not callable(getattr(method, n, None))]
-    missing += [n for n in ("NEEDS", "TRAINS_ON") if not hasattr(method, n)]
+    fitted = {"fit", "TRAINS_ON"} & set(dir(method))
+    needed = ("transform", "NEEDS", *(("fit", "TRAINS_ON") if fitted else ()))
+    missing = [name for name in needed if not hasattr(method, name)]
     if missing:
         raise CytomadError(
-            f"{path} lacks {', '.join(missing)}. Expected fit(features, images, labels, seed), "
-            "transform(fitted, features, images, labels), NEEDS and TRAINS_ON."
+            f"{path} lacks {', '.join(missing)}. Expected transform(fitted, features, images, "
+            "labels) and NEEDS, and fit(features, images, labels, seed) beside TRAINS_ON."
         )
-    unknown = set(method.TRAINS_ON) - set(TRAINING)
-    if method.NEEDS not in NEEDS or unknown or isinstance(method.TRAINS_ON, str):
+    trained = getattr(method, "TRAINS_ON", ())
+    if method.NEEDS not in NEEDS or set(trained) - set(TRAINING) or isinstance(trained, str):
         raise CytomadError(
-            f"{path} has NEEDS = {method.NEEDS!r} and TRAINS_ON = {method.TRAINS_ON!r}. Expected "
+            f"{path} has NEEDS = {method.NEEDS!r} and TRAINS_ON = {trained!r}. Expected "
             f"one of {', '.join(NEEDS)}, and a tuple of any of {', '.join(TRAINING)}."
         )
     method.NAME = getattr(method, "NAME", path.stem)
     return method
+
+
+def trains_on(method):
+    """Return what a method is fitted to, of training cells; empty if it is not fitted."""
+    return tuple(getattr(method, "TRAINS_ON", ()))
 
 
 def run_method(method, test, train=None, seed=0):
@@ -208,14 +215,15 @@ def run_method(method, test, train=None, seed=0):
         If the method needs training cells and there are none, or returns something else than
         finite features of every cell.
     """
-    if method.TRAINS_ON and train is None:
+    trained = trains_on(method)
+    if trained and train is None:
         raise ProbeError(
             f"{method.NAME} is fitted on training cells: give `train_features` and labels."
         )
-    if "batch" in method.TRAINS_ON:
+    if "batch" in trained:
         need_two("batches of training cells", pd.Categorical(train[2]["batch"]))
-    shown = _shown(train, method.TRAINS_ON) if method.TRAINS_ON else (None, None, None)
-    fitted = method.fit(*shown, seed)
+    shown = _shown(train, trained) if trained else (None, None, None)
+    fitted = method.fit(*shown, seed) if hasattr(method, "fit") else seed
     test = _shown(test, ("features", "brightfield", *NEEDS[method.NEEDS]))
     found = _checked(method, method.transform(fitted, *test), len(test[0]))
     if method.NEEDS not in ("many cells of the batch", "class"):
@@ -268,16 +276,14 @@ def baseline_features(
     methods = field_methods(test_images is not None) if methods is None else methods
     found = {"untouched": Baseline("untouched", features, "nothing", (), "no correction")}
     for method in methods:
-        trains_on = tuple(method.TRAINS_ON)
+        trained = trains_on(method)
         try:
             values = run_method(method, test, train, seed)
-            fitted = (
-                f"fitted on {', '.join(trains_on)} of training cells" if trains_on else "no fit"
-            )
+            fitted = f"fitted on {', '.join(trained)} of training cells" if trained else "no fit"
             note = f"needs {method.NEEDS}; {fitted}"
         except ProbeError as error:  # of this method only: the common inputs were checked before
             values, note = None, str(error)
-        found[method.NAME] = Baseline(method.NAME, values, method.NEEDS, trains_on, note)
+        found[method.NAME] = Baseline(method.NAME, values, method.NEEDS, trained, note)
     return found
 
 
@@ -309,8 +315,8 @@ def null_control(
         As `baseline_features`, or if no class has enough cells for two halves.
     """
     methods = field_methods() if methods is None else methods
-    methods = [m for m in methods if "batch" in (*m.TRAINS_ON, *NEEDS[m.NEEDS])]
-    methods = [m for m in methods if not {"brightfield", "qpi"} & set(m.TRAINS_ON)]
+    methods = [m for m in methods if "batch" in (*trains_on(m), *NEEDS[m.NEEDS])]
+    methods = [m for m in methods if not {"brightfield", "qpi"} & set(trains_on(m))]
     found = {}
     for split in range(CONTROL_SPLITS):
         rng = np.random.default_rng([seed, split])

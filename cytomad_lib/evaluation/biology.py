@@ -3,13 +3,11 @@
 - `biology_kept` (M1): R² of biophysical measures inside the classes, predicted from features.
 - `neighbour_overlap` (M2): are the nearest cells those that are nearest in truth?
 - `class_retrieval` (M6): is a cell nearer to its class on other days than to its own day?
-- `withheld_class` (M4): is a class still told apart that no training had the label of?
 - `participation_ratio`, `n_directions`: how many directions the features have.
-- `score_biology`: all but `withheld_class` of one set of features, as the rows of a table.
+- `score_biology`: all of them for one set of features, as the rows of a table.
 
 Two more are elsewhere: the order of doses (M5) in `dose_response`, the null control of methods that
-use batch labels (M7) in `baselines`. `with_wrong_labels` spoils labels of class before a training,
-to measure what they cost (M8).
+use batch labels (M7) in `baselines`.
 
 The truth is the batch-free phase of simulated cells. Where there is none, `standardise_groups`
 gives targets without batch effect from the measured phase.
@@ -33,7 +31,6 @@ from sklearn.linear_model import RidgeCV
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
-from cytomad_lib.evaluation.probes import class_accuracy
 from cytomad_lib.evaluation.tasks import ProbeError, check_features, stratified_folds
 
 BIOLOGY, UNSEEN_BIOLOGY = "biology within class", "biology, unseen batch"
@@ -187,63 +184,6 @@ def class_retrieval(features, labels):
     return float(means["found"]), float(means["expected"])
 
 
-def withheld_class(features, truth_measures, labels, class_name, seed=0):
-    """Return how well a class is told apart that the method had no label of (M4).
-
-    Parameters
-    ----------
-    features : array, (cells, features)
-        From a method that was trained without the labels of `class_name`.
-    truth_measures, labels
-        As for `biology_kept`, of cells of all classes.
-    class_name : str
-    seed : int
-        Of the probes.
-
-    Returns
-    -------
-    share, chance : float
-        The share of the class's cells that the strongest probe recognises among all classes,
-        divided by the same share of the truth's measures; chance is that of a guess.
-    """
-    found, ceiling = (
-        class_accuracy(np.nan_to_num(np.asarray(values, dtype=float)), labels, seed, 0)
-        for values in (features, truth_measures)
-    )
-    best = ceiling.by_group[class_name]
-    return float(found.by_group[class_name] / best), float(found.chance / best)
-
-
-def with_wrong_labels(labels, share=0.2, seed=0):
-    """Return labels in which a share of the cells has another class, drawn at random (M8).
-
-    A training on them, scored with the right labels, shows how much a method relies on them.
-
-    Parameters
-    ----------
-    labels : pandas.DataFrame
-        Column `class_name`, categorical, with at least two categories.
-    share : float
-        0 to 1.
-    seed : int
-
-    Returns
-    -------
-    pandas.DataFrame
-        A copy with the same categories; exactly this share of the cells, rounded, is wrong.
-    """
-    rng = np.random.default_rng(seed)
-    classes = labels["class_name"].cat
-    there = np.unique(classes.codes)
-    place = np.searchsorted(there, classes.codes)
-    wrong = rng.permutation(len(labels))[: round(share * len(labels))]
-    place[wrong] += rng.integers(1, len(there), len(wrong))
-    codes = there[place % len(there)]
-    return labels.assign(
-        class_name=pd.Categorical.from_codes(codes, dtype=labels["class_name"].dtype)
-    )
-
-
 def standardise_groups(measures, labels):
     """Give every group (batch and class) mean 0 and standard deviation 1, measure by measure.
 
@@ -289,13 +229,12 @@ def participation_ratio(features):
     return float(variances.sum() ** 2 / np.sum(variances**2)) if variances.any() else 0.0
 
 
-def n_directions(features, share=0.95):
-    """Return how many principal components hold a share of the variance of standardised features.
+def n_directions(features):
+    """Return how many principal components hold 95 % of the variance of standardised features.
 
     Parameters
     ----------
     features : array, (cells, features)
-    share : float
 
     Returns
     -------
@@ -303,13 +242,12 @@ def n_directions(features, share=0.95):
         0 if nothing varies.
     """
     variances = _variances(features)
-    if not variances.any():
-        return 0
-    return int(np.searchsorted(np.cumsum(variances), share * variances.sum()) + 1)
+    share = 0.95 * variances.sum()
+    return int(np.searchsorted(np.cumsum(variances), share) + 1) if variances.any() else 0
 
 
 def score_biology(features, truth_measures, labels, seed=0):
-    """Score one set of features by all measures that need no training.
+    """Score one set of features by all of these measures.
 
     Parameters
     ----------

@@ -1,6 +1,7 @@
 """Biophysical measures of the cell in a phase image, and the features that follow them.
 
-- `measure_cells`: size, shape, phase, dry mass and texture of each cell, in physical units.
+- `measure_cells`: size, shape, phase, dry mass and texture of each cell, in physical units;
+  `measure_images` takes the optics from `CellImages`.
 - `correlate_features`: how closely each feature follows each measure.
 - `strongest`: the feature that encodes each measure best.
 
@@ -37,26 +38,28 @@ TEXTURE_SIGMA_UM = 1.0  # the window of the local standard deviation; granules a
 RIM_UM = 1.0  # left out of texture and gradient, where the steep outline would dominate
 ENTROPY_BIN_RAD = 0.1  # fixed, so that entropies of different cells and images can be compared
 
-MEASURES = (
-    "area_um2",
-    "perimeter_um",
-    "circularity",
-    "eccentricity",
-    "aspect_ratio",
-    "equivalent_diameter_um",
-    "volume_um3",
-    "mean_phase_rad",
-    "peak_phase_rad",
-    "std_phase_rad",
-    "phase_skewness",
-    "phase_kurtosis",
-    "dry_mass_pg",
-    "dry_mass_density_pg_per_um2",
-    "dry_mass_concentration_pg_per_um3",
-    "local_std_rad",
-    "phase_entropy_bits",
-    "phase_gradient_rad_per_um",
-)
+# The measures, in the order of a table, as figures name them.
+MEASURE_LABELS = {
+    "area_um2": "area (µm²)",
+    "perimeter_um": "perimeter (µm)",
+    "circularity": "circularity",
+    "eccentricity": "eccentricity",
+    "aspect_ratio": "aspect ratio",
+    "equivalent_diameter_um": "equivalent diameter (µm)",
+    "volume_um3": "volume (µm³)",
+    "mean_phase_rad": "mean phase (rad)",
+    "peak_phase_rad": "peak phase (rad)",
+    "std_phase_rad": "standard deviation of the phase (rad)",
+    "phase_skewness": "skewness of the phase",
+    "phase_kurtosis": "kurtosis of the phase",
+    "dry_mass_pg": "dry mass (pg)",
+    "dry_mass_density_pg_per_um2": "dry mass per area (pg/µm²)",
+    "dry_mass_concentration_pg_per_um3": "dry mass per volume (pg/µm³)",
+    "local_std_rad": "texture: local standard deviation (rad)",
+    "phase_entropy_bits": "texture: entropy of the phase (bits)",
+    "phase_gradient_rad_per_um": "mean phase gradient (rad/µm)",
+}
+MEASURES = tuple(MEASURE_LABELS)
 
 
 class MeasurementError(CytomadError):
@@ -151,7 +154,30 @@ def measure_cells(
     return table
 
 
-def correlate_features(features, measures, method="spearman"):
+def measure_images(phase, cells):
+    """Measure phase images of cells, whose optics are those of `cells`.
+
+    Parameters
+    ----------
+    phase : array, (cells, height, width[, 1])
+        Measured, true or predicted.
+    cells : CellImages
+        Gives pixel size, wavelength and refraction increment.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As `measure_cells`.
+    """
+    return measure_cells(
+        phase,
+        cells.pixel_size_um,
+        wavelength_um=cells.wavelength_um,
+        refraction_increment=cells.refraction_increment,
+    )
+
+
+def correlate_features(features, measures):
     """Correlate every feature with every measure, over cells.
 
     Parameters
@@ -161,24 +187,23 @@ def correlate_features(features, measures, method="spearman"):
     measures : pandas.DataFrame, (cells, measures)
         For instance from `measure_cells`, the same cells in the same order. Cells that lack a
         measure are left out of that column.
-    method : {"spearman", "pearson"}
-        Spearman finds any monotone relation, Pearson linear ones.
 
     Returns
     -------
     pandas.DataFrame
-        (features, measures), -1 to 1; NaN where the feature or the measure is constant, or fewer
-        than 3 cells have it. Features of an array are named "feature 0", "feature 1", …
+        (features, measures): Spearman's rho, which finds any monotone relation, -1 to 1; NaN where
+        the feature or the measure is constant, or fewer than 3 cells have it. Features of an
+        array are named "feature 0", "feature 1", …
 
     Raises
     ------
     MeasurementError
-        If the numbers of cells differ or are below 3, a feature is not finite, a measure is not
-        numeric, or the method is unknown.
+        If the numbers of cells differ or are below 3, a feature is not finite, or a measure is not
+        numeric.
     """
-    features, measures = _checked_tables(features, measures, method)
+    features, measures = _checked_tables(features, measures)
     both = pd.concat({"features": features, "measures": measures}, axis=1)
-    return both.corr(method, min_periods=3).loc["features", "measures"]
+    return both.corr("spearman", min_periods=3).loc["features", "measures"]
 
 
 def strongest(correlations):
@@ -305,9 +330,7 @@ def _checked_length(length, what, example):
     return float(size)
 
 
-def _checked_tables(features, measures, method):
-    if method not in ("spearman", "pearson"):
-        raise MeasurementError(f'The method is {method!r}; expected "spearman" or "pearson".')
+def _checked_tables(features, measures):
     if not isinstance(features, pd.DataFrame):
         features = np.asarray(features)
         if features.ndim != 2:

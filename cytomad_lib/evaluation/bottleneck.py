@@ -100,13 +100,9 @@ class SplitGenerator:
         bottleneck, *skips = (np.concatenate(part) for part in zip(*parts, strict=True))
         return Code(bottleneck[:, 0, 0], skips)
 
-    @without_gradients()
     def decode(self, code):
         """Return the phase images of a code: float32 array (cells, size, size, 1), in rad."""
-        bottleneck = code.bottleneck[:, None, None]
-        parts = zip(*map(slices, [bottleneck, *code.skips]), strict=True)
-        made = [self.decoder(list(some), training=False) for some in parts]
-        return np.concatenate([keras.ops.convert_to_numpy(images) for images in made])
+        return outputs(self.decoder, code.bottleneck[:, None, None], *code.skips)
 
     def mean_code(self, brightfield):
         """Return the mean of the codes of cells, as a `Code` of one cell."""
@@ -170,3 +166,11 @@ def split_generator(generator):
 def slices(array):
     """Cut an array into parts of some cells each."""
     return [array[start : start + AT_ONCE] for start in range(0, len(array), AT_ONCE)]
+
+
+@without_gradients()
+def outputs(network, *inputs):
+    """Return the output of a network for several inputs (cells, …), computed slice by slice."""
+    parts = zip(*map(slices, inputs), strict=True)
+    found = [network(list(some), training=False) for some in parts]
+    return np.concatenate([keras.ops.convert_to_numpy(some) for some in found])

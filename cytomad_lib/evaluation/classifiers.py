@@ -16,7 +16,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cytomad_lib.evaluation.tasks import ProbeError, balanced, with_shuffles
+from cytomad_lib.evaluation.tasks import balanced, with_shuffles
 
 MAX_COMPONENTS = 100
 WHITENED_COMPONENTS = 20  # more would add noise that 100 training cells cannot average out
@@ -84,12 +84,6 @@ def _whitened(train, codes, test, n_labels, seed):
 
 CLASSIFIERS = {"logistic": _logistic, "knn": _knn, "mlp": _mlp, "whitened": _whitened}
 PROBES = tuple(CLASSIFIERS)
-
-
-def check_probes(probes):
-    """Refuse names that are not those of a probe."""
-    if not probes or set(probes) - set(PROBES):
-        raise ProbeError(f"Found the probes {list(probes)}; choose from {list(PROBES)}.")
 
 
 def _compress(train, test, seed):

@@ -26,8 +26,8 @@ from cytomad_lib.data.files import write_table
 from cytomad_lib.data.layouts import find_layout, is_simulated
 from cytomad_lib.evaluation import probes
 from cytomad_lib.evaluation.draw import baseline_bars
-from cytomad_lib.evaluation.evaluate import evaluate
-from cytomad_lib.evaluation.pages import dataset_text, run_facts, write_comparison_page
+from cytomad_lib.evaluation.evaluate import REPORT, evaluate
+from cytomad_lib.evaluation.pages import dataset_text, write_comparison_page
 from cytomad_lib.evaluation.ranking import RANKED, rank_methods, ranking_text
 from cytomad_lib.evaluation.results import (
     BASELINE,
@@ -46,7 +46,6 @@ from cytomad_lib.workflow import train
 
 TABLE, PAGE, LEFT_OUT = "compare.csv", "compare.html", "left_out.csv"
 TIME = "training time (min)"
-MEAN = "mean ± s.d."
 
 
 @dataclass(eq=False)
@@ -73,7 +72,8 @@ class Comparison:
     def methods_table(self):
         """Return mean ± s.d. over seeds: measures in rows, stages and references in columns."""
         rows = self.table[self.table["kind"] != BASELINE]
-        wide = _wide(rows, "measure", "method")
+        summary = seed_summary(rows, ["measure", "method"], "value")
+        wide = pivot_in_order(summary, "measure", "method", "mean ± s.d.")
         first = rows.groupby("measure", observed=True)[["chance", "null_95"]].max()
         wide.insert(0, "chance", first["chance"])
         wide.insert(1, "null 95 %", first["null_95"])
@@ -161,7 +161,10 @@ def compare(
     notes = notes[["needs", "null_control", "null_control_95"]]
     remarks = baseline_remarks(pd.read_csv(first / FILES["baselines"]))
     comparison = Comparison(table, notes, remarks, out / PAGE)
-    _write_page(comparison, data, out, runs)
+    _, root = find_layout(data)
+    dataset = dataset_text(root.name, is_simulated(root))
+    figures = [first / "figures" / "cells.png", *_draw(table, out / "figures")]
+    write_comparison_page(comparison, dataset, runs, figures)
     return comparison
 
 
@@ -238,18 +241,15 @@ def leave_batch_out(
 
 
 def _is_evaluated(run, folder, image_probe):
-    """Return whether the folder's scores cover all trained stages."""
-    if not all((folder / FILES[name]).exists() for name in ("scores", "images", "ranking")):
+    """Return whether the folder's scores are complete and cover all trained stages."""
+    if not (folder / REPORT).exists():  # it is written last
         return False
-    scores = pd.read_csv(folder / FILES["scores"])
-    images = pd.read_csv(folder / FILES["images"], index_col="method")
+    scores, images, left_out = (
+        pd.read_csv(folder / FILES[name]) for name in ("scores", "images", "not_scored")
+    )
+    asked = {*scores["measure"], *left_out["measure"]}
     names = {METHOD_NAMES[stage] for stage in run.stages()}
-    wanted = {IMAGE_MEASURE} if image_probe else set(probes.MEASURES)
-    if (folder / FILES["not_scored"]).exists():
-        table = pd.read_csv(folder / FILES["not_scored"])
-        wanted -= set(table.loc[table["left_out"] == "all", "measure"])
-    probed = scores.loc[scores["measure"].isin(wanted), "method"]
-    return names <= set(images.index) and (not wanted or names <= set(probed))
+    return names <= set(images["method"]) and (IMAGE_MEASURE in asked or not image_probe)
 
 
 def _seed_table(run, folder):
@@ -269,30 +269,6 @@ def _seed_table(run, folder):
 
 
 # --- all seeds -------------------------------------------------------------------------------
-
-
-def _wide(rows, index, columns):
-    """Return mean ± s.d. over seeds as text, in the order of first appearance."""
-    summary = seed_summary(rows, [index, columns], "value")
-    return pivot_in_order(summary, index, columns, MEAN)
-
-
-def _write_page(comparison, data, out, runs):
-    _, root = find_layout(data)
-    dataset = dataset_text(root.name, is_simulated(root))
-    first = next(iter(runs.values()))
-    facts = run_facts(first, {})
-    del facts["Seed of the training"], facts["Training time"]
-    facts = {"Dataset": f"{dataset}, Test split", "Seeds": ", ".join(map(str, runs))} | facts
-    write_comparison_page(
-        comparison.page,
-        f"{dataset}: {len(runs)} seeds, Test split",
-        facts,
-        comparison.methods_table(),
-        comparison.ranking(),
-        "\n\n".join(comparison.remarks),
-        [first.folder / "figures" / "cells.png", *_draw(comparison.table, out / "figures")],
-    )
 
 
 def _draw(table, folder):

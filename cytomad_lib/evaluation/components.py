@@ -66,11 +66,6 @@ def noisy_components(features, seed):
     return components + NOISE * noise * (np.ptp(components, axis=0) > 0)
 
 
-def keep_seed(features, images, labels, seed):
-    """Fit nothing but keep the seed: the `fit` of methods that learn from no training cells."""
-    return seed
-
-
 def keep_constant(found, features):
     """Return float32; features that never vary are unchanged."""
     return np.where(np.ptp(features, axis=0) > 0, found, features).astype(np.float32)

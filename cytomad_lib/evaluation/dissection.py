@@ -23,7 +23,7 @@ import pandas as pd
 
 from cytomad_lib.backend import keras
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.evaluation.bottleneck import slices
+from cytomad_lib.evaluation.bottleneck import outputs
 from cytomad_lib.training.steps import without_gradients
 
 layers, ops = keras.layers, keras.ops
@@ -171,9 +171,7 @@ def patch_outputs(discriminator, brightfield, phase, statistics="running"):
             training=True,
         )
         return ops.convert_to_numpy(patches)[..., 0]
-    pairs = zip(*map(slices, images), strict=True)
-    patches = [ops.convert_to_numpy(discriminator(list(p), training=False)) for p in pairs]
-    return np.concatenate(patches)[..., 0]
+    return outputs(discriminator, *images)[..., 0]
 
 
 def receptive_field(network, place):

@@ -45,10 +45,6 @@ class DoseCells:
         drugs = dict.fromkeys(drug for drug, _ in pairs if drug != self.reference)
         return {drug: [batch for name, batch in pairs if name == drug] for drug in drugs}
 
-    def drug_batches(self):
-        """Return the pairs of drug and batch."""
-        return [(drug, batch) for drug, own in self.batches_of_drug().items() for batch in own]
-
 
 def check_cells(features, labels, reference):
     """Return `DoseCells` of features and labels; see `dose_response.dose_distances`."""
@@ -60,13 +56,6 @@ def check_cells(features, labels, reference):
     _check_groups(batch, class_name, level, reference)
     cells = DoseCells(values, batch, class_name, dose, level, reference)
     return replace(cells, values=_one_scale(cells, images))
-
-
-def check_samples(**counts):
-    """Refuse numbers of samples that are not whole and positive."""
-    for name, count in counts.items():
-        if int(count) != count or count < 1:
-            raise DoseError(f"{name} is {count!r}; expected a whole number above zero.")
 
 
 def check_levels(drug, batch, level):

@@ -35,7 +35,6 @@ from scipy.stats import rankdata
 from cytomad_lib.evaluation.dose_cells import (
     check_cells,
     check_levels,
-    check_samples,
     covariance_within,
     whitening_of,
 )
@@ -100,13 +99,13 @@ def dose_distances(features, labels, reference="DMSO", seed=0, n_bootstrap=500):
     A. Walther et al., NeuroImage 137, 188 (2016), cross-validated Mahalanobis distance;
     O. Ledoit and M. Wolf, J. Multivariate Analysis 88, 365 (2004), shrinkage.
     """
-    check_samples(n_bootstrap=n_bootstrap)
     cells = check_cells(features, labels, reference)
     rng = np.random.default_rng(seed)
     # In whitened features S is the identity, so distances are plain Euclidean ones.
     white = cells.values @ whitening_of(covariance_within(cells, cells.untreated))
     rows = []
-    for drug, batch in cells.drug_batches():
+    pairs = [(drug, batch) for drug, own in cells.batches_of_drug().items() for batch in own]
+    for drug, batch in pairs:
         treated, own = cells.of(drug, batch), cells.of(reference, batch)
         others = white[cells.untreated & ~own]
         for level in [0, *np.unique(cells.level[treated])]:
@@ -200,7 +199,6 @@ def dose_order(
     DoseError
         As `dose_distances`, or if a drug has fewer than 3 doses in some batch.
     """
-    check_samples(n_bootstrap=n_bootstrap, n_permutations=n_permutations)
     cells = check_cells(features, labels, reference)
     rng = np.random.default_rng(seed)
     positions = _positions(cells, rng, n_repeats)

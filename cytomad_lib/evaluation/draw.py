@@ -149,15 +149,9 @@ def _encodings(evaluation, layout):
     """Draw which property of the cell each feature follows."""
     if layout.target.unit != "rad":
         return
-    cells = evaluation.cells
     # From the truth where it is known: the measured phase carries the batch's scale, so a feature
     # that encodes the batch alone would correlate with the dry mass.
-    measures = biophysics.measure_cells(
-        cells.qpi if cells.truth is None else cells.truth,
-        cells.pixel_size_um,
-        wavelength_um=cells.wavelength_um,
-        refraction_increment=cells.refraction_increment,
-    )
+    measures = evaluation.measures[list(evaluation.references)[-1]]
     for name, values in evaluation.features.items():
         # ReLU features that are zero for every cell follow nothing; they would fill half the map.
         alive = np.flatnonzero(np.ptp(values, axis=0) > 0)

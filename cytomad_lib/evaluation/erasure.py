@@ -11,9 +11,9 @@ Example
 >>> clean = erase(any_features)
 """
 
-from dataclasses import dataclass, field
-
 import numpy as np
+
+RANK_TOLERANCE = 1e-6  # directions with less than this part of the largest spread are constant
 
 
 def within_class_concept(batch_codes, class_codes):
@@ -39,29 +39,7 @@ def within_class_concept(batch_codes, class_codes):
     return concept
 
 
-@dataclass(frozen=True)
-class Leace:
-    """An affine map that erases a concept; made by `fit_leace`.
-
-    Attributes
-    ----------
-    mean : array, (features,)
-        Of the training cells; stays where it is.
-    reads, writes : array, (features, erased directions)
-        What is taken from a cell x is ``(x - mean) @ reads @ writes.T``.
-    """
-
-    mean: np.ndarray = field(repr=False)
-    reads: np.ndarray = field(repr=False)
-    writes: np.ndarray = field(repr=False)
-
-    def __call__(self, features):
-        """Return the features (cells, features), float32, without the concept."""
-        features = np.asarray(features, dtype=float)
-        return (features - (features - self.mean) @ self.reads @ self.writes.T).astype(np.float32)
-
-
-def fit_leace(features, concept, rank_tolerance=1e-6):
+def fit_leace(features, concept):
     """Fit least-squares concept erasure (LEACE) in closed form.
 
     Of all affine maps after which the features have no covariance with the concept, this is the one
@@ -77,15 +55,14 @@ def fit_leace(features, concept, rank_tolerance=1e-6):
     concept : array, (cells, columns)
         For example the batch as indicator columns. If the mean of each class is subtracted from
         those, batches become alike *inside* the classes, and the difference between classes that
-        comes with their different batches is left alone (`peer_features` calls this "within
-        class").
-    rank_tolerance : float
-        Directions with less than this fraction of the largest spread count as constant.
+        comes with their different batches is left alone (LEACE "within class").
 
     Returns
     -------
-    Leace
-        Call it with the features of any cells. Features constant in training are not changed.
+    function
+        Takes features (cells, features) of any cells and returns them, float32, without the
+        concept. The mean of the training cells stays where it is, and so do features that are
+        constant in training.
 
     Source
     ------
@@ -100,17 +77,22 @@ def fit_leace(features, concept, rank_tolerance=1e-6):
     scale = np.where(spread > 0, spread, 1)
     scaled = np.where(spread > 0, (features - mean) / scale, 0) / np.sqrt(len(features))
     white, singular, axes = np.linalg.svd(scaled, full_matrices=False)
-    kept = singular > rank_tolerance * singular[0]
+    kept = singular > RANK_TOLERANCE * singular[0]
     white, singular, axes = white[:, kept], singular[kept], axes[kept]
     # Whitened features have covariance 1: there, the least change is an orthogonal projection.
     covariance = white.T @ (concept - concept.mean(axis=0)) / np.sqrt(len(features))
     directions, strength, _ = np.linalg.svd(covariance, full_matrices=False)
-    directions = directions[:, strength > rank_tolerance]
+    directions = directions[:, strength > RANK_TOLERANCE]
     reads = (axes.T / singular) @ directions / scale[:, None]
     writes = (axes.T * singular) @ directions * scale[:, None]
     # A constant feature has no part in any direction, but for rounding.
     reads[spread == 0] = writes[spread == 0] = 0
-    return Leace(mean, reads, writes)
+
+    def erase(other):
+        other = np.asarray(other, dtype=float)
+        return (other - (other - mean) @ reads @ writes.T).astype(np.float32)
+
+    return erase
 
 
 def spread_of(values):

@@ -29,7 +29,8 @@ from scipy.special import softmax
 from tqdm import tqdm
 
 from cytomad_lib.backend import keras
-from cytomad_lib.evaluation.bottleneck import slices
+from cytomad_lib.evaluation.bottleneck import outputs
+from cytomad_lib.evaluation.image_quality import as_stack
 from cytomad_lib.evaluation.probe_results import make_result, mean_recall
 from cytomad_lib.evaluation.tasks import (
     ProbeError,
@@ -40,7 +41,6 @@ from cytomad_lib.evaluation.tasks import (
 )
 from cytomad_lib.layers import BatchNormalization
 from cytomad_lib.training.minibatches import Minibatches
-from cytomad_lib.training.steps import without_gradients
 
 MEASURE = "batch within class, images"
 SMALLEST = 16
@@ -89,8 +89,10 @@ def image_batch_accuracy(images, labels, seed=0, n_folds=5, epochs=None, progres
     Raises
     ------
     ProbeError
-        If lengths differ, values are not finite or not images, or no class has two batches with
-        enough cells.
+        If lengths differ, values are not finite, images are too small, or no class has two batches
+        with enough cells.
+    ImageShapeError
+        If they are not images.
     """
     images, batch, class_name = _checked_images(images, labels)
     tasks, _ = batch_tasks(batch, class_name, n_folds, seed)
@@ -109,15 +111,10 @@ def image_batch_accuracy(images, labels, seed=0, n_folds=5, epochs=None, progres
 
 
 def _checked_images(images, labels):
-    images = np.asarray(images, dtype=np.float32)
-    shape = images.shape
-    if images.ndim == 4 and shape[-1] == 1:
-        images = images[..., 0]
-    if images.ndim != 3 or min(images.shape[1:]) < SMALLEST:
+    images = as_stack(images).astype(np.float32)
+    if min(images.shape[1:]) < SMALLEST:
         raise ProbeError(
-            f"Found images of shape {shape}; expected (cells, height, width) or (cells, height, "
-            f"width, 1) with at least {SMALLEST} pixels a side. Features go to "
-            "`probes.within_class_batch_accuracy`."
+            f"Found images of shape {images.shape}; expected at least {SMALLEST} pixels a side."
         )
     _, batch, class_name = check_features(images, labels)
     return images, batch, class_name
@@ -233,11 +230,7 @@ class _Trainer:
     def probabilities(self, inputs):
         """Return (cells, batches)."""
         # Called directly: `predict` would compile for each new number of cells.
-        minibatches = zip(*map(slices, inputs), strict=True)
-        with without_gradients():
-            logits = [self.network(list(some), training=False) for some in minibatches]
-        logits = [keras.ops.convert_to_numpy(some) for some in logits]
-        return softmax(np.concatenate(logits), axis=1)
+        return softmax(outputs(self.network, *inputs), axis=1)
 
     def _compile(self, network, steps):
         # The rate falls to zero, so that the last weights do not depend on the last minibatch.

@@ -3,7 +3,6 @@
 - `image_scores`: MAE, PSNR, SSIM and Pearson r per cell, the usual numbers.
 - `structure_r`: Pearson r of the fine structure inside the cell. A smooth, cell-shaped dome already
   reaches a plain r above 0.9, with or without invented texture; this r is then low.
-- `per_cell_errors`: area, dry mass and mean phase, predicted and reference.
 - `foreground_mask`: the pixels of the cell.
 
 The reference matters. Against the measured QPI, keeping the batch effect *raises* every score here;
@@ -30,6 +29,10 @@ from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import REFRACTION_INCREMENT
 from cytomad_lib.simulation.optics import dry_mass
 
+# Structure of a wavelength below 5.3 times this passes at more than half its amplitude. That is
+# 11 µm: nucleus, nucleoli and granules pass.
+STRUCTURE_UM = 2.0
+RIM_UM = 1.0  # left out, where a small error of the outline would dominate
 DOME_POWERS = 5  # of the thickness of an ellipsoid, from 0: what makes up the dome of a cell
 
 
@@ -74,15 +77,13 @@ def phase_range(reference):
     return float(np.quantile(as_stack(reference), 0.999))
 
 
-def image_scores(predicted, reference, mask=None, data_range=None):
+def image_scores(predicted, reference, data_range=None):
     """Compare predicted with reference images, cell by cell.
 
     Parameters
     ----------
     predicted, reference : array, (cells, height, width[, 1])
         Radians.
-    mask : bool array, (cells, height, width), optional
-        Score inside the mask only. By default the whole image.
     data_range : float, optional
         Radians, for PSNR and SSIM. By default `phase_range(reference)`. Give it when scores of
         different references are compared.
@@ -98,62 +99,55 @@ def image_scores(predicted, reference, mask=None, data_range=None):
     ImageShapeError
         If the shapes differ.
     """
-    predicted, reference, mask = _same_shape(predicted, reference, mask)
+    predicted, reference = _same_shape(predicted, reference)
     data_range = phase_range(reference) if data_range is None else float(data_range)
     if not data_range > 0:
         raise ValueError(f"The data range is {data_range} rad; expected a positive number.")
     rows = []
-    for image, truth, inside in zip(predicted, reference, mask, strict=True):
-        error = (image - truth)[inside]
+    for image, truth in zip(predicted, reference, strict=True):
+        error = image - truth
         squared = np.mean(error**2)
+        # The mean of the map: a mean without its rim is what `structural_similarity` returns.
         similarity = structural_similarity(image, truth, data_range=data_range, full=True)[1]
         rows.append(
             {
                 "mae_rad": np.mean(np.abs(error)),
                 "psnr_db": 10 * np.log10(data_range**2 / squared) if squared > 0 else np.inf,
-                "ssim": np.mean(similarity[inside]),
-                "pearson_r": _pearson(image[inside], truth[inside]),
+                "ssim": np.mean(similarity),
+                "pearson_r": _pearson(image.ravel(), truth.ravel()),
             }
         )
     return pd.DataFrame(rows)
 
 
-def structure_r(predicted, truth, mask=None, *, pixel_size_um, cutoff_um=2.0, rim_um=1.0):
+def structure_r(predicted, truth, pixel_size_um):
     """Pearson r of the fine structure inside the cell: whether the texture is real or invented.
 
     From each image its dome is subtracted (what follows from the thickness of an ellipsoid shaped
     as the cell, see `ellipsoid_thickness`), and then its smooth part (a Gaussian of standard
-    deviation `cutoff_um`, computed inside the mask only, so that nothing leaks in from outside).
-    The rest is compared inside the mask, without a rim of `rim_um`. Without the first step, a
+    deviation `STRUCTURE_UM`, computed inside the mask only, so that nothing leaks in from outside).
+    The rest is compared inside the mask, without a rim of `RIM_UM`. Without the first step, a
     featureless dome over the right outline would count as structure, because it falls off towards
     the rim as the truth does.
 
     Parameters
     ----------
     predicted, truth : array, (cells, height, width[, 1])
-        Radians.
-    mask : bool array, (cells, height, width), optional
-        By default `foreground_mask(truth)`.
+        Radians. The cell is where `foreground_mask` finds it in the truth.
     pixel_size_um : float
         Micrometres per pixel.
-    cutoff_um : float
-        Structure of a wavelength below 5.3 times this passes at more than half its amplitude. At
-        2 um that is 11 um: nucleus, nucleoli and granules pass.
-    rim_um : float
-        Width of the rim that is left out, where a small error of the outline would dominate.
 
     Returns
     -------
     array, (cells,)
         NaN where fewer than 10 pixels are left, or nothing varies.
     """
-    mask = foreground_mask(truth) if mask is None else mask
-    predicted, truth, mask = _same_shape(predicted, truth, mask)
-    sigma = cutoff_um / pixel_size_um
+    predicted, truth = _same_shape(predicted, truth)
+    sigma = STRUCTURE_UM / pixel_size_um
     scores = np.full(len(truth), np.nan)
-    for index, inside in enumerate(mask):
+    for index, inside in enumerate(foreground_mask(truth)):
         depth_um = ndimage.distance_transform_edt(inside) * pixel_size_um
-        core = depth_um > rim_um
+        core = depth_um > RIM_UM
         if core.sum() >= 10:
             thickness = ellipsoid_thickness(inside)
             weight = np.maximum(ndimage.gaussian_filter(inside.astype(float), sigma), 1e-12)
@@ -210,50 +204,6 @@ def dry_mass_pg(
     return dry_mass(phase, pixel_size_um, refraction_increment, wavelength_um)
 
 
-def per_cell_errors(
-    predicted,
-    reference,
-    pixel_size_um,
-    wavelength_um=None,
-    refraction_increment=REFRACTION_INCREMENT,
-):
-    """Compare area, mean phase and dry mass of the predicted and of the reference image.
-
-    Each image is measured inside its own mask (`foreground_mask`).
-
-    Parameters
-    ----------
-    predicted, reference : array, (cells, height, width[, 1])
-        Radians.
-    pixel_size_um : float
-        Micrometres per pixel.
-    wavelength_um, refraction_increment : float
-        As in `dry_mass_pg`; without a wavelength, dry mass is left out.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per cell; `area_um2`, `mean_phase_rad` and `dry_mass_pg`, each as
-        `<name>_predicted`, `<name>_reference` and `<name>_error` (predicted minus reference).
-    """
-    predicted, reference, _ = _same_shape(predicted, reference, None)
-    tables = {"predicted": predicted, "reference": reference}
-    for kind, images in tables.items():
-        mask = foreground_mask(images)
-        pixels = mask.sum(axis=(1, 2))
-        total = np.sum(images * mask, axis=(1, 2))
-        table = {"area_um2": pixels * pixel_size_um**2}
-        table["mean_phase_rad"] = total / np.where(pixels > 0, pixels, np.nan)
-        if wavelength_um is not None:
-            optics = pixel_size_um, wavelength_um, refraction_increment
-            table["dry_mass_pg"] = dry_mass_pg(images, mask, *optics)
-        tables[kind] = pd.DataFrame(table)
-    tables["error"] = tables["predicted"] - tables["reference"]
-    parts = [table.add_suffix(f"_{kind}") for kind, table in tables.items()]
-    names = [f"{name}_{kind}" for name in tables["error"] for kind in tables]
-    return pd.concat(parts, axis=1)[names]
-
-
 def as_stack(images):
     """Return images (cells, height, width[, 1]) as float64 (cells, height, width).
 
@@ -273,16 +223,15 @@ def as_stack(images):
     return images
 
 
-def _same_shape(predicted, reference, mask):
+def _same_shape(predicted, reference):
     predicted, reference = as_stack(predicted), as_stack(reference)
-    mask = np.ones(reference.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
-    if predicted.shape != reference.shape or mask.shape != reference.shape:
+    if predicted.shape != reference.shape:
         raise ImageShapeError(
-            f"Predicted images are {predicted.shape}, reference {reference.shape}, mask "
-            f"{mask.shape} (cells, height, width); expected the same. Were they selected by the "
-            "same cells and resized to the same size?"
+            f"Predicted images are {predicted.shape}, reference {reference.shape} (cells, height, "
+            "width); expected the same. Were they selected by the same cells and resized to the "
+            "same size?"
         )
-    return predicted, reference, mask
+    return predicted, reference
 
 
 def _without_dome(image, inside, thickness):

@@ -58,17 +58,17 @@ def _image_row(images, cells, unit="rad"):
     return row
 
 
-def cell_measure_errors(images, cells, measures=None):
-    """Compare area, mean phase and dry mass with those of the measured phase and of the truth.
+def cell_measure_errors(measured, references, measures):
+    """Compare measures of the cell in the images of each method with those in the references.
 
     Parameters
     ----------
-    images : dict
-        Method to phase images of the cells, rad.
-    cells : CellImages
-    measures : sequence of str, optional
-        By default all of `image_quality.per_cell_errors`; dry mass only if `cells` has a
-        wavelength. For images that show no phase, only the area makes sense.
+    measured : dict
+        Method to its table of `biophysics.measure_images`; references are methods, too.
+    references : dict
+        "measured" and, if it is known, "truth", to their names in `measured`.
+    measures : sequence of str
+        Of `comparable_measures`.
 
     Returns
     -------
@@ -77,39 +77,22 @@ def cell_measure_errors(images, cells, measures=None):
         `reference_mean`, `mean_error` and `sd_error` in the unit of the measure, `mean_abs_error`,
         and `r`, the correlation over the cells. A method is not compared with itself.
     """
+    # Where no outline is found, there is no area and no mass.
+    filled = {n: table.fillna({"area_um2": 0, "dry_mass_pg": 0}) for n, table in measured.items()}
     rows = []
-    for name, stack in images.items():
-        for kind, reference in references(cells).items():
-            if stack is reference:
-                continue
-            table = image_quality.per_cell_errors(
-                stack,
-                reference,
-                cells.pixel_size_um,
-                wavelength_um=cells.wavelength_um,
-                refraction_increment=cells.refraction_increment,
-            )
-            there = [name.removesuffix("_error") for name in table if name.endswith("_error")]
-            for measure in there if measures is None else measures:
+    for name, table in filled.items():
+        for kind, reference in references.items():
+            for measure in measures if name != reference else ():
+                true = filled[reference][measure]
+                error = table[measure] - true
                 row = {"method": name, "reference": kind, "measure": measure}
-                rows.append(row | _summary_of_errors(table, measure))
+                row |= {"reference_mean": true.mean(), "mean_error": error.mean()}
+                row |= {"sd_error": error.std(), "mean_abs_error": error.abs().mean()}
+                rows.append(row | {"r": table[measure].corr(true)})
     return pd.DataFrame(rows)
 
 
-def _summary_of_errors(table, measure):
-    predicted, reference, error = (
-        table[f"{measure}_{part}"] for part in ("predicted", "reference", "error")
-    )
-    return {
-        "reference_mean": reference.mean(),
-        "mean_error": error.mean(),
-        "sd_error": error.std(),
-        "mean_abs_error": error.abs().mean(),
-        "r": predicted.corr(reference),
-    }
-
-
-def phase_measures(layout, left_out):
+def comparable_measures(layout, left_out):
     """Return the measures that can be compared; dry mass needs a phase and its wavelength."""
     if layout.target.unit != "rad":
         return ["area_um2"]

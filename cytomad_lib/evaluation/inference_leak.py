@@ -38,7 +38,7 @@ GROUPS = "one group at a time"
 MIXED = "mixed minibatches"
 
 
-def leak_table(generator, cells, seed=0, n_permutations=20, minibatch=None):
+def leak_table(generator, cells, seed=0, n_permutations=20):
     """Score a generator's features of the same cells, predicted in three ways.
 
     Parameters
@@ -51,8 +51,6 @@ def leak_table(generator, cells, seed=0, n_permutations=20, minibatch=None):
         Of the mixing, the dropout, and the probes.
     n_permutations : int
         Shuffles of the labels behind the null; see `evaluation.probes`.
-    minibatch : int, optional
-        Cells of a group that are normalised together, as in `prediction.predict`; all by default.
 
     Returns
     -------
@@ -65,7 +63,7 @@ def leak_table(generator, cells, seed=0, n_permutations=20, minibatch=None):
     PredictionError, ProbeError
         As `prediction.predict` and the measures of `evaluation.probes`.
     """
-    groups = group_minibatches(cells.labels, minibatch)
+    groups = group_minibatches(cells.labels)
     predictions = {
         RUNNING: predict(generator, cells),
         GROUPS: predict_together(generator, cells, groups, seed=seed),
@@ -74,7 +72,7 @@ def leak_table(generator, cells, seed=0, n_permutations=20, minibatch=None):
     return _scores(predictions, cells.labels, seed, n_permutations)
 
 
-def random_group_table(generator, cells, seed=0, n_permutations=20, minibatch=None):
+def random_group_table(generator, cells, seed=0, n_permutations=20):
     """Score features by groups into which the cells were shuffled at random.
 
     The groups have the sizes and names of the true ones. With running statistics, no probe can find
@@ -87,7 +85,7 @@ def random_group_table(generator, cells, seed=0, n_permutations=20, minibatch=No
     DataFrame
         As `leak_table`, without mixed minibatches.
     """
-    groups = group_minibatches(cells.labels, minibatch)
+    groups = group_minibatches(cells.labels)
     shuffled = shuffle(groups, seed)
     names = (
         cells.labels.iloc[np.concatenate(groups)].set_axis(np.concatenate(shuffled)).sort_index()

@@ -66,20 +66,16 @@ def write_evaluation_page(path, evaluation, run, stages):
     )
 
 
-def write_comparison_page(path, subtitle, facts, methods, ranking, remarks, figures):
+def write_comparison_page(comparison, dataset, runs, figures):
     """Write the page of a comparison over seeds.
 
     Parameters
     ----------
-    path : path
-        Ends in `.html`.
-    subtitle : str
-    facts : dict
-        See `report.write_report`.
-    methods, ranking : DataFrame
-        Measures in rows and methods in columns; see `ranking.rank_methods`.
-    remarks : str
-        Which baselines are missing, and why.
+    comparison : Comparison
+    dataset : str
+        See `dataset_text`.
+    runs : dict
+        Seed to its run.
     figures : list of Path
         `cells.png` of the first seed and, where they exist, `scores.png` and `baselines.png`.
 
@@ -87,9 +83,18 @@ def write_comparison_page(path, subtitle, facts, methods, ranking, remarks, figu
     -------
     pathlib.Path
     """
-    tables = {"methods": methods, "ranking": ranking}
-    sections = _sections("comparison", tables, figures, {"remarks": remarks})
-    return write_report(path, "CytoMAD: comparison of recipes", subtitle, facts, sections)
+    tables = {"methods": comparison.methods_table(), "ranking": comparison.ranking()}
+    words = {"remarks": "\n\n".join(comparison.remarks)}
+    facts = {"Dataset": f"{dataset}, Test split", "Seeds": ", ".join(map(str, runs))}
+    facts |= run_facts(next(iter(runs.values())), {})
+    del facts["Seed of the training"], facts["Training time"]
+    return write_report(
+        comparison.page,
+        "CytoMAD: comparison of recipes",
+        f"{dataset}: {len(runs)} seeds, Test split",
+        facts,
+        _sections("comparison", tables, figures, words),
+    )
 
 
 def _sections(page, tables, figures, words):

@@ -52,7 +52,7 @@ import pandas as pd
 from joblib import Parallel, cpu_count, delayed
 from threadpoolctl import threadpool_limits
 
-from cytomad_lib.evaluation.classifiers import PROBES, check_probes, cross_validate
+from cytomad_lib.evaluation.classifiers import PROBES, cross_validate
 from cytomad_lib.evaluation.probe_results import make_result, mean_recall
 from cytomad_lib.evaluation.tasks import (
     FOLDS,
@@ -70,12 +70,10 @@ COLUMNS += [*PROBES, "n_cells", "seed"]
 MEASURES = ("batch within class", "class", "class, unseen batch")
 
 
-def within_class_batch_accuracy(
-    features, labels, seed=0, n_permutations=20, probes=PROBES, n_folds=FOLDS
-):
+def within_class_batch_accuracy(features, labels, seed=0, n_permutations=20, probes=PROBES):
     """Tell the batches of one class apart; averaged over the classes.
 
-    Groups (batch and class) with fewer cells than folds are left out, and so are classes with one
+    Groups (batch and class) with fewer than `FOLDS` cells are left out, and so are classes with one
     batch only; `left_out` names them.
 
     Parameters
@@ -90,8 +88,6 @@ def within_class_batch_accuracy(
         Shuffles of the labels for `null_mean` and `null_95`.
     probes : sequence of str
         Any of `PROBES`.
-    n_folds : int
-        Folds of the cross-validation, stratified by group.
 
     Returns
     -------
@@ -107,13 +103,14 @@ def within_class_batch_accuracy(
     ProbeError
         If lengths differ, values are not finite, or no class has two batches with enough cells.
     """
+    if not probes or set(probes) - set(PROBES):
+        raise ProbeError(f"Found the probes {list(probes)}; choose from {list(PROBES)}.")
     features, batch, class_name = check_features(features, labels)
-    tasks, _ = batch_tasks(batch, class_name, n_folds, seed)
-    options = {"batches": batch.categories}
-    return _score(MEASURES[0], features, tasks, probes, n_permutations, seed, **options)
+    tasks, _ = batch_tasks(batch, class_name, FOLDS, seed)
+    return _score(MEASURES[0], features, tasks, n_permutations, seed, probes, batch.categories)
 
 
-def class_accuracy(features, labels, seed=0, n_permutations=20, probes=PROBES, n_folds=FOLDS):
+def class_accuracy(features, labels, seed=0, n_permutations=20):
     """Tell the classes apart; every batch is in the training and the test folds.
 
     A batch holds only some of the classes, so a probe may use the batch to narrow down the class.
@@ -127,13 +124,11 @@ def class_accuracy(features, labels, seed=0, n_permutations=20, probes=PROBES, n
     ProbeResult
     """
     features, batch, class_name = check_features(features, labels)
-    tasks, _ = class_tasks(batch, class_name, n_folds, seed)
-    return _score(MEASURES[1], features, tasks, probes, n_permutations, seed)
+    tasks, _ = class_tasks(batch, class_name, FOLDS, seed)
+    return _score(MEASURES[1], features, tasks, n_permutations, seed)
 
 
-def unseen_batch_class_accuracy(
-    features, labels, seed=0, n_permutations=20, probes=PROBES, only=None
-):
+def unseen_batch_class_accuracy(features, labels, seed=0, n_permutations=20, only=None):
     """Tell the classes apart in a batch that the probe was not trained on, batch by batch.
 
     The left-out cells of all turns are pooled and each class counts the same; `by_group` gives the
@@ -155,17 +150,16 @@ def unseen_batch_class_accuracy(
     if only is not None and only not in batch.categories:
         raise ProbeError(f"There are no cells of {only!r}; choose from {list(batch.categories)}.")
     tasks, _ = unseen_tasks(batch, class_name, only=only)
-    return _score(MEASURES[2], features, tasks, probes, n_permutations, seed)
+    return _score(MEASURES[2], features, tasks, n_permutations, seed)
 
 
-def left_out(labels, n_folds=FOLDS):
+def left_out(labels):
     """Return the cells that a measure cannot count, and why.
 
     Parameters
     ----------
     labels : pandas.DataFrame
         One row per cell, columns `batch` and `class_name`.
-    n_folds : int
 
     Returns
     -------
@@ -181,7 +175,7 @@ def left_out(labels, n_folds=FOLDS):
     rows = []
     for measure, find in zip(MEASURES, (batch_tasks, class_tasks, unseen_tasks), strict=True):
         try:
-            rows += [(measure, *reason) for reason in find(batch, class_name, n_folds)[1]]
+            rows += [(measure, *reason) for reason in find(batch, class_name)[1]]
         except ProbeError as error:
             rows.append((measure, "all", str(error)))
     return rows
@@ -199,7 +193,7 @@ def check_unseen(labels, batch):
     unseen_tasks(batches, class_name, only=batch)
 
 
-def score_results(features, labels, seed=0, n_permutations=20, probes=PROBES):
+def score_results(features, labels, seed=0, n_permutations=20):
     """Score one set of features by all three measures.
 
     Returns
@@ -213,24 +207,21 @@ def score_results(features, labels, seed=0, n_permutations=20, probes=PROBES):
         If lengths differ or values are not finite.
     """
     check_features(features, labels)
-    check_probes(probes)
     measures = (within_class_batch_accuracy, class_accuracy, unseen_batch_class_accuracy)
     found = []
     for measure in measures:
         with suppress(ProbeError):
-            found.append(measure(features, labels, seed, n_permutations, probes))
+            found.append(measure(features, labels, seed, n_permutations))
     return found
 
 
-def score_side_by_side(methods, labels, seed=0, n_permutations=20, probes=PROBES, n_jobs=2):
-    """Start scoring several sets of features, in processes beside this one.
+def score_side_by_side(methods, labels, seed=0, n_permutations=20):
+    """Start scoring several sets of features, in two processes beside this one.
 
     Parameters
     ----------
     methods : dict
         Name of the method to its features.
-    n_jobs : int
-        Processes at a time; never more than there are processors. The results do not depend on it.
 
     Returns
     -------
@@ -238,11 +229,9 @@ def score_side_by_side(methods, labels, seed=0, n_permutations=20, probes=PROBES
         Yields (name, list of `ProbeResult`) in the order of `methods`. The processes run in the
         meantime, so other work can be done before the first result is used.
     """
-    n_jobs = min(n_jobs, cpu_count(), len(methods))
+    n_jobs = min(2, cpu_count(), len(methods))
     found = Parallel(n_jobs=n_jobs, return_as="generator")(
-        delayed(in_worker)(
-            os.getpid(), score_results, features, labels, seed, n_permutations, probes
-        )
+        delayed(in_worker)(os.getpid(), score_results, features, labels, seed, n_permutations)
         for features in methods.values()
     )
     return zip(methods, found, strict=True)
@@ -265,7 +254,7 @@ def results_table(results):
     return pd.DataFrame(rows, columns=None if rows else COLUMNS)
 
 
-def score_table(methods, labels, seed=0, n_permutations=20, probes=PROBES):
+def score_table(methods, labels, seed=0, n_permutations=20):
     """Score several sets of features of the same cells.
 
     Parameters
@@ -280,14 +269,13 @@ def score_table(methods, labels, seed=0, n_permutations=20, probes=PROBES):
     """
     return results_table(
         {
-            name: score_results(features, labels, seed, n_permutations, probes)
+            name: score_results(features, labels, seed, n_permutations)
             for name, features in methods.items()
         }
     )
 
 
-def _score(measure, features, tasks, probes, n_permutations, seed, **options):
-    check_probes(probes)
+def _score(measure, features, tasks, n_permutations, seed, probes=PROBES, batches=None):
     rng = np.random.default_rng(seed)
     outcomes, shuffled, chances = [], False, []
     accuracies = {probe: [] for probe in probes}
@@ -309,4 +297,4 @@ def _score(measure, features, tasks, probes, n_permutations, seed, **options):
             outcomes.append((task, {p: q[0] for p, q in found.items()}, counts[0]))
     # Where each fold holds one label, shuffling changes nothing, and there is no null.
     scores = {p: np.mean(own, axis=0)[: None if shuffled else 1] for p, own in accuracies.items()}
-    return make_result(measure, scores, np.mean(chances), outcomes, seed, **options)
+    return make_result(measure, scores, np.mean(chances), outcomes, seed, batches)

@@ -65,6 +65,8 @@ class Evaluation:
         By trained stage.
     references : dict of array
         Images that the predictions are compared with, by name.
+    measures : dict of DataFrame
+        `biophysics.measure_images` of the images of each stage and reference, by method.
     results : dict of list of ProbeResult
         By method.
     scores : DataFrame
@@ -102,6 +104,7 @@ class Evaluation:
     cells: CellImages
     predictions: dict
     references: dict
+    measures: dict
     results: dict
     scores: pd.DataFrame
     images: pd.DataFrame

@@ -24,8 +24,9 @@ from cytomad_lib.evaluation.baselines import (
     baseline_features,
     field_methods,
     null_control,
-    run_method,
+    trains_on,
 )
+from cytomad_lib.evaluation.biophysics import measure_images
 from cytomad_lib.evaluation.image_probe import image_batch_accuracy
 from cytomad_lib.evaluation.methods import phase_measures
 from cytomad_lib.evaluation.results import (
@@ -72,7 +73,8 @@ def score(run, data, split, seed=0, progress=False, image_probe=True, baselines=
     images = {METHOD_NAMES[stage]: made.images for stage, made in predictions.items()}
     references = image_tables.named_references(cells, layout)
 
-    measured = _measure(images | references, cells, layout)
+    tables = {name: measure_images(s, cells) for name, s in (images | references).items()}
+    measured = _measured_features(tables, layout)
     # References are scored by their measures, too; by their pixels if the target is no phase.
     ceilings = {name: measured.get(name, stack) for name, stack in references.items()}
     methods = [*(field_methods(with_images=True) if baselines else ()), *methods]
@@ -81,16 +83,16 @@ def score(run, data, split, seed=0, progress=False, image_probe=True, baselines=
     if baselines:
         found = [_of_images(name, measured[name]) for name in images if name in measured] + found
     corrected = {b.shown_name: b.features for b in found if b.features is not None}
-    settings = cells.labels, seed, progress, image_probe, left_out
+    settings = cells.labels, seed, progress, left_out, image_probe
     results, scores = _probe(features, ceilings, corrected, images | references, *settings)
-    everything = features | ceilings | corrected
-    kept = _biology(everything, measured, cells.labels, seed, progress, left_out)
-    measures = image_tables.phase_measures(layout, left_out)
+    settings = cells.labels, seed, progress, left_out
+    kept = _biology(features | ceilings | corrected, measured, *settings)
+    compared = image_tables.comparable_measures(layout, left_out)
+    kinds = dict(zip(image_tables.references(cells), references, strict=True))
     # Only the drug dataset says which class is untreated.
     dosed = {} if layout.described else features | ceilings
     mixed = _mix(features | corrected, cells.labels, seed, left_out)
     dose_order, dose_distance = _order_doses(dosed, cells.labels, seed, left_out)
-    kept = pd.concat([kept, _dose_shares(dose_order)])
     return Evaluation(
         split=split,
         seed=seed,
@@ -99,17 +101,18 @@ def score(run, data, split, seed=0, progress=False, image_probe=True, baselines=
         cells=cells,
         predictions=predictions,
         references=references,
+        measures=tables,
         results=results,
         scores=scores,
         images=image_tables.image_table(images | references, cells, layout.target.unit),
-        cell_measures=image_tables.cell_measure_errors(images | references, cells, measures),
+        cell_measures=image_tables.cell_measure_errors(tables, kinds, compared),
         mixing=mixed,
-        biology=kept,
+        biology=pd.concat([kept, _dose_shares(dose_order)]),
         baselines=_notes_table(found, control),
         dose_order=dose_order,
         dose_distance=dose_distance,
         left_out=left_out,
-        dry_mass=image_tables.optics_text(layout) if "dry_mass_pg" in measures else "",
+        dry_mass=image_tables.optics_text(layout) if "dry_mass_pg" in compared else "",
         classifier_scores=_scores_of_classifiers(run, cells, left_out),
     )
 
@@ -211,18 +214,15 @@ def reference_features(cells, layout):
     Biophysical measures of the phase; where the target is no phase, the pixels.
     """
     references = image_tables.named_references(cells, layout)
-    return references | _measure(references, cells, layout)
+    tables = {name: measure_images(stack, cells) for name, stack in references.items()}
+    return references | _measured_features(tables, layout)
 
 
-def _measure(images, cells, layout):
-    """Return {name: biophysical measures of the images}; empty if the target is no phase."""
+def _measured_features(tables, layout):
+    """Return {name: measures of the cells as features}; empty if the target is no phase."""
     if layout.target.unit != "rad":
         return {}
-    no_features = np.zeros((len(cells), 0))
-    return {
-        name: run_method(phase_measures, (no_features, replace(cells, qpi=stack), cells.labels))
-        for name, stack in images.items()
-    }
+    return {name: phase_measures.as_features(table) for name, table in tables.items()}
 
 
 def _of_images(name, measures):
@@ -240,7 +240,7 @@ def _run_methods(run, data, cells, prediction, methods, seed, progress, left_out
     if train is not None:
         known = predict(run.generator("pretraining"), train, progress)
         given += known.features, known.labels
-        if any({"brightfield", "qpi"} & set(method.TRAINS_ON) for method in methods):
+        if any({"brightfield", "qpi"} & set(trains_on(method)) for method in methods):
             images = train.read(np.arange(len(train)))
     options = {"test_images": cells, "train_images": images, "methods": methods}
     correct = partial(baseline_features, *given, seed=seed, **options)
@@ -295,7 +295,7 @@ def _biology(methods, measured, labels, seed, progress, left_out):
 # --- probes ----------------------------------------------------------------------------------
 
 
-def _probe(features, ceilings, corrected, images, labels, seed, progress, image_probe, left_out):
+def _probe(features, ceilings, corrected, images, labels, seed, progress, left_out, image_probe):
     """Probe features of stages, references and baselines, and images.
 
     Returns

@@ -1,6 +1,6 @@
 """Tables to read: scores side by side, mean and spread over seeds, text for the terminal.
 
-- `format_scores`: the scores of probes and images, measures in rows and methods in columns.
+- `format_scores`: the scores of probes, measures in rows and methods in columns.
 - `seed_summary`: mean and standard deviation over seeds.
 - `as_text`, `format_value`: a table, or one value of it, as text.
 
@@ -15,12 +15,10 @@ from numbers import Integral, Real
 import numpy as np
 import pandas as pd
 
-from cytomad_lib.data.errors import CytomadError
-
 MISSING = "–"
 
 
-def format_scores(scores, images=None):
+def format_scores(scores):
     """Put scores into one table to read: measures in rows, methods in columns.
 
     Parameters
@@ -28,15 +26,12 @@ def format_scores(scores, images=None):
     scores : pandas.DataFrame
         From `probes.results_table`, one row per method and measure. Where a method has several
         rows (seeds) for a measure, their mean is shown; `seed_summary` has the spread.
-    images : pandas.DataFrame, optional
-        Image quality, methods in rows and scores in columns, as `Evaluation.images`. Its scores
-        follow below, and methods that were not probed follow to the right.
 
     Returns
     -------
     pandas.DataFrame
         Columns `chance`, `null 95 %` (the largest of the methods'), then the methods. Bits of
-        batch information have a row of their own; images have no chance level.
+        batch information have a row of their own.
     """
     measures = list(dict.fromkeys(scores["measure"]))
     methods = list(dict.fromkeys(scores["method"]))
@@ -49,8 +44,6 @@ def format_scores(scores, images=None):
         bits = by_method["bits"].mean()[measure].dropna()
         if len(bits):
             table.loc[f"{measure}, in bits"] = {"chance": 0.0} | bits.to_dict()
-    if images is not None:
-        table = pd.concat([table, images.T.rename(index="images: {}".format)])
     return table.rename_axis(index="measure", columns=None)
 
 
@@ -72,15 +65,7 @@ def seed_summary(table, by, value):
     pandas.DataFrame
         Columns of `by`, then `mean`, `s.d.` (with n - 1), `n`, and `mean ± s.d.` as text, which is
         the mean alone where there is one seed. In the order of first appearance.
-
-    Raises
-    ------
-    CytomadError
-        If the table lacks a column.
     """
-    missing = [name for name in [*by, value] if name not in table]
-    if missing:
-        raise CytomadError(f"The table has columns {list(table.columns)}; {missing} are needed.")
     groups = table.groupby(list(by), sort=False, observed=True, dropna=False)[value]
     summary = groups.agg(**{"mean": "mean", "s.d.": "std", "n": "count"}).reset_index()
     summary["mean ± s.d."] = [

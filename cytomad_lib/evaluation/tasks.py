@@ -176,9 +176,9 @@ def class_tasks(batch, class_name, n_folds=FOLDS, seed=0):
     return [Task("", cells, classes.codes, tuple(classes.categories), folds)], reasons
 
 
-def unseen_tasks(batch, class_name, n_folds=FOLDS, only=None):
+def unseen_tasks(batch, class_name, only=None):
     """Find the task of telling the classes apart in a batch that is left out."""
-    cells, _, reasons = _large_groups(batch, class_name, n_folds)
+    cells, _, reasons = _large_groups(batch, class_name, FOLDS)
     classes, batches = (values[cells].remove_unused_categories() for values in (class_name, batch))
     need_two("classes", classes, reasons)
     need_two("batches", batches, reasons)

@@ -323,16 +323,8 @@ def group_counts(labels, class_term="class", ax=None):
     counts = pd.crosstab(labels["class_name"], labels["batch"], dropna=False)
     figure, panel = style.panel_of(ax, 0.8 * counts.shape[1] + 1.6, 0.45 * len(counts) + 0.9)
     look = {"cmap": [style.PALE], "linewidths": 1, "linecolor": "white"}
-    style.heatmap(
-        panel,
-        counts,
-        0,
-        mask=counts == 0,
-        annot=True,
-        fmt="d",
-        annot_kws={"color": "black"},
-        **look,
-    )
+    numbers = {"annot": True, "fmt": "d", "annot_kws": {"color": "black"}}
+    style.heatmap(panel, counts, 0, mask=counts == 0, **look, **numbers)
     panel.patch.set(hatch="///", edgecolor="0.75")  # seen where a group is masked
     panel.tick_params(length=0)
     panel.set(xlabel="batch (day of acquisition)", ylabel=class_term)

@@ -40,19 +40,7 @@ def dose_response(table, title=""):
     Figure
         The band of each line is that of the table. Dotted, in the colour of the batch: the 95 %
         quantile of the null; a distance below it shows nothing. One scale for all drugs.
-
-    Raises
-    ------
-    ValueError
-        If columns are missing or there are no rows.
     """
-    needed = ["class_name", "batch", "dose", "level", "distance", "low", "high", "null_95"]
-    missing = [name for name in needed if name not in table]
-    if missing or not len(table):
-        raise ValueError(
-            f"The table has {len(table)} rows and lacks the columns {missing}; expected the table "
-            "of `dose_distances`."
-        )
     drugs = list(dict.fromkeys(table["class_name"]))
     colours, markers = style.category_looks(
         list(dict.fromkeys(table["batch"])), style.BATCH_COLOURS
@@ -178,8 +166,6 @@ def measures_by_dose(measures, labels, names, reference="DMSO"):
     Figure
         Means with their standard errors.
     """
-    if len(measures) != len(labels):
-        raise ValueError(f"Found {len(measures)} measured cells and {len(labels)} labels.")
     table = measures.reset_index(drop=True).assign(
         level=[dose_level(str(dose)) for dose in labels["dose"]],
         drug=labels["class_name"].astype(str).to_numpy(),

@@ -19,32 +19,12 @@ import numpy as np
 import seaborn as sns
 from matplotlib.lines import Line2D
 
+from cytomad_lib.evaluation.biophysics import MEASURE_LABELS
 from cytomad_lib.plots import style
 from cytomad_lib.plots.cells import image_grid
 from cytomad_lib.simulation.microscope_settings import SETTINGS
 
 SIDE = 2.0  # inches of an image
-
-MEASURE_LABELS = {
-    "area_um2": "area (µm²)",
-    "perimeter_um": "perimeter (µm)",
-    "circularity": "circularity",
-    "eccentricity": "eccentricity",
-    "aspect_ratio": "aspect ratio",
-    "equivalent_diameter_um": "equivalent diameter (µm)",
-    "volume_um3": "volume (µm³)",
-    "mean_phase_rad": "mean phase (rad)",
-    "peak_phase_rad": "peak phase (rad)",
-    "std_phase_rad": "standard deviation of the phase (rad)",
-    "phase_skewness": "skewness of the phase",
-    "phase_kurtosis": "kurtosis of the phase",
-    "dry_mass_pg": "dry mass (pg)",
-    "dry_mass_density_pg_per_um2": "dry mass per area (pg/µm²)",
-    "dry_mass_concentration_pg_per_um3": "dry mass per volume (pg/µm³)",
-    "local_std_rad": "texture: local standard deviation (rad)",
-    "phase_entropy_bits": "texture: entropy of the phase (bits)",
-    "phase_gradient_rad_per_um": "mean phase gradient (rad/µm)",
-}
 
 
 def map_and_cell(coordinates, labels, row, images, pixel_size_um, limits, colour_by="class_name"):

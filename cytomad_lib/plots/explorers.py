@@ -264,12 +264,7 @@ class FeatureExplorer(widgets.Explorer):
         self.features, self.cells = np.asarray(features), cells
         self._phase = cells.qpi if cells.truth is None else cells.truth
         if measures is None:
-            measures = biophysics.measure_cells(
-                self._phase,
-                cells.pixel_size_um,
-                wavelength_um=cells.wavelength_um,
-                refraction_increment=cells.refraction_increment,
-            )
+            measures = biophysics.measure_images(self._phase, cells)
         self.measures, self.limits = measures, limits_of(cells)
         self._rows = np.arange(len(cells))
         self.correlations = self._correlate()

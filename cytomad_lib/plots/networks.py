@@ -147,17 +147,12 @@ def feature_strips(features, cell_labels, title="", ax=None):
     -------
     Figure
     """
-    features = np.asarray(features)
-    if features.ndim != 2 or len(features) != len(cell_labels):
-        raise ValueError(
-            f"Found features of shape {features.shape} for {len(cell_labels)} labels; expected "
-            "(cells, n_features) and a label for each cell."
-        )
-    figure, panel = style.panel_of(ax, 9.5, 0.33 * len(features) + 1.2)
+    table = pd.DataFrame(np.asarray(features), index=cell_labels)
+    figure, panel = style.panel_of(ax, 9.5, 0.33 * len(table) + 1.2)
     bar = {"label": "value", "aspect": 10, "pad": 0.02}
     look = {"cmap": style.ACTIVATION_MAP, "vmin": 0, "cbar": True, "cbar_kws": bar}
-    style.heatmap(panel, pd.DataFrame(features, index=cell_labels), 0, **look)
-    panel.hlines(range(1, len(features)), 0, features.shape[1], "white", linewidth=1.5)
+    style.heatmap(panel, table, 0, **look)
+    panel.hlines(range(1, len(table)), 0, table.shape[1], "white", linewidth=1.5)
     panel.locator_params(axis="x", nbins=9)
     panel.tick_params(axis="x", length=4)
     panel.set(xlabel="feature", title=title)
@@ -272,26 +267,14 @@ def predicted_probabilities(panels, cell_labels, title=""):
     -------
     Figure
         Probabilities in percent; the true label is boxed.
-
-    Raises
-    ------
-    ValueError
-        If the numbers of cells, names and labels do not fit each other.
     """
-    n_cells = len(cell_labels)
     widths = [len(names) for _, names, _ in panels.values()]
-    figure = style.new_figure(0.46 * sum(widths) + 2.6, 0.36 * n_cells + 1.9, title)
+    figure = style.new_figure(0.46 * sum(widths) + 2.6, 0.36 * len(cell_labels) + 1.9, title)
     axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
     for panel, (name, (probabilities, names, true)) in zip(axes, panels.items(), strict=True):
-        probabilities = np.asarray(probabilities)
-        if probabilities.shape != (n_cells, len(names)) or len(true) != n_cells:
-            raise ValueError(
-                f"{name}: found probabilities of shape {probabilities.shape} and {len(true)} true "
-                f"codes; expected ({n_cells}, {len(names)}) and {n_cells}."
-            )
-        percent = pd.DataFrame(100 * probabilities, cell_labels, names)
+        percent = pd.DataFrame(100 * np.asarray(probabilities), cell_labels, names)
         style.percent_map(panel, percent, yticklabels="auto" if panel is axes[0] else False)
-        for row, column in enumerate(true):
+        for row, column in zip(range(len(percent)), true, strict=True):
             box = Rectangle((column + 0.03, row + 0.05), 0.94, 0.9, fill=False)
             box.set(edgecolor="#D55E00", linewidth=1.8)
             panel.add_patch(box)

@@ -64,17 +64,21 @@ def first_batch_share(scores, share, batch="first batch", ax=None):
     names = list(max(scores.values(), key=len).index)
     table = 100 * pd.DataFrame(scores).loc[names]
     table.index = [name.replace("_", " ") for name in names]
-    table = table.rename_axis("classifier").melt(
-        var_name="moment", value_name="percent", ignore_index=False
-    )
+    table = _long(table, "classifier", "moment", "percent")
     figure, panel = style.panel_of(ax, 7.6, 0.3 * len(table) + 1.3)
     look = {"hue": "moment", "palette": list(style.METHOD_COLOURS[: len(scores)])}
     look["legend"] = len(scores) > 1
-    style.labelled_bars(panel, table.reset_index(), "percent", "classifier", "%.0f %%", **look)
+    style.labelled_bars(panel, table, "percent", "classifier", "%.0f %%", **look)
     panel.axvline(100 * share, label=f"belong to {batch}", **_CHANCE)
     panel.set(xlabel=f'cells assigned to "{batch}" (%)', xlim=(0, 118), xticks=range(0, 101, 20))
     style.legend_above(panel)
     return figure
+
+
+def _long(table, row, column, value):
+    """Return a wide table with one row per value, for seaborn."""
+    table = table.rename_axis(row)
+    return table.melt(var_name=column, value_name=value, ignore_index=False).reset_index()
 
 
 def classifiers_beside_probes(scores, first_batch, results):
@@ -103,11 +107,9 @@ def classifiers_beside_probes(scores, first_batch, results):
     own.text(100 * first_batch + 2, -0.6, "belong there", va="center")
     own.set(ylim=(len(scores) - 0.4, -0.9), title="the recipe's own classifiers")
     table = pd.DataFrame({method: result.per_probe for method, result in results.items()})
-    table = table.rename_axis("probe").melt(
-        var_name="method", value_name="accuracy", ignore_index=False
-    )
+    table = _long(table, "probe", "method", "accuracy")
     look = {"hue": "method", "palette": list(style.METHOD_COLOURS[: len(results)]), "legend": True}
-    style.labelled_bars(independent, table.reset_index(), "probe", "accuracy", "%.2f", **look)
+    style.labelled_bars(independent, table, "probe", "accuracy", "%.2f", **look)
     chance = next(iter(results.values())).chance
     independent.axhline(chance, label="chance", **_CHANCE)
     independent.set(
@@ -134,18 +136,8 @@ def batch_targets(shares, classes, batches):
     Figure
         Three maps with one scale: all cells "first batch", all batches alike, and p(batch | class).
         A cross marks a batch in which the class was never imaged.
-
-    Raises
-    ------
-    ValueError
-        If the shares do not fit the names.
     """
     shares = np.asarray(shares, dtype=float)
-    if shares.shape != (len(classes), len(batches)):
-        raise ValueError(
-            f"The shares have shape {shares.shape}; expected {len(classes)} classes x "
-            f"{len(batches)} batches, a row per class."
-        )
     first = np.zeros_like(shares)
     first[:, 0] = 1
     targets = {

@@ -15,7 +15,6 @@ Example
 """
 
 import base64
-import io
 import re
 import struct
 from collections.abc import Sequence
@@ -49,8 +48,8 @@ class Section:
     table : pandas.DataFrame, optional
         Floats are shown with 3 decimals, integers as they are, missing values as a dash. A column
         of counts with gaps stays one of integers with the dtype `Int64`.
-    figures : sequence of (path or matplotlib Figure, str)
-        PNG files or figures, each with its caption.
+    figures : sequence of (path, str)
+        PNG files of 150 dpi, each with its caption.
     table_caption : str
         The section's title by default.
     note : str
@@ -122,35 +121,19 @@ def _table(section):
     return {
         "caption": section.table_caption or section.title,
         "columns": [
-            {"name": _heading(name), "number": _are_numbers(own)}
+            {"name": str(name), "number": _are_numbers(own)}
             for name, own in zip(table.columns, values, strict=True)
         ],
         "rows": [map(format_value, row) for row in zip(*values, strict=True)],
     }
 
 
-def _heading(name):
-    parts = name if isinstance(name, tuple) else (name,)
-    return ", ".join(str(part) for part in parts if part != "")
-
-
 def _are_numbers(values):
     return bool(values) and all(is_number(v) for v in values if not is_missing(v))
 
 
-def _png(figure):
+def _png(path):
     """Return a figure as text for a data address, and its width on paper in CSS pixels."""
-    if hasattr(figure, "savefig"):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
-        png = buffer.getvalue()
-    else:
-        png = _read_png(figure)
-    width = struct.unpack(">I", png[16:20])[0]
-    return {"width": round(width * 96 / DPI), "data": base64.b64encode(png).decode("ascii")}
-
-
-def _read_png(path):
     try:
         png = Path(path).read_bytes()
     except OSError as error:
@@ -163,4 +146,5 @@ def _read_png(path):
             f"The figure {path} is not a PNG file. Save it as .png, or draw it again if it is "
             "damaged."
         )
-    return png
+    width = struct.unpack(">I", png[16:20])[0]
+    return {"width": round(width * 96 / DPI), "data": base64.b64encode(png).decode("ascii")}

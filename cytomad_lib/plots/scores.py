@@ -203,19 +203,9 @@ def correlation_map(table, title="", ax=None):
         Features are ordered by the measure that they follow most strongly (in either direction),
         then by how strongly; those that follow none come last, in grey. Up to 40 features are
         named, and the strongest measure of each is boxed.
-
-    Raises
-    ------
-    ValueError
-        If the table is empty or holds anything but numbers from -1 to 1.
     """
     values = table.to_numpy(dtype=float)
     n_features, n_measures = values.shape
-    if not values.size or np.any(np.abs(values) > 1 + 1e-9):
-        raise ValueError(
-            f"Found a table of {n_features} features and {n_measures} measures that is "
-            "empty or has values outside -1 to 1; expected correlations."
-        )
     strength = np.nan_to_num(np.abs(values), nan=-1.0)
     best, highest = strength.argmax(axis=1), strength.max(axis=1)
     best[highest < 0] = n_measures

@@ -17,7 +17,7 @@ Source: the CytoMAD publication, "batch removal".
 Example
 -------
 >>> classifiers = Classifiers.build(n_batches=7, n_classes=7, preset=DEMO)
->>> for job in classifiers.jobs(DEMO): ...                     # stage 2: compile and fit each
+>>> for name in FITTED_ONCE: ...                               # stage 2: compile and fit each
 >>> model = BatchRemoval(generator, discriminator, classifiers, DEMO)
 >>> model.compile()
 >>> feed = Minibatches.of_cells(cells, 10)
@@ -36,6 +36,15 @@ from cytomad_lib.training import losses
 from cytomad_lib.training.minibatches import Minibatches
 from cytomad_lib.training.pix2pix import Pix2Pix
 from cytomad_lib.training.steps import adam
+
+# What stage 2 fits before the generator is steered: a classifier's inputs and labels, as names in
+# what `generate` returns, and its rate, as a name in the preset. (The batch MLPs are
+# fitted during removal, again and again: see `RefitBatchMLPs`.)
+FITTED_ONCE = {
+    "class_mlp": ("features", "class_codes", "class_mlp_rate"),
+    "class_cnn": ("images", "class_codes", "cnn_rate"),
+    "batch_cnn": ("images", "batch_codes", "cnn_rate"),
+}
 
 
 @dataclass
@@ -87,39 +96,13 @@ class Classifiers:
             ],
         )
 
-    def jobs(self, preset):
-        """List what stage 2 has to fit, before the generator is steered.
 
-        Returns
-        -------
-        list of ClassifierJob
-            The class MLP on features, class CNN and batch CNN on images. (The batch MLPs are
-            fitted during removal, again and again: see `RefitBatchMLPs`.)
-        """
-        return [
-            ClassifierJob(self.class_mlp, "features", "class_codes", preset.class_mlp_rate),
-            ClassifierJob(self.class_cnn, "images", "class_codes", preset.cnn_rate),
-            ClassifierJob(self.batch_cnn, "images", "batch_codes", preset.cnn_rate),
-        ]
-
-
-@dataclass
-class ClassifierJob:
-    """A classifier to fit: what it sees and must tell, as names in what `generate` returns."""
-
-    classifier: keras.Model
-    inputs: str
-    codes: str
-    rate: float
-
-    def compile(self, preset):
-        """Compile the classifier with Adam and cross-entropy, as published."""
-        optimizer = adam(self.rate, preset.beta_1)
-        self.classifier.compile(
-            optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"]
-        )
-        # Built at once: a checkpoint silently skips the state of an optimizer that is not.
-        optimizer.build(self.classifier.trainable_variables)
+def compile_classifier(classifier, rate, preset):
+    """Compile a classifier with Adam and cross-entropy, as published."""
+    optimizer = adam(rate, preset.beta_1)
+    classifier.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    # Built at once: a checkpoint silently skips the state of an optimizer that is not.
+    optimizer.build(classifier.trainable_variables)
 
 
 class BatchRemoval(Pix2Pix):

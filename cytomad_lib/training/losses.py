@@ -12,8 +12,9 @@ Example
 from keras import losses, ops
 
 _binary = losses.BinaryCrossentropy()
-_absolute = losses.MeanAbsoluteError()
-_categorical = losses.SparseCategoricalCrossentropy()
+mean_absolute_error = losses.MeanAbsoluteError()  # of measured and generated images, in rad
+# In nats, of true codes (n,) and predicted probabilities (n, classes).
+cross_entropy = losses.SparseCategoricalCrossentropy()
 
 
 def real_or_fake(patches, real):
@@ -34,16 +35,6 @@ def real_or_fake(patches, real):
     return _binary(target, patches)
 
 
-def mean_absolute_error(measured, generated):
-    """Mean absolute difference of two stacks of phase images, in rad."""
-    return _absolute(measured, generated)
-
-
-def cross_entropy(codes, probabilities):
-    """Cross-entropy of predicted probabilities (n, classes) with true codes (n,), in nats."""
-    return _categorical(codes, probabilities)
-
-
 def fooled(probabilities, fake_code=0):
     """Cross-entropy with one fake label for every cell: small once the classifier is fooled.
 
@@ -61,4 +52,4 @@ def fooled(probabilities, fake_code=0):
     scalar tensor, in nats
     """
     fake = ops.full(ops.shape(probabilities)[:1], fake_code, dtype="int32")
-    return _categorical(fake, probabilities)
+    return cross_entropy(fake, probabilities)

@@ -23,12 +23,12 @@ from cytomad_lib.training.steps import (
 
 
 class TrackedLosses(keras.Model):
-    """A model around a generator that reports the epoch's mean of each of its loss terms.
+    """A model around a network that reports the epoch's mean of each of its loss terms.
 
     Parameters
     ----------
     generator : keras.Model
-        From `build_generator`.
+        The network that is called, such as that of `build_generator`.
     terms : sequence of str
         Names of the loss terms.
     name : str

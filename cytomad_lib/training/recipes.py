@@ -22,8 +22,14 @@ from cytomad_lib.data.cells import CellFiles, CellImages, check_trainable
 from cytomad_lib.data.errors import RunError
 from cytomad_lib.devices import DevicesError
 from cytomad_lib.prediction import generate
-from cytomad_lib.runs import CLASSIFIERS, GENERATED, RECIPES, Run, weights_name
-from cytomad_lib.training.batch_removal import BatchRemoval, Classifiers, RefitBatchMLPs
+from cytomad_lib.runs import GENERATED, RECIPES, Run, weights_name
+from cytomad_lib.training.batch_removal import (
+    FITTED_ONCE,
+    BatchRemoval,
+    Classifiers,
+    RefitBatchMLPs,
+    compile_classifier,
+)
 from cytomad_lib.training.minibatches import Minibatches, ReseedDropout
 from cytomad_lib.training.pix2pix import Pix2Pix
 from cytomad_lib.training.stages import Stage, say
@@ -77,12 +83,7 @@ def pretrain(
         discriminator = run.new_discriminator(run.preset.precision)
         model = Pix2Pix(generator, discriminator, run.preset)
         model.compile()
-    stage = Stage(
-        run.folder / "pretraining",
-        model,
-        {"generator": generator, "discriminator": discriminator},
-        run.preset.pretraining_epochs,
-    )
+    stage = _stage(run, "pretraining", model, run.preset.pretraining_epochs)
     return _fit_on_cells(run, stage, train, valid, verbose, watching=callbacks)
 
 
@@ -110,7 +111,7 @@ def fit_classifiers(
     run.check_pretrained()
     if not run.devices.writes:
         run.devices.wait()  # for the first machine, which fits them
-        return {name: run.history(f"classifiers/{name}") for name in CLASSIFIERS}
+        return {name: run.history(f"classifiers/{name}") for name in FITTED_ONCE}
     try:
         histories = _fit_on_generated(run, train, valid, verbose)
     finally:
@@ -121,37 +122,30 @@ def fit_classifiers(
 
 def _fit_on_generated(run, train, valid, verbose):
     generator = run.generator("pretraining")
-    # What was too large to be loaded is too large when generated.
-    places = [
-        run.folder / GENERATED / f"{name}.npy" if isinstance(cells, CellFiles) else True
-        for name, cells in (("train", train), ("valid", valid))
-    ]
-    made = [
-        generate(generator, cells, images=place)
-        for cells, place in zip((train, valid), places, strict=True)
-    ]
-    histories = {}
-    for job in _new_classifiers(run).jobs(run.preset):
-        job.compile(run.preset)
-        name = job.classifier.name
-        say(verbose, f"Fitting {name} on generated {job.inputs}")
-        stage = Stage(
-            run.folder / "classifiers" / name,
-            job.classifier,
-            {name: job.classifier},
-            run.preset.classifier_epochs,
-        )
+    made = []
+    for name, cells in (("train", train), ("valid", valid)):
+        # What was too large to be loaded is too large when generated.
+        file = run.folder / GENERATED / f"{name}.npy"
+        images = file if isinstance(cells, CellFiles) else True
+        made.append((cells, generate(generator, cells, images=images)))
+    classifiers, histories = _new_classifiers(run), {}
+    for name, (inputs, codes, rate) in FITTED_ONCE.items():
+        classifier = getattr(classifiers, name)
+        compile_classifier(classifier, getattr(run.preset, rate), run.preset)
+        say(verbose, f"Fitting {name} on generated {inputs}")
+        folder = run.folder / "classifiers" / name
+        stage = Stage(folder, classifier, {name: classifier}, run.preset.classifier_epochs)
         feeds = [
             Minibatches.of_arrays(
-                found[job.inputs],
-                found[job.codes],
+                found[inputs],
+                found[codes],
                 run.preset.classifier_batch_size,
                 getattr(cells, "file_codes", None),
                 seed=run.seed_for(f"{name}_order"),
                 first_epoch=stage.epochs_done,
                 shuffle=cells is train,
             )
-            for cells, found in zip((train, valid), made, strict=True)
+            for cells, found in made
         ]
         histories[name] = stage.fit(*feeds, verbose=verbose)
     return histories
@@ -194,12 +188,7 @@ def _remove_as_published(run, train, valid, verbose, watching):
     run.devices.check_minibatch(run.preset.batch_size, "The preset")
     with run.devices.scope():
         model = removal_model(run)
-    stage = Stage(
-        run.folder / "published",
-        model,
-        {"generator": model.generator, "discriminator": model.discriminator},
-        run.preset.removal_epochs,
-    )
+    stage = _stage(run, "published", model, run.preset.removal_epochs)
     refit = RefitBatchMLPs(train, seed=run.seed_for("refit"), verbose=verbose)
     return _fit_on_cells(run, stage, train, valid, verbose, [refit], watching)
 
@@ -223,9 +212,8 @@ def removal_model(run):
         If pretraining or a classifier has no finished epoch.
     """
     classifiers = _new_classifiers(run)
-    for job in classifiers.jobs(run.preset):
-        name = job.classifier.name
-        run.load(f"classifiers/{name}", name, job.classifier)
+    for name in FITTED_ONCE:
+        run.load(f"classifiers/{name}", name, getattr(classifiers, name))
     precision = run.preset.precision
     model = BatchRemoval(
         run.load("pretraining", "generator", run.new_generator(precision)),
@@ -270,6 +258,12 @@ def classifier_scores(run, cells):
             for name, probabilities in probabilities_of.items()
         }
     )
+
+
+def _stage(run, folder, model, epochs):
+    """Return the stage that trains a generator and its discriminator."""
+    networks = {"generator": model.generator, "discriminator": model.discriminator}
+    return Stage(run.folder / folder, model, networks, epochs)
 
 
 def _fit_on_cells(run, stage, train, valid, verbose, callbacks=(), watching=()):

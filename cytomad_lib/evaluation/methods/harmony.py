@@ -3,21 +3,18 @@
 import numpy as np
 import pandas as pd
 
-from cytomad_lib.evaluation.components import keep_seed, noisy_components
+from cytomad_lib.evaluation.components import noisy_components
 from cytomad_lib.evaluation.erasure import spread_of
 from cytomad_lib.evaluation.tasks import ProbeError, check_features
 
 NAME = "Harmony"
 NEEDS = "many cells of the batch"
-TRAINS_ON = ()
-
-fit = keep_seed
 
 
-def transform(fitted, features, images, labels):
+def transform(seed, features, images, labels):
     """Correct the components of the cells."""
-    components = noisy_components(features, fitted)
-    return harmony(components, labels.assign(class_name="any"), fitted)
+    components = noisy_components(features, seed)
+    return harmony(components, labels.assign(class_name="any"), seed)
 
 
 def harmony(features, labels, seed=0):

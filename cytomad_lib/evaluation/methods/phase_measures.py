@@ -5,23 +5,17 @@ The same measures of a generator's images need no phase microscope.
 
 import numpy as np
 
-from cytomad_lib.evaluation.biophysics import measure_cells
+from cytomad_lib.evaluation.biophysics import measure_images
 
 NAME = "measures of the measured phase"
 NEEDS = "phase microscope"
-TRAINS_ON = ()
 
 
-def fit(features, images, labels, seed):
-    """Fit nothing."""
+def transform(seed, features, images, labels):
+    """Measure each cell."""
+    return as_features(measure_images(images.qpi, images))
 
 
-def transform(fitted, features, images, labels):
-    """Measure each cell; where a measure does not exist (no outline is found), it is 0."""
-    measures = measure_cells(
-        images.qpi,
-        images.pixel_size_um,
-        wavelength_um=images.wavelength_um,
-        refraction_increment=images.refraction_increment,
-    )
-    return np.nan_to_num(measures.to_numpy(dtype=float))
+def as_features(measures):
+    """Return measures as float32 features; one that does not exist (no outline is found) is 0."""
+    return np.nan_to_num(measures.to_numpy(dtype=float)).astype(np.float32)

@@ -3,19 +3,16 @@
 import numpy as np
 import pandas as pd
 
-from cytomad_lib.evaluation.components import keep_constant, keep_seed, noisy_components
+from cytomad_lib.evaluation.components import keep_constant, noisy_components
 from cytomad_lib.evaluation.tasks import check_features
 
 NAME = "per-batch standardisation"
 NEEDS = "many cells of the batch"
-TRAINS_ON = ()
-
-fit = keep_seed
 
 
-def transform(fitted, features, images, labels):
+def transform(seed, features, images, labels):
     """Standardise the components of the cells, batch by batch."""
-    components = noisy_components(features, fitted)
+    components = noisy_components(features, seed)
     return standardise_batches(components, labels.assign(class_name="any"))
 
 
