@@ -26,6 +26,7 @@ from tqdm import tqdm
 from cytomad_lib.data import folders
 from cytomad_lib.data.description import REFRACTION_INCREMENT
 from cytomad_lib.data.errors import DatasetError
+from cytomad_lib.data.labels import Labelled
 from cytomad_lib.data.layouts import SPLITS, check_known, find_layout, find_path
 from cytomad_lib.data.resizing import resize_images
 from cytomad_lib.data.stackfiles import matching, read_stack
@@ -39,42 +40,8 @@ LARGEST_SIZE = 2048  # pixels; a minibatch of such images already takes all memo
 # --- Images in memory ------------------------------------------------------------------------
 
 
-class _Labelled:
-    """What follows from a table of labels: batches and classes, as names and as codes."""
-
-    labels: pd.DataFrame
-
-    @property
-    def batches(self) -> tuple[str, ...]:
-        """All batches of the layout, in its order; `batch_codes` counts in it."""
-        return tuple(self.labels["batch"].cat.categories)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """All classes of the layout, in its order; `class_codes` counts in it."""
-        return tuple(self.labels["class_name"].cat.categories)
-
-    @property
-    def batch_codes(self) -> np.ndarray:
-        """Batch of each cell as its place in `batches`: int32 array (cells,)."""
-        return self.labels["batch"].cat.codes.to_numpy(np.int32)
-
-    @property
-    def class_codes(self) -> np.ndarray:
-        """Class of each cell as its place in `classes`: int32 array (cells,)."""
-        return self.labels["class_name"].cat.codes.to_numpy(np.int32)
-
-    def in_slices(self, at_once=500):
-        """Yield the cells in their order, `at_once` at a time, each slice as `CellImages`.
-
-        For what needs all cells, but not together: of files, only one slice is in memory.
-        """
-        for start in range(0, len(self), at_once):
-            yield self.read(np.arange(start, min(start + at_once, len(self))))
-
-
 @dataclass(eq=False)
-class CellImages(_Labelled):
+class CellImages(Labelled):
     """Brightfield and phase images of the same cells, with their labels.
 
     Parameters
@@ -207,7 +174,7 @@ def _check_number(name, value, most=None):
         )
 
 
-class CellFiles(_Labelled):
+class CellFiles(Labelled):
     """Cells of one split, read from their files on request.
 
     A dataset may have only some of its layout's groups. Only the requested cells are read, fastest
