@@ -16,7 +16,7 @@ import lazy_loader
 
 __version__ = "0.1.0"
 
-# TensorFlow reports missing GPU drivers and the like on every start; a learner reads errors
+# TensorFlow reports missing GPU drivers and the like on every start; a student reads errors
 # into it. Set the variable yourself to see those lines.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

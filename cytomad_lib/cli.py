@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from cytomad_lib.config import LARGEST_SEED, find_preset
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.stopping import Stopped, stop_workers, stopped_by_signals
 
@@ -33,50 +34,43 @@ def _split(name):
     return name
 
 
-Data = Annotated[
-    Path,
-    typer.Argument(
-        help="A dataset's folder, or the one above it; lung or drug: the simulated ones.",
-        parser=_path,
-        metavar="DATA",
-    ),
-]
-LARGEST_SEED = 2**32 - 1  # that numpy, Keras and scikit-learn all take
-Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=LARGEST_SEED)]
-Out = Annotated[Path, typer.Option(help="Folder for the results.", parser=_path, metavar="PATH")]
-Split = Annotated[str, typer.Option(help="Train, Valid or Test.", callback=_split)]
-RunFolder = Annotated[Path, typer.Argument(help="Folder of a training run.")]
-Preset = Annotated[str, typer.Option(help="published, demo, study or workshop.")]
-Recipe = Annotated[
+def _option(kind, text, **settings):
+    """Return the type of an option, with its text in `--help`."""
+    return Annotated[kind, typer.Option(help=text, **settings)]
+
+
+def _flag(name, text):
+    """Return the type of an option that is on where it is named, and has no opposite."""
+    return Annotated[bool, typer.Option(name, help=text)]
+
+
+PATH = {"parser": _path, "metavar": "PATH"}
+
+DATA_HELP = "A dataset's folder, or the one above it; lung or drug: the simulated ones."
+Data = Annotated[Path, typer.Argument(help=DATA_HELP, parser=_path, metavar="DATA")]
+Out = _option(Path, "Folder for the results.", **PATH)
+Seed = _option(int, "Seed of everything random.", min=0, max=LARGEST_SEED)
+Split = _option(str | None, "Train, Valid or Test.", callback=_split)
+Preset = _option(str, "published, demo, study or workshop.")
+Recipe = _option(
     str,
-    typer.Option(
-        help="Of batch removal: published, conditional, both, or none (pretraining alone, for "
-        "which one batch and one class will do)."
-    ),
-]
-Cells = Annotated[int | None, typer.Option(help="Training cells per group; all by default.", min=1)]
-ImageProbe = Annotated[
-    bool, typer.Option(help="Probe the images, too, by a CNN and by pixels: half a minute each.")
-]
-Method = Annotated[
+    "Of batch removal: published, conditional, both, or none (pretraining alone, for which one "
+    "batch and one class will do).",
+)
+Cells = _option(int | None, "Training cells per group; all by default.", min=1)
+ImageProbe = _option(bool, "Probe the images, too, by a CNN and by pixels: half a minute each.")
+Method = _option(
     list[Path] | None,
-    typer.Option(
-        help="A Python file with a method of your own, scored beside the others; repeatable.",
-        parser=_path,
-        metavar="FILE",
-    ),
-]
+    "A Python file with a method of your own, scored beside the others; repeatable.",
+    **PATH | {"metavar": "FILE"},
+)
 
 
 @app.command()
 def demo(
     out: Out,
-    data: Annotated[
-        Path | None, typer.Option(help="Another dataset.", parser=_path, metavar="PATH")
-    ] = None,
-    dataset: Annotated[
-        str, typer.Option(help="Which of the simulated ones: lung or drug.")
-    ] = "lung",
+    data: _option(Path | None, "Another dataset.", **PATH) = None,
+    dataset: _option(str, "Which of the simulated ones: lung or drug.") = "lung",
     seed: Seed = 0,
 ):
     """Train, predict and evaluate on a demonstration dataset (minutes on two CPU cores)."""
@@ -89,33 +83,27 @@ def demo(
 @app.command()
 def simulate(
     out: Out,
-    layout: Annotated[str, typer.Option(help="lung or drug.")] = "lung",
-    demo: Annotated[bool, typer.Option(help="Exactly the committed demonstration set.")] = False,
-    image_size: Annotated[int, typer.Option(help="Pixels along each side.")] = 64,
-    train: Annotated[int, typer.Option(help="Training cells per group.", min=0)] = 60,
-    valid: Annotated[int, typer.Option(help="Validation cells per group.", min=0)] = 10,
-    test: Annotated[int, typer.Option(help="Test cells per group.", min=0)] = 30,
-    batch_strength: Annotated[float, typer.Option(help="0: no batch effect; 1: usual.")] = 1.0,
-    overwrite: Annotated[bool, typer.Option(help="Replace an earlier simulation.")] = False,
+    layout: _option(str, "lung or drug.") = "lung",
+    demo: _option(bool, "Exactly the committed demonstration set.") = False,
+    image_size: _option(int, "Pixels along each side.") = 64,
+    train: _option(int, "Training cells per group.", min=0) = 60,
+    valid: _option(int, "Validation cells per group.", min=0) = 10,
+    test: _option(int, "Test cells per group.", min=0) = 30,
+    batch_strength: _option(float, "0: no batch effect; 1: usual.") = 1.0,
+    overwrite: _option(bool, "Replace an earlier simulation.") = False,
     seed: Seed = 0,
 ):
     """Simulate a dataset, with its batch-free truth, in the published layout."""
     from cytomad_lib.simulation.write import simulate_dataset
     from cytomad_lib.workflow import find_demo
 
-    settings = (
-        find_demo(layout)
-        if demo
-        else {
-            "layout": layout,
-            "image_size": image_size,
-            "cells_per_group": {"Train": train, "Valid": valid, "Test": test},
-            "batch_strength": batch_strength,
-            "seed": seed,
-        }
-    )
-    root = simulate_dataset(out, **settings, overwrite=overwrite)
-    print(f"Simulated dataset: {root}")
+    if demo:
+        settings = find_demo(layout)
+    else:
+        counts = {"Train": train, "Valid": valid, "Test": test}
+        settings = {"layout": layout, "image_size": image_size, "cells_per_group": counts}
+        settings |= {"batch_strength": batch_strength, "seed": seed}
+    print(f"Simulated dataset: {simulate_dataset(out, **settings, overwrite=overwrite)}")
 
 
 @app.command()
@@ -132,43 +120,30 @@ def check(data: Data):
 @app.command()
 def download(
     name: Annotated[str, typer.Argument(help="lung, drug, jurkat or phenotypes.")],
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="Folder in which the dataset's folder is made.", parser=_path, metavar="PATH"
-        ),
-    ],
-    split: Annotated[
-        str | None,
-        typer.Option(help="Train, Valid or Test; all by default.", callback=_split),
-    ] = None,
-    groups: Annotated[
+    out: _option(Path, "Folder in which the dataset's folder is made.", **PATH),
+    split: _option(str | None, "Train, Valid or Test; all by default.", callback=_split) = None,
+    groups: _option(
         list[str] | None,
-        typer.Option(
-            help="Only this group, such as Batch1, Batch1/H69, B1/Docetaxel/D3, Experiment_1/G1 "
-            "or gemcitabine; repeatable."
-        ),
-    ] = None,
-    base_url: Annotated[str | None, typer.Option(help="A mirror of the files.")] = None,
-    workers: Annotated[int, typer.Option(help="Files at the same time.", min=1, max=16)] = 4,
-    raw: Annotated[bool, typer.Option("--raw", help="Keep the montages of jurkat.")] = False,
+        "Only this group, such as Batch1, Batch1/H69, B1/Docetaxel/D3, Experiment_1/G1 or "
+        "gemcitabine; repeatable.",
+    ) = None,
+    base_url: _option(str | None, "A mirror of the files.") = None,
+    workers: _option(int, "Files at the same time.", min=1, max=16) = 4,
+    raw: _flag("--raw", "Keep the montages of jurkat.") = False,
 ):
     """Fetch measured data, each file verified; the same command resumes an interrupted download."""
     from cytomad_lib.data.download import download_dataset
 
     options = split, groups or None, base_url, workers, _verbosity() == 1, print, raw
-    root = download_dataset(name, out, *options)
-    print(f"Published dataset: {root}")
+    print(f"Published dataset: {download_dataset(name, out, *options)}")
 
 
 @app.command()
 def subsample(
     data: Data,
     out: Out,
-    cells: Annotated[
-        str, typer.Option(help="Cells per group: of Train, Valid and Test, such as 110,10,30.")
-    ],
-    size: Annotated[int | None, typer.Option(help="Pixels along each side.")] = None,
+    cells: _option(str, "Cells per group: of Train, Valid and Test, such as 110,10,30."),
+    size: _option(int | None, "Pixels along each side.") = None,
 ):
     """Copy a dataset in a published layout with fewer cells and smaller images."""
     from cytomad_lib.data.errors import DatasetError
@@ -189,34 +164,24 @@ def train(
     cells: Cells = None,
     recipe: Recipe = "both",
     seed: Seed = 0,
-    from_disk: Annotated[
-        bool, typer.Option("--from-disk", help="For cells that do not fit into memory (v7.3).")
-    ] = False,
-    devices: Annotated[
+    from_disk: _flag("--from-disk", "For cells that do not fit into memory (v7.3).") = False,
+    devices: _option(
         int,
-        typer.Option(
-            help="GPUs that share each minibatch (published recipe, TensorFlow); without a GPU, "
-            "parts of the CPU.",
-            min=1,
-        ),
-    ] = 1,
-    updates: Annotated[
+        "GPUs that share each minibatch (published recipe, TensorFlow); without a GPU, parts of "
+        "the CPU.",
+        min=1,
+    ) = 1,
+    updates: _option(
         str,
-        typer.Option(
-            help="Of generator and discriminator: alternating, as published, or simultaneous, "
-            "which is faster."
-        ),
-    ] = "alternating",
-    precision: Annotated[
-        str,
-        typer.Option(help="float32, or for GPUs mixed_float16 or mixed_bfloat16."),
-    ] = "float32",
+        "Of generator and discriminator: alternating, as published, or simultaneous, which is "
+        "faster.",
+    ) = "alternating",
+    precision: _option(str, "float32, or for GPUs mixed_float16 or mixed_bfloat16.") = "float32",
 ):
     """Train on a dataset; the same command resumes an interrupted training."""
     from dataclasses import replace
 
     from cytomad_lib import workflow
-    from cytomad_lib.config import find_preset
 
     chosen = replace(find_preset(preset), updates=updates, precision=precision)
     settings = chosen, seed, cells, _verbosity(), _recipes(recipe)
@@ -232,17 +197,14 @@ def predict(
     data: Data,
     out: Out,
     split: Split = "Test",
-    stage: Annotated[
+    stage: _option(
         str | None,
-        typer.Option(
-            help="Of a run: pretraining, published or conditional; by default the last of these "
-            "that it has."
-        ),
-    ] = None,
-    mode: Annotated[
-        str,
-        typer.Option(help="running: each cell by itself. published, batch: one group at a time."),
-    ] = "running",
+        "Of a run: pretraining, published or conditional; by default the last of these that it "
+        "has.",
+    ) = None,
+    mode: _option(
+        str, "running: each cell by itself. published, batch: one group at a time."
+    ) = "running",
 ):
     """Predict phase images and bottleneck features of a split, and write them."""
     from cytomad_lib import workflow
@@ -261,7 +223,7 @@ def predict(
 
 @app.command()
 def evaluate(
-    run: RunFolder,
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     data: Data,
     out: Out,
     split: Split = "Test",
@@ -282,7 +244,7 @@ def evaluate(
 def compare(
     data: Data,
     out: Out,
-    seeds: Annotated[str, typer.Option(help="Whole numbers, with commas between.")] = "0,1,2",
+    seeds: _option(str, "Whole numbers, with commas between.") = "0,1,2",
     preset: Preset = "study",
     cells: Cells = None,
     recipe: Recipe = "both",
@@ -290,7 +252,6 @@ def compare(
     method: Method = None,
 ):
     """Train and evaluate from several seeds; resumes when called again."""
-    from cytomad_lib.config import find_preset
     from cytomad_lib.evaluation import compare
 
     methods = _methods(method)  # first: a mistake in a file is found before hours of training
@@ -303,14 +264,13 @@ def compare(
 def leave_batch_out(
     data: Data,
     out: Out,
-    batch: Annotated[str, typer.Option(help="The batch left out, such as Batch3.")],
+    batch: _option(str, "The batch left out, such as Batch3."),
     preset: Preset = "study",
     cells: Cells = None,
     recipe: Recipe = "both",
     seed: Seed = 0,
 ):
     """Train without one batch, then tell the classes apart in it."""
-    from cytomad_lib.config import find_preset
     from cytomad_lib.evaluation import compare
     from cytomad_lib.evaluation.tables import as_text
 
@@ -325,8 +285,8 @@ def leave_batch_out(
 @app.command()
 def course(
     out: Out,
-    student: Annotated[bool, typer.Option("--student", help="Copies without solutions.")] = False,
-    slides: Annotated[bool, typer.Option("--slides", help="Slides for a browser (HTML).")] = False,
+    student: _flag("--student", "Copies without solutions.") = False,
+    slides: _flag("--slides", "Slides for a browser (HTML).") = False,
 ):
     """Write the notebooks for a class: copies for students, slides, or by default both."""
     from cytomad_lib import handouts
@@ -340,13 +300,12 @@ def course(
 @app.command()
 def bench(
     out: Out = Path("results/bench"),
-    preset: Annotated[str, typer.Option(help="published, demo or both.")] = "both",
-    quick: Annotated[bool, typer.Option(help="A first look: less work, fewer times.")] = False,
-    gpu: Annotated[bool, typer.Option(help="Measure our side on the GPU.")] = False,
-    rounds: Annotated[
-        str,
-        typer.Option(help="A whole round of removal at: published (hours), demo, both or none."),
-    ] = "demo",
+    preset: _option(str, "published, demo or both.") = "both",
+    quick: _option(bool, "A first look: less work, fewer times.") = False,
+    gpu: _option(bool, "Measure our side on the GPU.") = False,
+    rounds: _option(
+        str, "A whole round of removal at: published (hours), demo, both or none."
+    ) = "demo",
 ):
     """Measure how fast all this is here, beside the same work done the published way."""
     benches = _benchmarks()

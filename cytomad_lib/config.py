@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from cytomad_lib.data.errors import CytomadError
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+LARGEST_SEED = 2**32 - 1  # that numpy, Keras and scikit-learn all take
 UPDATES = ("alternating", "simultaneous")  # of generator and discriminator, see `Preset`
 
 # The networks of the conditional recipe
@@ -234,14 +235,10 @@ class Preset:
 
     def __post_init__(self) -> None:
         """Refuse a precision or an order of updates that there is not."""
-        if self.precision not in PRECISIONS:
-            raise CytomadError(
-                f"precision is {self.precision!r}. Expected one of {', '.join(PRECISIONS)}."
-            )
-        if self.updates not in UPDATES:
-            raise CytomadError(
-                f"updates is {self.updates!r}. Expected one of {', '.join(UPDATES)}."
-            )
+        for name, known in (("precision", PRECISIONS), ("updates", UPDATES)):
+            found = getattr(self, name)
+            if found not in known:
+                raise CytomadError(f"{name} is {found!r}. Expected one of {', '.join(known)}.")
 
     @classmethod
     def from_dict(cls, fields: dict) -> "Preset":

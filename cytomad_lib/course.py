@@ -24,21 +24,25 @@ import platform
 import re
 import shutil
 import tomllib
+from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 from IPython import get_ipython
 from joblib import cpu_count
 
 from cytomad_lib.backend import keras
 from cytomad_lib.config import DEMO, WORKSHOP
 from cytomad_lib.data.cells import CellImages, load_cells
-from cytomad_lib.data.download import DownloadError, download_dataset
+from cytomad_lib.data.download import download_dataset
 from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.data.fetch import DownloadError
 from cytomad_lib.data.layouts import LAYOUTS, LUNG, find_layout, is_simulated
+from cytomad_lib.devices import find_gpus
 from cytomad_lib.runs import Run
 from cytomad_lib.simulation import DEMO_DATASET, simulate_cells
 from cytomad_lib.simulation.morphology import FIELD_OF_VIEW_UM
@@ -46,15 +50,13 @@ from cytomad_lib.workflow import find_data
 
 # The one place where the kit's address on GitHub is set; first cells and badges are made from it.
 # None: nobody owns one yet. An address that nobody owns can be registered by anybody, whose code
-# would then run in every learner's Colab.
+# would then run in every student's Colab.
 REPOSITORY = None
 RELEASE = "v0.1.0"  # the tag that Colab fetches once there is an address
 
 # Where Linux says how much memory a container may use: version 2 of its control groups, and 1.
-MEMORY_LIMIT_FILES = (
-    "/sys/fs/cgroup/memory.max",
-    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-)
+MEMORY_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
+MEMORY_LIMIT_FILES = [Path("/sys/fs/cgroup") / name for name in MEMORY_LIMITS]
 
 MEASURED = "CYTOMAD_DATA"  # names the folder of measured cells that the notebooks use instead
 NEEDED_MEMORY_GB = 2
@@ -67,8 +69,8 @@ TRAINED = NOTEBOOKS / "trained"
 ANSWERS = Path(__file__).with_name("answers.toml")
 RIGHT, NEARLY = 0.02, 0.2  # of the right number
 
-NEEDED_PYTHON = "3.11"
 NEEDED_VERSIONS = {"keras": "3.13.2", "tensorflow": "2.20", "torch": "2.4", "numpy": "2.0"}
+NEEDED_VERSIONS |= {"Python": "3.11"}
 
 
 def machine_table():
@@ -81,21 +83,14 @@ def machine_table():
         Python, the packages that matter, processor cores, memory and GPU.
     """
     memory, gpus = memory_gb(), find_gpus()
-    rows = [("Python", platform.python_version(), NEEDED_PYTHON)]
-    for package in ("keras", keras.backend.backend(), "numpy"):
-        rows.append((package, _version_of(package), NEEDED_VERSIONS[package]))
-    rows = [
-        (name, found, f"{needed} or later", _yes(_is_at_least(found, needed)))
-        for name, found, needed in rows
-    ]
+    enough = memory > 0.9 * NEEDED_MEMORY_GB
+    rows = []
+    for name in ("Python", "keras", keras.backend.backend(), "numpy"):
+        found, needed = _version_of(name), NEEDED_VERSIONS[name]
+        rows.append((name, found, f"{needed} or later", _yes(_is_at_least(found, needed))))
     rows += [
         ("processor cores", str(cpu_count()), "1, better 2", "yes"),
-        (
-            "memory",
-            "unknown" if memory is None else f"{memory:.0f} GB",
-            f"{NEEDED_MEMORY_GB} GB",
-            "unknown" if memory is None else _yes(memory > 0.9 * NEEDED_MEMORY_GB),
-        ),
+        ("memory", f"{memory:.0f} GB", f"{NEEDED_MEMORY_GB} GB", _yes(enough)),
         ("GPU", ", ".join(gpus) or "none", "not needed", "yes" if gpus else "works without"),
     ]
     return pd.DataFrame(rows, columns=["", "found", "needed", "ready"]).set_index("")
@@ -107,7 +102,7 @@ def first_cell(repository=REPOSITORY, release=RELEASE):
     Parameters
     ----------
     repository : str or None
-        Such as `"https://github.com/OWNER/NAME"`. None: the learner uploads `kit.zip`.
+        Such as `"https://github.com/OWNER/NAME"`. None: the student uploads `kit.zip`.
     release : str
         The tag that is fetched from the repository.
 
@@ -159,33 +154,12 @@ def badges(notebook, repository=REPOSITORY):
 
 
 def memory_gb():
-    """Return the memory of this machine in GB, or of the container it is; None if unknown."""
-    try:
-        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None  # Windows
-    limits = [machine]
+    """Return the memory of this machine in GB, or of the container it is."""
+    limits = [psutil.virtual_memory().total]
     for file in MEMORY_LIMIT_FILES:
-        try:
-            limits.append(int(Path(file).read_text()))
-        except (OSError, ValueError):
-            continue  # no container, or one without a limit
+        with suppress(OSError, ValueError):  # no container, or one without a limit
+            limits.append(int(file.read_text()))
     return min(limits) / 1e9
-
-
-def find_gpus():
-    """List the GPUs that the engine under Keras can use; empty if none."""
-    if keras.backend.backend() == "torch":  # for it, Keras lists no devices
-        return _find_torch_gpus()
-    return keras.distribution.list_devices("gpu")
-
-
-def _find_torch_gpus():
-    import torch
-
-    if torch.cuda.is_available():
-        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    return ["mps"] if torch.backends.mps.is_available() else []
 
 
 def choose_preset():
@@ -438,6 +412,8 @@ def _verdict(known, answer):
 
 
 def _version_of(package):
+    if package == "Python":
+        return platform.python_version()
     for name in (package, f"{package}-cpu"):
         try:
             return metadata.version(name)

@@ -76,9 +76,8 @@ class Devices:
 
         @tf.function
         def count():
-            return self.strategy.reduce(
-                "SUM", self.strategy.run(lambda: keras.ops.ones(())), axis=None
-            )
+            ones = self.strategy.run(lambda: keras.ops.ones(()))
+            return self.strategy.reduce("SUM", ones, axis=None)
 
         float(count())
 
@@ -177,6 +176,17 @@ def find_devices(n=1):
     _check_number(n, len(gpus) or n, "GPUs")
     kind = "GPU" if gpus else "CPU"
     return Devices(tf.distribute.MirroredStrategy([f"{kind}:{number}" for number in range(n)]))
+
+
+def find_gpus():
+    """List the GPUs that the engine under Keras can use; empty if none."""
+    if keras.backend.backend() != "torch":
+        return keras.distribution.list_devices("gpu")
+    import torch  # for it, Keras lists no devices
+
+    if torch.cuda.is_available():
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return ["mps"] if torch.backends.mps.is_available() else []
 
 
 def _cluster():

@@ -59,11 +59,9 @@ SIZES = {
     "batch_mlp": ("n_classes", "n_features"),
 }
 IMAGE_SIZES = [2**n for n in range(4, 13)]
-SETTINGS = (
-    *("units", "filters", "kernel_size", "strides", "padding", "activation", "use_bias"),
-    *("dilation_rate", "groups", "data_format", "rate", "epsilon", "axis", "center", "scale"),
-    "pool_size",
-)
+SETTINGS = ("units", "filters", "kernel_size", "strides", "padding", "activation", "use_bias")
+SETTINGS += ("dilation_rate", "groups", "data_format", "rate", "epsilon", "axis", "center", "scale")
+SETTINGS += ("pool_size",)
 
 
 class LegacyFileError(CytomadError):
@@ -304,10 +302,8 @@ def _sizes(path, layers):
     sizes["base_filters"] = width = images[0][3]
     # The published networks have more than this; a made-up file would make us build a huge one.
     if 512 * width**2 > sum(math.prod(s) for layer in layers for s in layer.shapes.values()):
-        raise LegacyFileError(
-            f"{path} is not the published network: its first convolution has {width} filters, but "
-            f"the others are too small for that. {GIVE_ANOTHER}"
-        )
+        problem = f"its first convolution has {width} filters"
+        _refuse(path, f"{problem}, but the others are too small for that")
     fitting = IMAGE_SIZES
     if kind == "generator":
         # n - 1 blocks down, the bottleneck, n - 1 blocks up, 5 layers in the tail.
@@ -333,10 +329,8 @@ def _kind(layers, images, dense):
 def _image_size(path, first, fitting):
     """Return the image size that the description names, or the only one that fits, or None."""
     if not fitting:
-        raise LegacyFileError(
-            f"{path} is not the published network: its layers fit no image size from "
-            f"{IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]}. {GIVE_ANOTHER}"
-        )
+        sizes = f"{IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]}"
+        _refuse(path, f"its layers fit no image size from {sizes}")
     if first.settings is None:
         return fitting[0] if len(fitting) == 1 else None
     shape = first.settings.get("batch_input_shape")
@@ -351,8 +345,8 @@ def _image_size(path, first, fitting):
 
 
 def _build(kind, **sizes):
-    build = getattr(networks, f"build_{kind}")
-    return build(**{name: sizes[name] for name in SIZES[kind]})
+    needed = {name: sizes[name] for name in SIZES[kind]}
+    return getattr(networks, f"build_{kind}")(**needed)
 
 
 # --- Whether it is the published one ------------------------------------------------------------
@@ -398,18 +392,15 @@ def _compare(path, what, found, published):
     described = found[0].settings is not None
     published = [layer for layer in published if described or layer.shapes]
     for place, (layer, wanted) in enumerate(zip(found, published, strict=False), start=1):
-        difference = _difference(layer, wanted, found, described)
-        if difference:
-            raise LegacyFileError(
-                f"{path} is not the published network: layer {place} of what seems {what}, "
-                f"'{layer.name}', differs. Found {difference[0]}; expected {difference[1]}. "
-                f"{GIVE_ANOTHER}"
-            )
+        if difference := _difference(layer, wanted, found, described):
+            what = f"layer {place} of what seems {what}, '{layer.name}', differs"
+            _refuse(path, f"{what}. Found {difference[0]}; expected {difference[1]}")
     if len(found) != len(published):
-        raise LegacyFileError(
-            f"{path} is not the published network: what seems {what} has {len(found)} layers. "
-            f"Expected {len(published)}. {GIVE_ANOTHER}"
-        )
+        _refuse(path, f"what seems {what} has {len(found)} layers. Expected {len(published)}")
+
+
+def _refuse(path, difference):
+    raise LegacyFileError(f"{path} is not the published network: {difference}. {GIVE_ANOTHER}")
 
 
 def _difference(layer, wanted, layers, described):
@@ -426,12 +417,12 @@ def _difference(layer, wanted, layers, described):
     for name, value in wanted.settings.items():
         if not _same(layer.settings.get(name), value):
             return f"{name} {_show(layer.settings.get(name))}", f"{name} {_show(value)}"
-    if layer.inputs != wanted.inputs and wanted.type != "InputLayer":
-        names = [_names(layers[n].name for n in each) for each in (layer.inputs, wanted.inputs)]
-        return f"input from {names[0]}", names[1]
-    if layer.inputs != wanted.inputs:
+    if layer.inputs == wanted.inputs:
+        return None
+    if wanted.type == "InputLayer":
         return f"input {layer.inputs[0] + 1} of the network", f"input {wanted.inputs[0] + 1}"
-    return None
+    names = [_names(layers[n].name for n in each) for each in (layer.inputs, wanted.inputs)]
+    return f"input from {names[0]}", names[1]
 
 
 def _same(found, expected):

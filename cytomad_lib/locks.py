@@ -114,9 +114,8 @@ def _lock(path, file):
     except OSError:  # a drive without locks: what is written there must do
         holder = _holder(file)
         if holder and not _is_gone(holder):
-            raise LockedError(
-                _refusal(path, holder) + f" If that training is over, remove {path}."
-            ) from None
+            remedy = f"If that training is over, remove {path}."
+            raise LockedError(f"{_refusal(path, holder)} {remedy}") from None
 
 
 def _give_back(path, file):

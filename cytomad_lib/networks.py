@@ -62,7 +62,7 @@ def encoder_widths(image_size, base_filters):
     >>> encoder_widths(128, 64)
     [64, 128, 256, 512, 512, 512]
     """
-    n = _log2(image_size)
+    n = int(image_size).bit_length() - 1
     return [base_filters * min(2**block, 8) for block in range(n - 1)]
 
 
@@ -277,29 +277,17 @@ class KernelSeeds:
 
 def convolution(filters, stride, seeds, **options):
     """Return a 4x4 convolution layer with the published initial weights, N(0, 0.02)."""
-    return layers.Conv2D(
-        filters,
-        KERNEL,
-        strides=stride,
-        padding="same",
-        kernel_initializer=_normal(seeds),
-        **options,
-    )
+    return layers.Conv2D(filters, **_kernel(stride, seeds), **options)
 
 
-def _transposed(filters, stride, seeds, **options):
-    return layers.Conv2DTranspose(
-        filters,
-        KERNEL,
-        strides=stride,
-        padding="same",
-        kernel_initializer=_normal(seeds),
-        **options,
-    )
+def _transposed(filters, stride, seeds):
+    return layers.Conv2DTranspose(filters, **_kernel(stride, seeds))
 
 
-def _normal(seeds):
-    return keras.initializers.RandomNormal(0.0, 0.02, seed=seeds.next())
+def _kernel(stride, seeds):
+    initial = keras.initializers.RandomNormal(0.0, 0.02, seed=seeds.next())
+    shape = {"kernel_size": KERNEL, "strides": stride, "padding": "same"}
+    return shape | {"kernel_initializer": initial}
 
 
 def _conv(x, filters, stride, seeds, norm_momentum):
@@ -346,10 +334,6 @@ def _mlp(n_classes, n_features, widths, seed, name):
     for units in widths:
         x = dense(units, seeds)(x)
     return keras.Model(features, dense(n_classes, seeds, "softmax")(x), name=name)
-
-
-def _log2(image_size):
-    return int(image_size).bit_length() - 1
 
 
 def check_sizes(image_size, base_filters):

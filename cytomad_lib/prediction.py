@@ -195,17 +195,14 @@ def group_minibatches(labels, minibatch=None):
             "spread; the published programs take 32."
         )
     groups = group_rows(labels)
-    if minibatch is None:
-        return [
-            part
-            for rows in groups
-            for part in np.array_split(rows, np.ceil(len(rows) / LARGEST_GROUP).astype(int))
-        ]
-    return [
-        rows[start : start + minibatch]
-        for rows in groups
-        for start in range(0, len(rows), minibatch)
-    ]
+    minibatches = []
+    for rows in groups:
+        if minibatch is None:
+            minibatches += np.array_split(rows, np.ceil(len(rows) / LARGEST_GROUP).astype(int))
+        else:
+            starts = range(0, len(rows), minibatch)
+            minibatches += [rows[start : start + minibatch] for start in starts]
+    return minibatches
 
 
 def group_rows(labels):
@@ -244,8 +241,8 @@ def predict_together(generator, cells, minibatches, dropout=True, seed=0, progre
     _check_size(generator, cells)
     _check_minibatches(minibatches, len(cells))
     _check_not_frozen(generator)
-    images = np.empty((len(cells), *generator.output_shape[0][1:]), np.float32)
-    features = np.empty((len(cells), *generator.output_shape[1][1:]), np.float32)
+    shapes = [(len(cells), *shape[1:]) for shape in generator.output_shape]
+    images, features = (np.empty(shape, np.float32) for shape in shapes)
     random = np.random.default_rng(seed)
     bar = tqdm(minibatches, desc="predicting", unit="minibatch", disable=not progress)
     with _dropout_kept(generator, dropout):
@@ -258,15 +255,9 @@ def predict_together(generator, cells, minibatches, dropout=True, seed=0, progre
 @without_gradients()
 def _normalised_together(generator, brightfield, random):
     """Return images and features; without state, so that nothing of the generator changes."""
-    seeds = {
-        id(drawing.state): random.integers(2**31, size=2) for drawing in seed_generators(generator)
-    }
-    state = [
-        keras.ops.convert_to_tensor(seeds[id(variable)], variable.dtype)
-        if id(variable) in seeds
-        else variable.value
-        for variable in generator.non_trainable_variables
-    ]
+    variables = generator.non_trainable_variables
+    seeds = {id(one.state): random.integers(2**31, size=2) for one in seed_generators(generator)}
+    state = [keras.ops.convert_to_tensor(seeds.get(id(v), v.value), v.dtype) for v in variables]
     weights = [variable.value for variable in generator.trainable_variables]
     outputs, _ = generator.stateless_call(weights, state, brightfield, training=True)
     return [keras.ops.convert_to_numpy(output) for output in outputs]

@@ -57,7 +57,6 @@ def copy_networks(run, folder, judges=True):
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
         elif path.name.endswith(".weights.h5") and _is_handed_on(run, path, judges):
-            copy.parent.mkdir(parents=True, exist_ok=True)
             _copy_rounded(path, copy)
     return Run.open(folder)
 
@@ -140,7 +139,7 @@ def _copy_rounded(path, copy):
         def add(name, item):
             if isinstance(item, h5py.Group):
                 target = new.require_group(name)
-            elif _may_be_rounded(item):
+            elif item.ndim and item.dtype == "float32" and np.abs(item[()]).max() < HALF_MAX:
                 numbers = _rounded(item[()])
                 target = new.create_dataset(name, data=numbers, compression="gzip", shuffle=True)
             else:
@@ -150,10 +149,6 @@ def _copy_rounded(path, copy):
         new.attrs.update(old.attrs)
         old.visititems(add)
     file.save()
-
-
-def _may_be_rounded(item):
-    return item.ndim and item.dtype == "float32" and np.abs(item[()]).max() < HALF_MAX
 
 
 def _rounded(numbers):

@@ -31,7 +31,7 @@ import pandas as pd
 
 import cytomad_lib
 from cytomad_lib.backend import keras
-from cytomad_lib.config import Preset
+from cytomad_lib.config import LARGEST_SEED, Preset
 from cytomad_lib.data.cells import CellFiles, CellImages
 from cytomad_lib.data.errors import RunError
 from cytomad_lib.data.files import sweep, write_text
@@ -69,7 +69,6 @@ SEEDS = {
     "feature_removal": 25,
     "mmd_alignment": 27,
 }
-LARGEST_SEED = 2**32 - 1  # that numpy, Keras and scikit-learn all take
 LAST = ("conditional",)  # of these the last epoch is kept, see `Run.best_epoch`
 
 
@@ -216,10 +215,9 @@ class Run:
             raise RunError(f"There is no stage {stage!r}. Expected one of {', '.join(STAGES)}.")
         if stage != "conditional":
             return self.load(stage, "generator", self.new_generator())
-        generator = self.new_conditional_generator()
-        if (self.folder / stage / ALIGNED).exists():
-            load_run_weights(generator, self.folder / stage / ALIGNED)
-            return generator
+        generator, aligned = self.new_conditional_generator(), self.folder / stage / ALIGNED
+        if aligned.exists():
+            return load_run_weights(generator, aligned)
         return self.load(stage, "generator", generator)
 
     def discriminator(self, stage: str = "pretraining") -> keras.Model:
@@ -321,9 +319,9 @@ class Run:
 
     def _build(self, build, purpose, precision):
         # To learn, a network is built in the preset's precision; to predict, in float32.
+        options = self.preset.image_network | {"channels": self.channels}
         with computing_in(precision):
-            seed = self.seed_for(purpose)
-            return build(**self.preset.image_network, channels=self.channels, seed=seed)
+            return build(**options, seed=self.seed_for(purpose))
 
     def seed_for(self, purpose: str) -> int:
         """Return the seed of one use of random numbers, by its name in `SEEDS`."""
@@ -332,9 +330,8 @@ class Run:
 
     def load(self, stage: str, name: str, network: keras.Model) -> keras.Model:
         """Load a network's weights of the epoch that is kept of a stage, and return it."""
-        best = best_epoch(self.finished_history(stage), stage in LAST)
-        load_run_weights(network, self.folder / stage / weights_name(name, best))
-        return network
+        path = self.folder / stage / weights_name(name, self.best_epoch(stage))
+        return load_run_weights(network, path)
 
     def finished_history(self, stage: str) -> pd.DataFrame:
         """Return the losses per epoch of a stage; refuse one without a finished epoch."""

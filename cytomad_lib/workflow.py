@@ -13,6 +13,7 @@ Example
 >>> print(evaluation.summary())
 """
 
+from functools import partial
 from pathlib import Path
 
 from cytomad_lib.config import DEMO
@@ -208,15 +209,10 @@ def train(
     layout, _ = find_layout(data)
     preset = preset.for_dataset(layout.name)
     wanted = {"image_size": preset.image_size, "batches": batches}
-    if from_disk:
-        cells = CellFiles(data, "Train", cells_per_group, **wanted)
-        valid = CellFiles(data, "Valid", **wanted)
-        for files in (cells, valid):
-            files.check_streams()
-    else:
-        wanted["progress"] = verbose == 1
-        cells = load_cells(data, "Train", cells_per_group, **wanted)
-        valid = load_cells(data, "Valid", **wanted)
+    load = CellFiles if from_disk else partial(load_cells, progress=verbose == 1)
+    cells, valid = load(data, "Train", cells_per_group, **wanted), load(data, "Valid", **wanted)
+    for files in (cells, valid) if from_disk else ():
+        files.check_streams()
     for recipe in recipes:
         check_trainable(cells.labels)
         check_enough_cells(recipe, preset, len(cells))

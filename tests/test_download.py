@@ -17,15 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from cytomad_lib.data import download
-from cytomad_lib.data.download import (
-    DownloadError,
-    Patience,
-    download_dataset,
-    download_files,
-    git_blob_sha1,
-    published_files,
-    read_table,
-)
+from cytomad_lib.data import fetch as fetching
+from cytomad_lib.data.download import download_dataset, published_files, read_table
+from cytomad_lib.data.fetch import DownloadError, Patience, download_files, git_blob_sha1
 from cytomad_lib.data.layouts import DRUG, LAYOUTS, LUNG, SPLITS
 
 PATH = "7LungCancerDataset/Batch1/H69/Test/H69_BF.mat"
@@ -196,7 +190,7 @@ def test_the_table_holds_brightfield_and_phase_of_every_group_in_all_three_split
     assert set(table) == expected and len(expected) == 342
     assert len(set(table.values())) == 342  # no two files are the same
     assert {**published_files("lung"), **published_files("drug")} == table
-    download._refuse_unsafe(table)
+    fetching._refuse_unsafe(table)
     # As `git ls-tree` lists it at the pinned commit.
     assert table[PATH.replace("H69", "H2170")] == "8242840afb70cfd822fe88c2c1bcfa4e1c63ad14"
 
@@ -535,7 +529,7 @@ def test_a_wrong_file_is_refused_with_both_hashes_and_not_kept(server, tmp_path,
 
 
 def test_an_endless_answer_does_not_fill_the_disk(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "MOST_BYTES", 5000)
+    monkeypatch.setattr(fetching, "MOST_BYTES", 5000)
     server.faults[PATH] = ["chunked always"]
     with pytest.raises(DownloadError, match="arrived damaged"):
         fetch(server, tmp_path, workers=1)
@@ -612,7 +606,7 @@ def test_a_full_disk_is_told_and_what_came_is_kept(server, tmp_path, monkeypatch
         return file if "r" in mode else FullDisk(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(download, "open", open_on_full_disk, raising=False)
+        patch.setattr(fetching, "open", open_on_full_disk, raising=False)
         with pytest.raises(OSError, match="No space left on device. Expected.*give the") as caught:
             fetch(server, tmp_path, workers=1)
     assert caught.value.errno == errno.ENOSPC and f"{PATH}.part" in str(caught.value)

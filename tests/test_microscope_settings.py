@@ -22,7 +22,8 @@ def cells():
 
 def test_they_are_the_cells_of_the_dataset(cells):
     simulated = simulate_cells("H358", 2, "Batch1", seed=26, image_size=32)
-    np.testing.assert_array_equal(cells.truth[..., 0], round_to_step(simulated.truth, "QPI_TRUE"))
+    truth = cells.measure().truth[..., 0]
+    np.testing.assert_array_equal(truth, round_to_step(simulated.truth, "QPI_TRUE"))
     # A cell with its own settings is the cell of the file, in both images.
     for number, settings in enumerate(simulated.settings.to_dict("records")):
         measured = cells.measure(settings)

@@ -12,11 +12,12 @@ import tifffile
 from typer.testing import CliRunner
 
 from cytomad_lib.cli import app
-from cytomad_lib.data import download, public
+from cytomad_lib.data import download, fetch, public
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.check import check_dataset
-from cytomad_lib.data.download import DownloadError, download_dataset, git_blob_sha1
+from cytomad_lib.data.download import download_dataset
 from cytomad_lib.data.errors import DatasetError
+from cytomad_lib.data.fetch import DownloadError, git_blob_sha1
 from cytomad_lib.data.public import cut_montages, load_phenotypes
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
@@ -166,7 +167,7 @@ def test_the_tables_name_each_file_once():
     for name, count in (("jurkat", 24), ("phenotypes", 2)):
         rows = download.read_table(name)
         assert len(rows) == len({row["path"] for row in rows}) == count
-        download._refuse_unsafe({row["path"]: row["git_blob_sha1"] for row in rows})
+        fetch._refuse_unsafe({row["path"]: row["git_blob_sha1"] for row in rows})
         assert all(row["path"].startswith(public.SOURCES[name].folder) for row in rows)
 
 

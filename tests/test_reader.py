@@ -14,7 +14,8 @@ from mutations import FAULTS, WRITERS, run
 
 from cytomad_lib.data import matfiles, reader
 from cytomad_lib.data.errors import ImageFileError
-from cytomad_lib.data.matfiles import inspect_mat, read_mat, write_mat
+from cytomad_lib.data.matfiles import read_mat, write_mat
+from cytomad_lib.data.stackfiles import inspect_stack
 
 STACK = np.arange(6 * 5 * 7, dtype=np.float32).reshape(6, 5, 7)
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs the signals of POSIX")
@@ -59,7 +60,7 @@ def test_a_child_that_died_meanwhile_is_started_again(path):
 
 def test_limits_on_time(path, monkeypatch):
     """By the processor's clock where there is one, and by the wall's everywhere."""
-    inspect_mat(path, "BF")
+    inspect_stack(path, "BF")
     with monkeypatch.context() as shorter:
         shorter.setattr(reader, "WALL_FACTOR", 0.3)
         with pytest.raises(ImageFileError, match="took too long"):
@@ -113,7 +114,7 @@ def test_an_interrupted_answer_is_not_taken_for_the_next(path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    inspect_mat(path, "BF")
+    inspect_stack(path, "BF")
     with monkeypatch.context() as patch:
         patch.setattr(reader, "_receive", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -122,9 +123,9 @@ def test_an_interrupted_answer_is_not_taken_for_the_next(path, monkeypatch):
 
 
 def test_a_file_that_changed_in_between_is_refused(path, monkeypatch):
-    info = inspect_mat(path, "BF")
+    info = inspect_stack(path, "BF")
     write_mat(path, {"BF": STACK.transpose(1, 0, 2)})
-    monkeypatch.setattr(matfiles, "inspect_mat", lambda *_: info)
+    monkeypatch.setattr(matfiles, "inspect_stack", lambda *_: info)
     with pytest.raises(ImageFileError, match="has changed since"):
         read_mat(path, "BF")
 
@@ -198,7 +199,7 @@ def test_a_locked_file_is_named(path):
     assert program.stdout.readline().strip() == b"locked"
     try:
         with pytest.raises(ImageFileError, match="open in another program.*USE_FILE_LOCKING"):
-            inspect_mat(path, "BF")
+            inspect_stack(path, "BF")
     finally:
         program.communicate(b"\n")
-    assert inspect_mat(path, "BF").shape == (6, 5, 7)
+    assert inspect_stack(path, "BF").shape == (6, 5, 7)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cytomad_lib.data.layouts import DRUG, KINDS, LUNG, SPLITS, VARIABLE
-from cytomad_lib.data.matfiles import inspect_mat, read_mat
+from cytomad_lib.data.matfiles import read_mat
+from cytomad_lib.data.stackfiles import inspect_stack
 from cytomad_lib.simulation import write
 from cytomad_lib.simulation.acquisition import simulate_cells
 from cytomad_lib.simulation.write import (
@@ -46,7 +47,7 @@ def test_files_are_laid_out_as_published(made):
         for kind in KINDS
     }
     assert set(files_of(made)) == expected
-    info = inspect_mat(made / "Batch1/H69/Train/H69_QPI_TRUE.mat", "QPI")
+    info = inspect_stack(made / "Batch1/H69/Train/H69_QPI_TRUE.mat", "QPI")
     assert (info.shape, info.dtype, info.version) == ((32, 32, 3), "float32", "7.3")
 
 
@@ -256,7 +257,7 @@ def test_committed_dataset_is_small_and_complete(layout, demo):
         for split in SPLITS:
             kinds = KINDS if split in demo["with_truth"] else KINDS[:2]
             for kind in kinds:
-                info = inspect_mat(root / group.file(split, kind), VARIABLE[kind])
+                info = inspect_stack(root / group.file(split, kind), VARIABLE[kind])
                 assert info.shape == (size, size, counts[split])
 
 

@@ -16,19 +16,19 @@ no phase image: `with_target=False` takes brightfield alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from skimage.transform import resize
 from tqdm import tqdm
 
 from cytomad_lib.data import folders
 from cytomad_lib.data.description import REFRACTION_INCREMENT
 from cytomad_lib.data.errors import DatasetError
-from cytomad_lib.data.layouts import check_split, find_layout, find_path
+from cytomad_lib.data.labels import Labelled
+from cytomad_lib.data.layouts import SPLITS, check_known, find_layout, find_path
+from cytomad_lib.data.resizing import resize_images
 from cytomad_lib.data.stackfiles import matching, read_stack
 
 CELLS_AT_ONCE = 128  # read and resized together: 8 MB of 128 x 128 pixels
@@ -40,42 +40,8 @@ LARGEST_SIZE = 2048  # pixels; a minibatch of such images already takes all memo
 # --- Images in memory ------------------------------------------------------------------------
 
 
-class _Labelled:
-    """What follows from a table of labels: batches and classes, as names and as codes."""
-
-    labels: pd.DataFrame
-
-    @property
-    def batches(self) -> tuple[str, ...]:
-        """All batches of the layout, in its order; `batch_codes` counts in it."""
-        return tuple(self.labels["batch"].cat.categories)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """All classes of the layout, in its order; `class_codes` counts in it."""
-        return tuple(self.labels["class_name"].cat.categories)
-
-    @property
-    def batch_codes(self) -> np.ndarray:
-        """Batch of each cell as its place in `batches`: int32 array (cells,)."""
-        return self.labels["batch"].cat.codes.to_numpy(np.int32)
-
-    @property
-    def class_codes(self) -> np.ndarray:
-        """Class of each cell as its place in `classes`: int32 array (cells,)."""
-        return self.labels["class_name"].cat.codes.to_numpy(np.int32)
-
-    def in_slices(self, at_once=500):
-        """Yield the cells in their order, `at_once` at a time, each slice as `CellImages`.
-
-        For what needs all cells, but not together: of files, only one slice is in memory.
-        """
-        for start in range(0, len(self), at_once):
-            yield self.read(np.arange(start, min(start + at_once, len(self))))
-
-
 @dataclass(eq=False)
-class CellImages(_Labelled):
+class CellImages(Labelled):
     """Brightfield and phase images of the same cells, with their labels.
 
     Parameters
@@ -115,11 +81,10 @@ class CellImages(_Labelled):
 
     def __post_init__(self) -> None:
         """Check that images and labels fit each other."""
-        images = {"brightfield": self.brightfield, "qpi": self.qpi, "truth": self.truth}
-        for name, array in images.items():
+        for name in ("brightfield", "qpi", "truth"):
+            array, several = getattr(self, name), name == "brightfield"  # may have channels
             if array is None:
                 continue
-            several = name == "brightfield"  # channels are allowed
             fits = array.ndim == 4 and (array.shape[3] == 1 or several and array.shape[3] > 1)
             if array.dtype != np.float32 or not fits:
                 raise DatasetError(
@@ -163,15 +128,10 @@ class CellImages(_Labelled):
 
     def select(self, index_or_mask: Indices) -> "CellImages":
         """Return the cells given by numbers (in any order), a slice or a boolean mask."""
-        return CellImages(
-            self.brightfield[index_or_mask],
-            None if self.qpi is None else self.qpi[index_or_mask],
-            self.labels.iloc[index_or_mask].reset_index(drop=True),
-            self.pixel_size_um,
-            None if self.truth is None else self.truth[index_or_mask],
-            self.wavelength_um,
-            self.refraction_increment,
-        )
+        images = {name: getattr(self, name) for name in ("brightfield", "qpi", "truth")}
+        part = {name: array[index_or_mask] for name, array in images.items() if array is not None}
+        labels = self.labels.iloc[index_or_mask].reset_index(drop=True)
+        return replace(self, labels=labels, **part)
 
     def read(self, indices: Indices) -> "CellImages":
         """Return the cells given by numbers; `CellFiles` has the same, from disk."""
@@ -202,43 +162,6 @@ def check_trainable(labels):
             )
 
 
-# --- Resizing --------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=16)
-def _cubic_weights(old, new):
-    """Matrix (new, old) that resizes one axis: resizing is linear, so resize an identity."""
-    weights = resize(
-        np.eye(old), (new, old), order=3, mode="reflect", anti_aliasing=new < old, clip=False
-    )
-    # A spline's weights fade towards 1e-38, where processors compute twenty times slower.
-    weights[np.abs(weights) < 1e-9] = 0
-    return weights.astype(np.float32)
-
-
-def resize_images(images, size):
-    """Resize square or oblong images to `size` x `size` by cubic splines.
-
-    Shrinking blurs first, so that detail too fine for the new pixels does not alias.
-
-    Parameters
-    ----------
-    images : float32 array (cells, height, width)
-    size : int
-        New height and width in pixels.
-
-    Returns
-    -------
-    float32 array (cells, size, size)
-    """
-    _, height, width = images.shape
-    if (height, width) == (size, size):
-        return images
-    # tensordot makes one large product of each step; a product per image is slow on busy cores.
-    wide = np.tensordot(images, _cubic_weights(width, size), (2, 1))
-    return np.tensordot(wide, _cubic_weights(height, size), (1, 1)).transpose(0, 2, 1)
-
-
 # --- Files on disk ---------------------------------------------------------------------------
 
 
@@ -251,7 +174,7 @@ def _check_number(name, value, most=None):
         )
 
 
-class CellFiles(_Labelled):
+class CellFiles(Labelled):
     """Cells of one split, read from their files on request.
 
     A dataset may have only some of its layout's groups. Only the requested cells are read, fastest
@@ -283,6 +206,8 @@ class CellFiles(_Labelled):
     root : pathlib.Path
     image_size : int
     pixel_size_um : float
+    file_codes : int array (cells,)
+        File of each cell. Cells of one file are neighbours, in its order.
 
     Raises
     ------
@@ -303,7 +228,7 @@ class CellFiles(_Labelled):
         with_truth: bool = False,
         with_target: bool = True,
     ) -> None:
-        check_split(split)
+        check_known("split", split, SPLITS)
         _check_number("cells_per_group", cells_per_group)
         _check_number("image_size", image_size, LARGEST_SIZE)
         self.layout, self.root = find_layout(folder)
@@ -326,7 +251,7 @@ class CellFiles(_Labelled):
             raise error
         self.image_size = image_size or self._infos[0]["BF"].shape[0]
         self.pixel_size_um = self.layout.field_of_view_um / self.image_size
-        self.labels, self._group_of_cell = self._make_labels(cells_per_group)
+        self.labels, self.file_codes = self._make_labels(cells_per_group)
         self._cell_in_file = self.labels["cell"].to_numpy()
 
     def __len__(self) -> int:
@@ -339,10 +264,6 @@ class CellFiles(_Labelled):
         return len(self.layout.inputs)
 
     @property
-    def file_codes(self) -> np.ndarray:
-        """File of each cell: int array (cells,). Cells of one file are neighbours, in its order."""
-        return self._group_of_cell
-
     @property
     def has_truth(self) -> bool:
         """Whether any of these groups has a batch-free truth."""
@@ -359,17 +280,14 @@ class CellFiles(_Labelled):
         DatasetError
             Names the first such file.
         """
-        for infos in self._infos:
-            for info in infos.values():
-                if info.whole:
-                    kind = "MATLAB v5" if info.version == "5" else f"{info.axes} {info.version}"
-                    raise DatasetError(
-                        f"{info.path} is a {kind} file, which can only be read as a whole. "
-                        "Expected one cell after the other in it, to read a few cells at a time; "
-                        "save the dataset again with save(..., '-v7.3'), as TIFF or with "
-                        "cytomad_lib.data.matfiles.write_mat(path, {name: array}), or load it "
-                        "into memory."
-                    )
+        for info in (info for infos in self._infos for info in infos.values() if info.whole):
+            kind = "MATLAB v5" if info.version == "5" else f"{info.axes} {info.version}"
+            raise DatasetError(
+                f"{info.path} is a {kind} file, which can only be read as a whole. Expected one "
+                "cell after the other in it, to read a few cells at a time; save the dataset again "
+                "with save(..., '-v7.3'), as TIFF or with cytomad_lib.data.matfiles.write_mat("
+                "path, {name: array}), or load it into memory."
+            )
 
     def read(self, indices: Indices, progress: bool = False) -> CellImages:
         """Read cells.
@@ -396,7 +314,7 @@ class CellFiles(_Labelled):
         kinds = folders.kinds_of(self.layout, self.with_truth)
         # Where the images of each kind go: the inputs side by side.
         places = {kind: brightfield[..., number] for number, kind in enumerate(self.layout.inputs)}
-        files = np.unique(self._group_of_cell[indices])
+        files = np.unique(self.file_codes[indices])
         for kind in kinds[self.channels :]:
             if all(kind in self._infos[file] for file in files):
                 places[kind] = np.empty(shape, np.float32)
@@ -437,51 +355,40 @@ class CellFiles(_Labelled):
         return there
 
     def _make_labels(self, cells_per_group):
-        counts = []
-        for infos in self._infos:
-            count = infos["BF"].shape[2]
-            if cells_per_group is not None and cells_per_group > count:
+        infos = [infos["BF"] for infos in self._infos]
+        for info in infos:
+            if (count := info.shape[2]) < (cells_per_group or 0):
                 raise DatasetError(
-                    f"{infos['BF'].path} has {count} cells. Expected the {cells_per_group} asked "
+                    f"{info.path} has {count} cells. Expected the {cells_per_group} asked "
                     f"by cells_per_group; ask for {count} or fewer, or None for all there are."
                 )
-            counts.append(cells_per_group or count)
-        group_of_cell = np.repeat(np.arange(len(counts)), counts)
-        columns = {"batch": self.layout.batches, "class_name": self.layout.classes}
-        if self.layout.doses:
-            columns["dose"] = self.layout.doses
-        labels = pd.DataFrame(
-            {
-                column: pd.Categorical(
-                    np.repeat([getattr(group, column) for group in self.groups], counts),
-                    categories=names,
-                )
-                for column, names in columns.items()
-            }
-        )
+        counts = [cells_per_group or info.shape[2] for info in infos]
+        file_codes = np.repeat(np.arange(len(counts)), counts)
+        layout, labels = self.layout, {}
+        names = {"batch": layout.batches, "class_name": layout.classes, "dose": layout.doses}
+        for column in filter(names.get, names):  # without doses, there is no such column
+            own = [getattr(group, column) for group in self.groups]
+            labels[column] = pd.Categorical(np.repeat(own, counts), names[column])
         labels["cell"] = np.concatenate([np.arange(count) for count in counts])
-        return labels, group_of_cell
+        return pd.DataFrame(labels), file_codes
 
     def _read_together(self, indices):
         """Give the rows of `indices` in the order of the files: some at a time, all of one file."""
         order = np.argsort(indices, kind="stable")
-        files = self._group_of_cell[indices[order]]
+        files = self.file_codes[indices[order]]
         for rows in np.split(order, np.flatnonzero(np.diff(files)) + 1):
             if not len(rows):
                 return
-            whole = any(info.whole for info in self._infos_of(indices[rows]).values())
+            infos = self._infos[self.file_codes[indices[rows[0]]]]
+            whole = any(info.whole for info in infos.values())
             # Some files are read as a whole each time; MATLAB v5 allows them 2 GB.
             at_once = len(rows) if whole else CELLS_AT_ONCE
             for start in range(0, len(rows), at_once):
                 yield rows[start : start + at_once]
 
-    def _infos_of(self, indices):
-        """Return what is known of the files of these cells, all of one group."""
-        return self._infos[self._group_of_cell[indices[0]]]
-
     def _read_as_stored(self, kind, indices):
         """Read the images of these cells, all of one group and not yet resized."""
-        info = self._infos_of(indices)[kind]
+        info = self._infos[self.file_codes[indices[0]]][kind]
         images = read_stack(info, self._cell_in_file[indices])
         images *= self.layout.contrasts[kind].scale
         return images

@@ -6,6 +6,7 @@ Example
 """
 
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,8 +95,8 @@ def check_dataset(folder: Path | str, progress: bool = False) -> DatasetReport:
     """
     layout, root = find_layout(folder)
     found, others, group_folders = folders.compare_folders(layout, root)
-    remarks: dict[str, list] = {}  # remark -> files
-    ranges: dict[str, list] = {}  # kind -> range of values of each file
+    remarks: dict[str, list] = defaultdict(list)  # see `_scan_pixels`
+    ranges: dict[str, list] = defaultdict(list)
     there = {group: folders.splits_present(layout, root, group) for group in layout.groups}
     there = {group: splits for group, splits in there.items() if splits}
     used = [split for split in SPLITS if any(split in splits for splits in there.values())]
@@ -105,14 +106,12 @@ def check_dataset(folder: Path | str, progress: bool = False) -> DatasetReport:
         for split in lacking:  # Test alone can be predicted
             text = folders.missing_split_text(root, split, group, splits, there.values())
             found.append((find_path(root, group.folder), text))
-        targets = [find_path(root, group.file(split, "QPI")) for split in splits]
-        with_target = any(matching(path) for path in targets)
+        with_target = any(_has(root, group, split, "QPI") for split in splits)
         if not with_target:
             without_target.append(group)
         for split in splits:
-            row, infos, errors = _check_files(
-                layout, root, group, split, with_target, remarks, ranges
-            )
+            options = layout, root, group, split, with_target, remarks, ranges
+            row, infos, errors = _check_files(*options)
             rows.append(row)
             found += errors
             if "BF" in infos and not errors:
@@ -134,11 +133,15 @@ def check_dataset(folder: Path | str, progress: bool = False) -> DatasetReport:
     return DatasetReport(layout, root, table, problems, notes + limits, () if problems else uses)
 
 
+def _has(root, group, split, kind):
+    return bool(matching(find_path(root, group.file(split, kind))))
+
+
 def _alike_together(root, found):
     """Return a line for all problems that differ in the file and in numbers only."""
-    alike = {}
+    alike = defaultdict(list)
     for path, text in found:
-        alike.setdefault(re.sub(r"\d+", "#", text.replace(str(path), "")), []).append((path, text))
+        alike[re.sub(r"\d+", "#", text.replace(str(path), ""))].append((path, text))
     lines = []
     for (_, text), *more in alike.values():
         places = folders.listed([path.relative_to(root).as_posix() for path, _ in more], most=2)
@@ -148,8 +151,7 @@ def _alike_together(root, found):
 
 def _check_files(layout, root, group, split, with_target, remarks, ranges):
     """Check one group and split: its row of the table, its infos, its problems as (path, text)."""
-    known = "QPI_TRUE" in layout.contrasts
-    truth = known and bool(matching(find_path(root, group.file(split, "QPI_TRUE"))))
+    truth = "QPI_TRUE" in layout.contrasts and _has(root, group, split, "QPI_TRUE")
     infos, errors = folders.inspect_files(layout, root, group, split, truth, with_target)
     for kind, info in infos.items():
         try:
@@ -167,14 +169,16 @@ def _check_files(layout, root, group, split, with_target, remarks, ranges):
         "truth": truth,
         "status": "; ".join(text for _, text in problems) or "ok",
     }
-    if infos:
-        shape = next(iter(infos.values())).shape
-        row |= dict(zip(("height", "width", "cells"), shape, strict=True))
+    for info in list(infos.values())[:1]:
+        row["height"], row["width"], row["cells"] = info.shape
     return row, infos, problems
 
 
 def _scan_pixels(layout, kind, info, remarks, ranges):
-    """Read all pixels, some cells at a time; note their range, and what is implausible."""
+    """Read all pixels, some cells at a time; note their range, and what is implausible.
+
+    `remarks` gets the files of each remark, `ranges` the range of each file by the kind of image.
+    """
     found, lowest, highest = set(), np.inf, -np.inf
     n_cells = info.shape[2]
     at_once = n_cells if info.whole else CELLS_AT_ONCE
@@ -188,11 +192,11 @@ def _scan_pixels(layout, kind, info, remarks, ranges):
         lowest, highest = min(lowest, low.min()), max(highest, high.max())
         if len(images) == images.shape[1] == images.shape[2] == n_cells:
             found |= _order_remarks(info, images)
-    ranges.setdefault(kind, []).append((lowest, highest, info))
+    ranges[kind].append((lowest, highest, info))
     if info.version == "5":
         found.add("are MATLAB v5, so streaming reads them as a whole (v7.3 is faster)")
     for remark in found:
-        remarks.setdefault(remark, []).append(info.path)
+        remarks[remark].append(info.path)
 
 
 def _order_remarks(info, images):
@@ -219,7 +223,7 @@ def value_warnings(cells, layout):
         A sentence for each kind of image, with the `scale` to write into `dataset.toml`; also for
         phases that are no radians.
     """
-    ranges = {}
+    ranges = defaultdict(list)
     rows = np.flatnonzero(cells.labels["cell"] < CELLS_LOOKED_AT)
     for start in range(0, len(rows), CELLS_AT_ONCE):
         part = cells.read(rows[start : start + CELLS_AT_ONCE])
@@ -227,7 +231,7 @@ def value_warnings(cells, layout):
         if part.qpi is not None:
             images["QPI"] = part.qpi
         for kind, stack in images.items():
-            ranges.setdefault(kind, []).append((stack.min(), stack.max(), None))
+            ranges[kind].append((stack.min(), stack.max(), None))
     return _value_texts(layout, ranges)
 
 
@@ -275,21 +279,14 @@ def _where(rows):
 
 def _folder_notes(root, there, others, group_folders):
     """Say which folders are left out: those of no group, and those of groups without files."""
-    notes = []
-    if others:
-        names = folders.listed(path.relative_to(root).as_posix() for path in others)
-        notes.append(
-            f"{len(others)} folder(s) are no part of the dataset and are ignored: {names}."
-        )
     used = {folded(group.folder) for group in there}
-    names = [path.relative_to(root).as_posix() for path in group_folders]
-    empty = [name for name in names if folded(name) not in used]
-    if empty:
-        notes.append(
-            f"{len(empty)} group(s) have a folder, but no files of any split, and are left out: "
-            f"{folders.listed(empty)}."
-        )
-    return notes
+    others, empty = ([p.relative_to(root).as_posix() for p in f] for f in (others, group_folders))
+    empty = [name for name in empty if folded(name) not in used]
+    texts = {
+        "folder(s) are no part of the dataset and are ignored": others,
+        "group(s) have a folder, but no files of any split, and are left out": empty,
+    }
+    return [f"{len(p)} {what}: {folders.listed(p)}." for what, p in texts.items() if p]
 
 
 def _dataset_notes(layout, table, ranges):
@@ -337,16 +334,12 @@ def _find_uses(layout, root, table, without_target):
         if len(lacking) == len(splits_of):
             reasons.append(folders.missing_split_text(root, split, None, (), ()))
         elif lacking:
-            reasons.append(
-                f"{len(lacking)} group(s) have no {split} split: {folders.listed(lacking)}."
-            )
+            names = folders.listed(lacking)
+            reasons.append(f"{len(lacking)} group(s) have no {split} split: {names}.")
     if without_target:
         names = folders.listed(group.name for group in without_target)
-        inputs = " and ".join(layout.images["input"])
-        reasons.append(
-            f"{len(without_target)} group(s) have {inputs} alone, without {layout.target.name}: "
-            f"{names}."
-        )
+        what = f"{' and '.join(layout.images['input'])} alone, without {layout.target.name}"
+        reasons.append(f"{len(without_target)} group(s) have {what}: {names}.")
     notes = [f"Not for training, only for prediction: {reason}" for reason in reasons]
     uses = ["prediction"] if reasons else ["prediction", "training", "batch removal"]
     train = table[table["split"] == "Train"]

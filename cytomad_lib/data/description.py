@@ -91,10 +91,10 @@ SMALLEST, LARGEST = 1e-12, 1e12  # numbers; float32 has room for such multiples 
 SUFFIXES = (".mat", ".npy", ".tif", ".tiff")
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_INCREMENT = "refraction_increment_um3_per_pg"
 _TOP_KEYS = ("name", "folders", "batches", "classes", "field_of_view_um", "input", "target")
-_MORE_TOP_KEYS = ("class_term", "doses", "groups", "splits", "truth")
-_MORE_TOP_KEYS += ("wavelength_um", "refraction_increment_um3_per_pg")
-_NO_NAME = set('/\\:*?"<>|{}$')  # not in names of files everywhere; figures read $ as formulas
+_MORE_TOP_KEYS = ("class_term", "doses", "groups", "splits", "truth", "wavelength_um", _INCREMENT)
+_NO_NAME = set('/\\:*?"<>|{}')  # not in names of files everywhere
 _NAME = (
     'a plain name without / \\ : * ? " < > | { } $, without spaces at its ends, and not beginning '
     "with . or _"
@@ -178,25 +178,19 @@ def read_description(path):
     folders = _folders(top)
     if ("doses" in top.values) != ("dose" in folders):
         raise top.wrong("doses", "a list exactly where `folders` has {dose}")
-    batches, classes = top.names("batches"), top.names("classes")
-    doses = top.names("doses") if "dose" in folders else ()
-    _refuse_too_many(path, batches, classes, doses)
-    contrasts = _contrasts(top, folders)
+    lists = {key: top.names(key) for key in ("batches", "classes")}
+    lists["doses"] = top.names("doses") if "dose" in folders else ()
     return Description(
         name=top.text("name"),
         class_term=top.text("class_term", "class"),
-        batches=batches,
-        classes=classes,
-        doses=doses,
+        **lists,
         field_of_view_um=top.number("field_of_view_um"),
         folders=folders,
         splits=_splits(top),
-        contrasts=contrasts,
-        combinations=_combinations(top, batches, classes, doses),
-        wavelength_um=top.number("wavelength_um") if "wavelength_um" in top.values else None,
-        refraction_increment_um3_per_pg=top.number(
-            "refraction_increment_um3_per_pg", REFRACTION_INCREMENT
-        ),
+        contrasts=_contrasts(top, folders),
+        combinations=_combinations(top, **lists),
+        wavelength_um=top.number("wavelength_um"),
+        refraction_increment_um3_per_pg=top.number(_INCREMENT, REFRACTION_INCREMENT),
     )
 
 
@@ -207,21 +201,18 @@ class _Table:
         self.path, self.name, self.values = path, name, values
         where = f"in {name}" if name else "at the top"
         known = (*required, *optional)
-        for key in values:
-            if key not in known:
-                lost = name and key in _TOP_KEYS + _MORE_TOP_KEYS
-                hint = "move it above the first [table]" if lost else "check its spelling"
-                raise DatasetError(
-                    f"{path} has an unknown key {key!r} {where}. Expected some of "
-                    f"{', '.join(known)}; {hint}."
-                )
-        for key in required:
-            if key not in values:
-                there = ", ".join(values) or "nothing"
-                raise DatasetError(
-                    f"{path} has no key {key!r} {where}, only {there}. Expected all of "
-                    f"{', '.join(required)}; add it."
-                )
+        for key in (key for key in values if key not in known):
+            lost = name and key in _TOP_KEYS + _MORE_TOP_KEYS
+            hint = "move it above the first [table]" if lost else "check its spelling"
+            raise DatasetError(
+                f"{path} has an unknown key {key!r} {where}. Expected some of {', '.join(known)}; "
+                f"{hint}."
+            )
+        for key in (key for key in required if key not in values):
+            raise DatasetError(
+                f"{path} has no key {key!r} {where}, only {', '.join(values) or 'nothing'}. "
+                f"Expected all of {', '.join(required)}; add it."
+            )
 
     def wrong(self, key, expected, found=None):
         """Return the error for a value that is not what it should be."""
@@ -230,23 +221,26 @@ class _Table:
         where = f"{self.name} {key}".strip()
         return DatasetError(f"{self.path}: {where} is {found}. Expected {expected}.")
 
+    def take(self, key, fits, expected, default=None):
+        """Return a value that fits; the default where the key is missing."""
+        if key in self.values and not fits(self.values[key]):
+            raise self.wrong(key, expected)
+        return self.values.get(key, default)
+
     def text(self, key, default=None):
-        value = self.values.get(key, default)
-        one_line = isinstance(value, str) and value.isprintable() and "$" not in value
-        if not one_line or not (value.strip() or value == default):
-            raise self.wrong(key, "a text in quotes, on one line and without $")
-        return value
+        expected = "a text in quotes, on one line and without $"
+        return self.take(key, lambda value: value == default or _is_line(value), expected, default)
 
     def number(self, key, default=None):
-        value = self.values.get(key, default)
-        if type(value) not in (int, float) or not SMALLEST <= value <= LARGEST:
-            raise self.wrong(key, f"a number above zero, from {SMALLEST:g} to {LARGEST:g}")
-        return float(value)
+        def fits(value):
+            return type(value) in (int, float) and SMALLEST <= value <= LARGEST
+
+        expected = f"a number above zero, from {SMALLEST:g} to {LARGEST:g}"
+        value = self.take(key, fits, expected, default)
+        return value if value is None else float(value)
 
     def names(self, key):
-        value = self.values[key]
-        if not isinstance(value, list) or not value:
-            raise self.wrong(key, 'a list of names, such as ["one", "two"]')
+        value = self.take(key, _is_filled_list, 'a list of names, such as ["one", "two"]')
         for name in value:
             if not _is_name(name):
                 raise self.wrong(key, f"in it {_NAME}", name)
@@ -262,9 +256,8 @@ def _load(path):
             stored = file.read(MOST_BYTES + 1)
         text = stored.decode("utf-8-sig")  # Windows may add a mark
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(
-            f"{path} cannot be read ({error}). Expected a text file in UTF-8; save it as such."
-        ) from error
+        expected = "Expected a text file in UTF-8; save it as such."
+        raise DatasetError(f"{path} cannot be read ({error}). {expected}") from error
     if len(stored) > MOST_BYTES or any(line.count(".") > MOST_DOTS for line in text.splitlines()):
         raise DatasetError(
             f"{path} is too large. Expected at most {MOST_BYTES:,} bytes, and {MOST_DOTS} dots in "
@@ -279,11 +272,19 @@ def _load(path):
         ) from error
 
 
+def _is_filled_list(value):
+    return isinstance(value, list) and len(value) > 0
+
+
+def _is_line(text):
+    one_line = isinstance(text, str) and text.isprintable() and text.strip()
+    return one_line and "$" not in text  # figures read $ as formulas
+
+
 def _is_name(text):
     return (
-        isinstance(text, str)
-        and text == text.strip() != ""
-        and text.isprintable()
+        _is_line(text)
+        and text == text.strip()
         and not _NO_NAME & set(text)
         and not text.startswith((".", "_"))  # hidden, left by Jupyter or macOS; no label in figures
     )
@@ -306,43 +307,36 @@ def _refuse_repeated(table, key, names):
 
 def _folders(top):
     """Return the places in the order of the folders, such as ("batch", "class", "split")."""
-    expected = (
-        '"{batch}/{class}/{split}" or, with doses, "{class}/{batch}/{dose}/{split}": each of '
-        "these once, in the order of your folders, {split} last"
-    )
     parts = [_PLACEHOLDER.fullmatch(part) for part in top.text("folders").split("/")]
     places = tuple(part[1] if part else "" for part in parts)
-    with_dose, without = {"batch", "class", "dose", "split"}, {"batch", "class", "split"}
-    once = len(places) == len(set(places))
-    if set(places) not in (with_dose, without) or not once or places[-1] != "split":
-        raise top.wrong("folders", expected)
+    known = (["batch", "class", "dose", "split"], ["batch", "class", "split"])
+    if sorted(places) not in known or places[-1] != "split":
+        raise top.wrong(
+            "folders",
+            '"{batch}/{class}/{split}" or, with doses, "{class}/{batch}/{dose}/{split}": each of '
+            "these once, in the order of your folders, {split} last",
+        )
     return places
 
 
 def _splits(top):
-    own = top.values.get("splits", {})
-    if not isinstance(own, dict):
-        raise top.wrong("splits", 'a table, such as {Valid = "Val"}')
+    own = top.take("splits", lambda v: isinstance(v, dict), 'a table, such as {Valid = "Val"}', {})
     table = _Table(top.path, own, (), SPLITS, "splits")
-    for split, name in own.items():
-        if not _is_name(name):
-            raise table.wrong(split, _NAME)
-    names = {split: own.get(split, split) for split in SPLITS}
+    names = {split: table.take(split, _is_name, _NAME, split) for split in SPLITS}
     _refuse_repeated(top, "splits", list(names.values()))
     return names
 
 
 def _contrasts(top, folders):
     """Return {role: Contrast}; the roles of what goes in are "BF", "BF2", "BF3" and so on."""
-    inputs = top.values["input"]
-    if not isinstance(inputs, list) or not inputs or not all(isinstance(t, dict) for t in inputs):
-        raise top.wrong("input", "one or several tables, each under [[input]] in double brackets")
-    tables = {
-        f"BF{number}" if number > 1 else "BF": _image_table(
-            top, values, f"[[input]] number {number}", "name"
-        )
-        for number, values in enumerate(inputs, 1)
-    }
+    expected = "one or several tables, each under [[input]] in double brackets"
+    inputs = top.take("input", _is_filled_list, expected)
+    if not all(isinstance(table, dict) for table in inputs):
+        raise top.wrong("input", expected)
+    tables = {}
+    for number, values in enumerate(inputs, 1):
+        role = f"BF{number}" if number > 1 else "BF"
+        tables[role] = _image_table(top, values, f"[[input]] number {number}", "name")
     tables["QPI"] = _image_table(top, top.values["target"], "[target]", "name", "unit")
     if "truth" in top.values:
         tables["QPI_TRUE"] = _image_table(top, top.values["truth"], "[truth]")
@@ -355,9 +349,8 @@ def _contrasts(top, folders):
         # A target that is an input would leave nothing to learn.
         source = (folded(found.file), found.variable)
         if source in sources:
-            raise table.wrong(
-                "file", f"another file or variable than in {sources[source]}", " / ".join(source)
-            )
+            expected = f"another file or variable than in {sources[source]}"
+            raise table.wrong("file", expected, " / ".join(source))
         sources[source] = table.name
     return contrasts
 
@@ -381,29 +374,18 @@ def _contrast(table, folders, target):
         variable=variable,
         unit=target.unit if target else table.text("unit", ""),
         scale=table.number("scale", target.scale if target else 1.0),
-        axes=_axes(table),
-        tile=_tile(table),
-    )
-
-
-def _axes(table):
-    axes = table.values.get("axes")
-    if axes is not None and (
-        not isinstance(axes, str) or sorted(axes) not in (["N", "X", "Y"], ["X", "Y"])
-    ):
-        raise table.wrong(
+        axes=table.take(
             "axes",
+            lambda v: isinstance(v, str) and sorted(v) in (["N", "X", "Y"], ["X", "Y"]),
             'N (cells), Y (height) and X (width) in the order of the file, such as "NYX" or "YXN"; '
             '"YX" for files with one image',
-        )
-    return axes
-
-
-def _tile(table):
-    tile = table.values.get("tile")
-    if tile is not None and (type(tile) is not int or not 2 <= tile <= 10_000):
-        raise table.wrong("tile", "the side of a tile in pixels, a whole number such as 40")
-    return tile
+        ),
+        tile=table.take(
+            "tile",
+            lambda v: type(v) is int and 2 <= v <= 10_000,
+            "the side of a tile in pixels, a whole number such as 40",
+        ),
+    )
 
 
 def _pattern(table, key, folders):
@@ -432,23 +414,20 @@ def _file(table, folders):
 
 def _combinations(top, batches, classes, doses):
     """Return all (batch, class, dose) that there can be: by batch, then class, then dose."""
-    every = tuple(product(batches, classes, doses or (None,)))
+    lengths = [len(names) for names in (batches, classes, doses) if names]
+    if math.prod(lengths) > MOST_GROUPS:  # the product would take all memory
+        raise DatasetError(
+            f"{top.path} describes {' x '.join(f'{length:,}' for length in lengths)} groups. "
+            f"Expected at most {MOST_GROUPS:,}; list the names of one dataset only, or divide it."
+        )
+    every = product(batches, classes, doses or (None,))
     named = {"/".join(filter(None, names)): names for names in every}
     _refuse_same_labels(top.path, named)
-    only = top.values.get("groups", list(named))
-    if not isinstance(only, list) or not only or not all(name in named for name in only):
-        raise top.wrong("groups", f"a list of some of {', '.join(list(named)[:3])}, …")
+    expected = f"a list of some of {', '.join(list(named)[:3])}, …"
+    only = top.take("groups", _is_filled_list, expected, list(named))
+    if not all(name in named for name in only):
+        raise top.wrong("groups", expected)
     return tuple(names for name, names in named.items() if name in only)
-
-
-def _refuse_too_many(path, *lists):
-    """Refuse lists of which the product would take all memory."""
-    lengths = [len(names) for names in lists if names]
-    if math.prod(lengths) > MOST_GROUPS:
-        raise DatasetError(
-            f"{path} describes {' x '.join(f'{length:,}' for length in lengths)} groups. Expected "
-            f"at most {MOST_GROUPS:,}; list the names of one dataset only, or divide it."
-        )
 
 
 def _refuse_same_labels(path, named):
@@ -456,11 +435,11 @@ def _refuse_same_labels(path, named):
     seen = {}
     for group in named:
         joined = group.replace("/", "_")
-        if len(joined.encode()) > LONGEST_GROUP_NAME:
+        if (size := len(joined.encode())) > LONGEST_GROUP_NAME:
             raise DatasetError(
-                f"{path}: the group {group} has a name of {len(joined.encode())} bytes. "
-                f"Expected at most {LONGEST_GROUP_NAME}, since files of results are called by it; "
-                "take shorter names."
+                f"{path}: the group {group} has a name of {size} bytes. Expected at most "
+                f"{LONGEST_GROUP_NAME}, since files of results are called by it; take shorter "
+                "names."
             )
         other = seen.setdefault(folded(joined), group)
         if other != group:

@@ -18,9 +18,8 @@ import psutil
 
 from cytomad_lib.data.errors import CytomadError, WriteError
 
-PARTIAL = re.compile(
-    r"\.partial-(\d+)-.+", re.DOTALL
-)  # what `written_beside` writes, by which process
+# What `written_beside` writes, by which process.
+PARTIAL = re.compile(r"\.partial-(\d+)-.+", re.DOTALL)
 
 _under_way = set()  # partial files of this process
 

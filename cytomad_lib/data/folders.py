@@ -40,7 +40,12 @@ def compare_folders(layout, root):
                 if below in allowed:
                     waiting.append((found, below, depth - 1))
             elif name in names or _has_split(found, depth, splits):
-                problems.append((found, _extra_folder_text(layout, found, names.values())))
+                remedy = f", or add it to {DESCRIPTION}" if layout.described else ""
+                text = (
+                    f"{found} is not a folder of the {layout.name} dataset, but looks like one. "
+                    f"Expected beside it {listed(names.values())}; rename or move it{remedy}."
+                )
+                problems.append((found, text))
             elif not found.name.startswith((".", "__")):  # left by Jupyter, git or macOS
                 others.append(found)
     return problems, others, [folder for folder, _, depth in waiting if depth == 0]
@@ -52,14 +57,6 @@ def _has_split(folder, depth, splits):
         return False
     return depth > 0 and any(
         folded(path.name) in splits and path.is_dir() for path in folder.glob("/".join("*" * depth))
-    )
-
-
-def _extra_folder_text(layout, found, names):
-    remedy = f", or add it to {DESCRIPTION}" if layout.described else ""
-    return (
-        f"{found} is not a folder of the {layout.name} dataset, but looks like one. Expected "
-        f"beside it {listed(names)}; rename or move it{remedy}."
     )
 
 
@@ -115,49 +112,51 @@ def inspect_files(layout, root, group, split, with_truth, with_target):
     a check of the dataset lists them all. Without `with_target` it may be missing.
     """
     infos, errors = {}, []
-    kinds = kinds_of(layout, with_truth)
-    paths = {kind: find_path(root, group.file(split, kind)) for kind in kinds}
-    for kind, path in paths.items():
-        if kind == "QPI" and not with_target and not matching(path):
-            continue
-        try:
-            if not matching(path):
-                beside = listed(_names_in(path.parent)) or "nothing"
-                remedy = {
-                    "QPI": ": without it, these cells can only be predicted",
-                    "QPI_TRUE": ", or do not ask for the truth",
-                }.get(kind, ", or remove the others")
-                raise DatasetError(
-                    f"{path} is missing; beside it there is {beside}. Expected one file of each "
-                    f"kind for the same cells; add it{remedy}."
-                )
-            shown = layout.contrasts[kind]
-            variable = group.variable(split, kind)
-            infos[kind] = inspect_stack(path, variable, shown.axes, shown.tile)
-        except (DatasetError, ImageFileError) as error:
-            errors.append((path, error))
-    for first, other in pairwise(infos.values()):
-        if first.shape != other.shape:
-            text = (
-                f"{first.path} has {_shape_text(first)}, but {other.path.name} beside it has "
-                f"{_shape_text(other)}. Expected the same cells in both; save both files "
-                "again from the same cells."
-            )
-            errors.append((first.path, DatasetError(text)))
-        elif first.names and other.names and first.names != other.names:
-            pairs = zip(first.names, other.names, strict=True)
-            number, pair = next((n, p) for n, p in enumerate(pairs, 1) if p[0] != p[1])
-            text = (
-                f"{first.path} and {other.path.name} beside it differ in the names of their "
-                f"cells, first in cell {number}: {pair[0]!r} and {pair[1]!r}. Expected the same "
-                "cells in both; add what is missing, or remove its partner."
-            )
-            errors.append((first.path, DatasetError(text)))
-    for info in infos.values():
-        if info.shape[0] != info.shape[1]:
-            text = f"{info.path} has {_shape_text(info)}. {_square_text(info)}"
-            errors.append((info.path, DatasetError(text)))
+    for kind in kinds_of(layout, with_truth):
+        path, shown = find_path(root, group.file(split, kind)), layout.contrasts[kind]
+        if matching(path):
+            try:
+                variable = group.variable(split, kind)
+                infos[kind] = inspect_stack(path, variable, shown.axes, shown.tile)
+            except ImageFileError as error:
+                errors.append((path, error))
+        elif kind != "QPI" or with_target:
+            errors.append((path, DatasetError(_missing_file_text(path, kind))))
+    wrong = [_pair_text(first, other) for first, other in pairwise(infos.values())]
+    wrong += [(info, _square_text(info)) for info in infos.values()]
+    errors += [(info.path, DatasetError(text)) for info, text in wrong if text]
     return infos, errors
+
+
+def _missing_file_text(path, kind):
+    there = sorted(other.name for other in path.parent.iterdir()) if path.parent.is_dir() else []
+    remedy = {
+        "QPI": ": without it, these cells can only be predicted",
+        "QPI_TRUE": ", or do not ask for the truth",
+    }.get(kind, ", or remove the others")
+    return (
+        f"{path} is missing; beside it there is {listed(there) or 'nothing'}. Expected one file of "
+        f"each kind for the same cells; add it{remedy}."
+    )
+
+
+def _pair_text(first, other):
+    """Return the first of two files, and what is wrong where they hold different cells."""
+    if first.shape != other.shape:
+        return first, (
+            f"{first.path} has {_shape_text(first)}, but {other.path.name} beside it has "
+            f"{_shape_text(other)}. Expected the same cells in both; save both files again from "
+            "the same cells."
+        )
+    if not first.names or not other.names or first.names == other.names:
+        return first, None
+    pairs = zip(first.names, other.names, strict=True)
+    number, pair = next((n, p) for n, p in enumerate(pairs, 1) if p[0] != p[1])
+    return first, (
+        f"{first.path} and {other.path.name} beside it differ in the names of their cells, first "
+        f"in cell {number}: {pair[0]!r} and {pair[1]!r}. Expected the same cells in both; add what "
+        "is missing, or remove its partner."
+    )
 
 
 def _shape_text(info):
@@ -165,20 +164,19 @@ def _shape_text(info):
     return f"{cells} cells of {height} x {width} pixels"
 
 
-def _names_in(folder):
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-
-
 def _square_text(info):
     """Say what to do about images that are not square: most often, the axes are turned."""
     first, second, third = info.shape
+    if first == second:
+        return None
+    found = f"{info.path} has {_shape_text(info)}."
     if "N" not in info.axes or info.tile or third not in (first, second):
-        return "Expected square images; crop them to squares."
+        return f"{found} Expected square images; crop them to squares."
     lengths = dict(zip("YXN", info.shape, strict=True))
-    found = " x ".join(str(lengths[axis]) for axis in info.axes)
+    numbers = " x ".join(str(lengths[axis]) for axis in info.axes)
     order = " x ".join(AXES[axis] for axis in info.axes)
     return (
-        f"Expected {order}, images being square; {found} looks "
+        f"{found} Expected {order}, images being square; {numbers} looks "
         f"like {turned_text(info, 0 if third == second else 1)}."
     )
 

@@ -60,10 +60,8 @@ def _find_stack(path, file, variable):
     dataset = _member(file, variable)
     matlab_class = _text(dataset.attrs.get("MATLAB_class"))
     if isinstance(dataset, h5py.Group):
-        sparse = "MATLAB_sparse" in dataset.attrs
-        stacks.check_class(
-            path, variable, "sparse" if sparse else matlab_class or "struct", list(dataset)
-        )
+        kind = "sparse" if "MATLAB_sparse" in dataset.attrs else matlab_class or "struct"
+        stacks.check_class(path, variable, kind, list(dataset))
     if h5py.check_ref_dtype(dataset.dtype) is not None:
         stacks.check_class(path, variable, "cell")
     if dataset.dtype.names == ("real", "imag"):
@@ -122,21 +120,10 @@ def network(path, values=False):
         datasets = [dataset for _, weights in layers for _, dataset in weights]
         if not datasets:
             raise CytomadError(f"{path} holds no weights. Expected a trained network. {GET_AGAIN}")
-        for dataset in datasets:
-            _check_weight(path, dataset)
-            if dataset.chunks:  # TensorFlow writes none; a small file could inflate without bound
-                raise CytomadError(
-                    f"{path}: {dataset.name} is not stored as a plain array. Expected the weights "
-                    f"as TensorFlow writes them. {GET_AGAIN}"
-                )
-        _check_total(path, datasets, most=1)
-        yield {
-            "description": _text(file.attrs.get("model_config")),
-            "layers": [
-                (name, [(weight, dataset.shape) for weight, dataset in weights])
-                for name, weights in layers
-            ],
-        }
+        # TensorFlow writes no chunks; with them, a small file could inflate without bound.
+        _check_weights(path, datasets, plain=True)
+        shapes = [(name, [(key, one.shape) for key, one in weights]) for name, weights in layers]
+        yield {"description": _text(file.attrs.get("model_config")), "layers": shapes}
         for dataset in datasets if values else ():
             yield _finite(path, dataset)
 
@@ -154,9 +141,7 @@ def run_weights(path):
                 f"{path} holds no weights of Keras 3 (found: {found}). Expected those that a run "
                 "of this kit saved."
             )
-        for dataset in datasets:
-            _check_weight(path, dataset)
-        _check_total(path, datasets, stacks.MOST_COMPRESSION)
+        _check_weights(path, datasets)
         yield sum(_finite(path, dataset).size for dataset in datasets)
 
 
@@ -198,20 +183,22 @@ def _all_datasets(group, depth=0):
             yield member
 
 
-def _check_weight(path, dataset):
-    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub":
-        raise CytomadError(
-            f"{path}: {dataset.name} is no array of numbers. Expected weights. {GET_AGAIN}"
-        )
-    if dataset.size in (0, None):
-        raise CytomadError(f"{path}: {dataset.name} is empty. Expected weights. {GET_AGAIN}")
-    _check_storage(path, dataset, dataset.name)
-
-
-def _check_total(path, datasets, most):
-    """Refuse what declares more than the file can hold, since many names can share one array."""
+def _check_weights(path, datasets, plain=False):
+    """Refuse what is no array of weights, and what declares more than the file can hold."""
+    for dataset in datasets:
+        problem = None
+        if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub":
+            problem = "is no array of numbers"
+        elif dataset.size in (0, None):
+            problem = "is empty"
+        elif plain and dataset.chunks:
+            problem = "is not stored as a plain array"
+        if problem:
+            raise CytomadError(f"{path}: {dataset.name} {problem}. Expected weights. {GET_AGAIN}")
+        _check_storage(path, dataset, dataset.name)
+    # Many names can share one array.
     size, declared = Path(path).stat().st_size, sum(dataset.nbytes for dataset in datasets)
-    if declared > most * size or len(datasets) > MOST_OBJECTS:
+    if declared > (1 if plain else stacks.MOST_COMPRESSION) * size or len(datasets) > MOST_OBJECTS:
         raise CytomadError(
             f"{path} declares {len(datasets)} arrays of {declared:,} bytes, but has {size:,} bytes "
             f"in all. Expected a complete file. {GET_AGAIN}"
@@ -304,12 +291,9 @@ def _check_chunks(path, dataset, what, chunk_bytes, gzipped):
     """Refuse chunks that lie beside the array or inflate to more than a chunk has."""
     chunks = []
     dataset.id.chunk_iter(lambda chunk: chunks.append((chunk.size, chunk.chunk_offset)))
-    shape, lengths = np.array(dataset.shape), np.array(dataset.chunks)
     offsets = np.array([offset for _, offset in chunks])
-    if (
-        len(np.unique(offsets, axis=0)) < len(offsets)
-        or ((offsets % lengths != 0) | (offsets >= shape)).any()
-    ):
+    twice = len(np.unique(offsets, axis=0)) < len(offsets)
+    if twice or ((offsets % dataset.chunks != 0) | (offsets >= dataset.shape)).any():
         raise CytomadError(f"{path}: {what} lies beside the array. {GET_AGAIN}")
     for size, offset in chunks:
         # gzip adds less than a thousandth to what it cannot shrink.

@@ -55,10 +55,8 @@ class Group:
 
     def file(self, split, kind):
         """Path under the dataset's root, e.g. ``Batch1/H69/Test/H69_BF.mat``."""
-        check_split(split)
-        if kind not in self.description.contrasts:
-            known = ", ".join(self.description.contrasts)
-            raise DatasetError(f"kind is {kind!r}. Expected one of {known}.")
+        check_known("split", split, SPLITS)
+        check_known("kind", kind, self.description.contrasts)
         return PurePosixPath(self.description.file(kind, split, *self._names))
 
     def variable(self, split, kind):
@@ -99,21 +97,6 @@ class Layout(Description):
             "input": [self.contrasts[kind].name for kind in self.inputs],
             "target": f"{self.target.name} ({self.target.unit or 'no unit'})",
         }
-
-    def choose_groups(self, names):
-        """Return the groups of these names, in the stable order, and the unknown names.
-
-        Parameters
-        ----------
-        names : str, sequence of str or None
-            Such as ``"Batch1/H69"``; None means all.
-        """
-        if names is None:
-            return list(self.groups), []
-        names = [names] if isinstance(names, str) else list(names)
-        known = [group.name for group in self.groups]
-        chosen = [group for group in self.groups if group.name in names]
-        return chosen, [name for name in names if name not in known]
 
     def classes_of_batch(self, batch):
         """Classes that were imaged in `batch`, in the stable order."""
@@ -168,15 +151,15 @@ def dose_level(dose, layout=DRUG):
     return 0 if dose == "Control" else int(dose[-1])
 
 
-def check_split(split):
-    """Refuse a name that is not a split.
+def check_known(what, name, known):
+    """Refuse a name, as of a split, that is none of the known ones.
 
     Raises
     ------
     DatasetError
     """
-    if split not in SPLITS:
-        raise DatasetError(f"split is {split!r}. Expected one of {', '.join(SPLITS)}.")
+    if name not in known:
+        raise DatasetError(f"{what} is {name!r}. Expected one of {', '.join(known)}.")
 
 
 def find_path(root, path):

@@ -7,11 +7,9 @@ without the rest. Older v5 files are read from the beginning to the end (`mat5`)
 
     >>> import pathlib, tempfile
     >>> import numpy as np
-    >>> from cytomad_lib.data.matfiles import inspect_mat, read_mat, write_mat
+    >>> from cytomad_lib.data.matfiles import read_mat, write_mat
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "H69_BF.mat"
     >>> write_mat(path, {"BF": np.ones((8, 8, 5), "float32")})  # height, width, cells
-    >>> inspect_mat(path, "BF").shape
-    (8, 8, 5)
     >>> read_mat(path, "BF", cells=[4, 0]).shape  # cells, height, width
     (2, 8, 8)
 """
@@ -40,8 +38,8 @@ USER_BLOCK = 512  # bytes before the HDF5 part
 CHUNK_BYTES = 64 * 1024  # one 128 x 128 cell in float32
 
 
-def inspect_mat(path, variable):
-    """Check a ``.mat`` file and return what it holds, without reading the pixels.
+def read_mat(path, variable, cells=None):
+    """Read cells of an image stack in a ``.mat`` file.
 
     Parameters
     ----------
@@ -49,21 +47,8 @@ def inspect_mat(path, variable):
         A MATLAB v7.3 or v5 file.
     variable : str
         Name of the image stack in it, ``"BF"`` or ``"QPI"``.
-
-    Returns
-    -------
-    StackInfo
-
-    Raises
-    ------
-    ImageFileError
-        As `stackfiles.inspect_stack`.
-    """
-    return inspect_stack(path, variable)
-
-
-def read_mat(path, variable, cells=None, out=None):
-    """Read cells of an image stack in a ``.mat`` file; the parameters are those of `read_stack`.
+    cells : slice or array of int, optional
+        Which cells, in any order; all by default.
 
     Returns
     -------
@@ -74,7 +59,7 @@ def read_mat(path, variable, cells=None, out=None):
     ImageFileError
         As `stackfiles.read_stack`.
     """
-    return read_stack(inspect_mat(path, variable), cells, out)
+    return read_stack(inspect_stack(path, variable), cells)
 
 
 def write_mat(path, arrays, version="7.3"):
@@ -109,22 +94,18 @@ def write_mat(path, arrays, version="7.3"):
 
 
 def _checked_for_writing(path, name, array):
+    array, what, expected = np.asarray(array), f"'{name}'", None
     if not (name.isascii() and name.isidentifier() and name[0] != "_" and len(name) <= 63):
-        raise ImageFileError(
-            f"{path}: cannot write a variable named {name!r}. Expected a MATLAB name: "
-            "a letter, then letters, digits or _, 63 at most."
-        )
-    array = np.asarray(array)
-    if array.dtype.name not in MATLAB_CLASSES:
-        raise ImageFileError(
-            f"{path}: cannot write '{name}' of type {array.dtype}. Expected float32, float64 or "
-            "integers; convert it, for example with .astype('float32')."
-        )
-    if array.ndim < 2 or array.size == 0:
-        raise ImageFileError(
-            f"{path}: cannot write '{name}' of shape {array.shape}. Expected two or more axes, "
-            "none of them empty, as in MATLAB; reshape the array."
-        )
+        what = f"a variable named {name!r}"
+        expected = "a MATLAB name: a letter, then letters, digits or _, 63 at most"
+    elif array.dtype.name not in MATLAB_CLASSES:
+        what += f" of type {array.dtype}"
+        expected = "float32, float64 or integers; convert it, as with .astype('float32')"
+    elif array.ndim < 2 or array.size == 0:
+        what += f" of shape {array.shape}"
+        expected = "two or more axes, none of them empty, as in MATLAB; reshape the array"
+    if expected:
+        raise ImageFileError(f"{path}: cannot write {what}. Expected {expected}.")
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 

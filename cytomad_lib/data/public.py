@@ -12,6 +12,7 @@ DNA stain, from two experiments of which the second holds a single phase. The fi
     >>> load_phenotypes("Real/Phenotypes", "four_lines")["label"].value_counts()  # doctest: +SKIP
 """
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,27 +35,7 @@ CHANNELS = {"BF": "Ch3", "DNA": "Ch4"}  # image -> how the name of its montage s
 PHASES = ("G1", "S_phase", "G2", "Prophase", "Metaphase", "Anaphase", "Telophase")
 SHARES = {"Valid": 0.1, "Test": 0.3}  # of the cells of a group; the others are Train
 SPLIT_SEED = 20160107
-DESCRIBED = """\
-# Jurkat cells from imaging flow cytometry, cut from montages; see SOURCE.txt.
-name = "jurkat"
-class_term = "cell cycle phase"
-folders = "{{batch}}/{{class}}/{{split}}"
-batches = {batches}
-classes = {classes}
-field_of_view_um = 20.0  # of 40 pixels; the pixel size is not published, 0.5 µm is an assumption
-
-[[input]]
-file = "{{class}}_BF.mat"
-variable = "BF"
-name = "Brightfield"
-scale = 0.001
-
-[target]
-file = "{{class}}_DNA.mat"
-variable = "DNA"
-name = "DNA stain"
-scale = 0.001
-"""
+DESCRIBED = Path(__file__).with_name("jurkat.toml")  # with places for batches and classes
 
 # Columns of the phenotype tables that are no phenotypes.
 MAPS = [f"{name}_{axis}" for name in ("PCA", "tSNE", "UMAP") for axis in "xyz"]
@@ -120,9 +101,10 @@ def cut_montages(root, raw=False):
         lines.append(f"{group}: {present.sum()} cells; {(~present).sum()} empty tiles left out.")
     there = {path.parent.relative_to(root).parts for path in root.glob("*/*/Test")}
     batches, classes = ({names[place] for names in there} for place in (0, 1))
-    names = {"batches": sorted(batches), "classes": [phase for phase in PHASES if phase in classes]}
-    quoted = {key: "[" + ", ".join(f'"{name}"' for name in names[key]) + "]" for key in names}
-    write_text(root / "dataset.toml", DESCRIBED.format(**quoted))
+    text = DESCRIBED.read_text(encoding="utf-8")
+    text = text.replace("BATCHES", json.dumps(sorted(batches)))
+    text = text.replace("CLASSES", json.dumps([phase for phase in PHASES if phase in classes]))
+    write_text(root / "dataset.toml", text)
     if not raw:
         shutil.rmtree(root / "montages", ignore_errors=True)
     return lines

@@ -275,14 +275,13 @@ def _serve():
             _send(answers, b"J", json.dumps(next(parts)).encode())
             for array in parts:
                 _send(answers, b"B", array)
-        except CytomadError as error:
-            _send(answers, b"E", json.dumps([str(error), None]).encode())
-        except MemoryError:
-            text = f"it takes more than {MEMORY / 1e9:.0f} GB of memory"
-            _send(answers, b"E", json.dumps([None, text]).encode())
         except Exception as error:  # damaged files raise errors of almost any kind
-            text = " ".join(str(error).split()) or type(error).__name__
-            _send(answers, b"E", json.dumps([None, text]).encode())
+            refusal, failure = None, " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, CytomadError):
+                refusal = str(error)
+            elif isinstance(error, MemoryError):
+                failure = f"it takes more than {MEMORY / 1e9:.0f} GB of memory"
+            _send(answers, b"E", json.dumps([refusal, failure]).encode())
         _limit_time(0)
         _send(answers, b".")
 

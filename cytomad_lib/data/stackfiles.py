@@ -37,13 +37,8 @@ FORMATS = {
     "TIFF": (tiff.stack, "TIFF file"),
 }
 MARKS = {b"\x00\x01IM": "5", b"\x01\x00MI": "5", b"\x00\x02IM": "7.3", b"\x02\x00MI": "7.3"}
-STARTS = {
-    b"\x93NUMPY": "npy",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"II+\0": "TIFF",
-    b"MM\0+": "TIFF",
-}
+STARTS = {b"\x93NUMPY": "npy"}
+STARTS |= dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF")
 HDF5_START = b"\x89HDF\r\n\x1a\n"
 
 
@@ -132,14 +127,10 @@ def _state(file):
 
 @lru_cache(maxsize=4096)  # a training reads the same files again and again
 def _inspect(path, files, variable, axes, tile, _states):
-    versions = [_find_version(file) for file in files]
-    jobs = [
-        (str(file), version, axes, (), None) for file, version in zip(files, versions, strict=True)
-    ]
-    parts = []
-    for file, version, found in zip(files, versions, _ask(path, jobs, variable, tile), strict=True):
+    jobs, parts = [(str(file), _find_version(file), axes, (), None) for file in files], []
+    for (file, version, *_), found in zip(jobs, _ask(path, jobs, variable, tile), strict=True):
         found = {key: tuple(v) if isinstance(v, list) else v for key, v in found.items()}
-        parts.append(StackInfo(path=file, variable=variable, version=version, tile=tile, **found))
+        parts.append(StackInfo(Path(file), variable, version=version, tile=tile, **found))
     return _joined(path, tuple(parts)) if "*" in path.name else parts[0]
 
 
@@ -168,7 +159,7 @@ def _joined(path, parts):
     )
 
 
-def read_stack(info, cells=None, out=None):
+def read_stack(info, cells=None):
     """Read cells of an image stack; only those requested, where the format allows it.
 
     Parameters
@@ -177,8 +168,6 @@ def read_stack(info, cells=None, out=None):
         As `inspect_stack` returns it.
     cells : slice or array of int, optional
         Which cells, in any order; all by default.
-    out : float32 array (cells, height, width), optional
-        Where to put them, to save a copy.
 
     Returns
     -------
@@ -190,20 +179,9 @@ def read_stack(info, cells=None, out=None):
         If a file cannot be read, it lacks a requested cell, or a pixel that was read is NaN or
         infinite.
     """
-    height, width, n_cells = info.shape
-    wanted = _cell_numbers(info, cells, n_cells)
-    shape = (len(wanted), height, width)
-    if out is None:
-        out = np.empty(shape, np.float32)
-    elif out.shape != shape or out.dtype != np.float32:
-        raise ValueError(f"out is {out.dtype} {out.shape}; expected float32 {shape}.")
+    wanted = _cell_numbers(info, cells)
     in_order, places = np.unique(wanted, return_inverse=True)
-    direct = len(in_order) == len(wanted) and (places[1:] > places[:-1]).all()
-    target = (
-        out
-        if direct and out.flags.c_contiguous
-        else np.empty((len(in_order), height, width), np.float32)
-    )
+    images = np.empty((len(in_order), *info.shape[:2]), np.float32)
     jobs, start = [], 0
     for part in info.parts or (info,):
         own = in_order[(in_order >= start) & (in_order < start + part.shape[2])] - start
@@ -212,15 +190,15 @@ def read_stack(info, cells=None, out=None):
             jobs.append((str(part.path), part.version, part.axes, own.tolist(), part.shape))
     try:
         if jobs:
-            _ask(info.path, jobs, info.variable, info.tile, target)
+            _ask(info.path, jobs, info.variable, info.tile, images)
     except ImageFileError:
         for path, *_ in jobs:
             _find_version(Path(path))  # whose words are better for a file that was replaced
         raise
-    if target is not out:
-        out[...] = target[places]
-    _refuse_non_finite(info, wanted, out)
-    return out
+    if not np.array_equal(in_order, wanted):
+        images = images[places]
+    _refuse_non_finite(info, wanted, images)
+    return images
 
 
 def _ask(path, jobs, variable, tile, out=None):
@@ -286,11 +264,10 @@ def _find_version(path):
     )
 
 
-def _cell_numbers(info, cells, n_cells):
-    if cells is None:
-        return np.arange(n_cells)
-    if isinstance(cells, slice):
-        return np.arange(n_cells)[cells]
+def _cell_numbers(info, cells):
+    n_cells = info.shape[2]
+    if cells is None or isinstance(cells, slice):
+        return np.arange(n_cells)[cells or slice(None)]
     cells = np.asarray(cells)
     if cells.size == 0:
         return np.zeros(0, int)

@@ -89,8 +89,8 @@ def check_shape(path, stored, shape):
     if 0 in shape:
         remedy = "save at least one cell."
     elif len(shape) > 3 and 1 in shape:
-        squeezed = f"squeeze({name})" if stored.matlab else f"numpy.squeeze({name})"
-        remedy = f"remove the axis of length 1: {name} = {squeezed}."
+        package = "" if stored.matlab else "numpy."
+        remedy = f"remove the axis of length 1: {name} = {package}squeeze({name})."
     elif len(shape) > 3:
         channel = f"squeeze({name}(:, :, 1, :))" if stored.matlab else f"{name}[:, 0]"
         remedy = (
@@ -206,22 +206,21 @@ def check_class(path, variable, matlab_class, fields=()):
     """Refuse what holds no real numbers; `fields` are those of a struct."""
     if matlab_class in DTYPE_OF_CLASS:
         return
-    name = variable
+    name, images = variable, "save the images themselves, not their names."
+    field = (
+        f"save the field that holds the stack, for example {name} = {name}.{[*fields, 'img'][0]}."
+    )
     remedies = {
         "cell": f"if all its images are of one size, stack them: {name} = cat(3, {name}{{:}}).",
         "sparse": f"make it full: {name} = full({name}).",
-        "char": "save the images themselves, not their names.",
-        "string": "save the images themselves, not their names.",
+        **dict.fromkeys(("char", "string"), images),
+        **dict.fromkeys(("struct", "object"), field),
     }
     remedy = remedies.get(matlab_class, f"convert it, for example with single({name}).")
-    what = f"of MATLAB class '{matlab_class}'"
-    if matlab_class in ("struct", "object"):
-        what += f" with the fields {', '.join(fields[:10])}" if fields else ""
-        field = fields[0] if fields else "img"
-        remedy = f"save the field that holds the stack, for example {name} = {name}.{field}."
+    has = f" with the fields {', '.join(fields[:10])}" if fields else ""
     raise ImageFileError(
-        f"{path}: '{name}' is {what}. Expected an array of real numbers "
-        f"({', '.join(DTYPE_OF_CLASS)}); {remedy}"
+        f"{path}: '{name}' is of MATLAB class '{matlab_class}'{has}. Expected an array of real "
+        f"numbers ({', '.join(DTYPE_OF_CLASS)}); {remedy}"
     )
 
 
@@ -231,15 +230,18 @@ def check_dtype(path, name, dtype):
         return
     if dtype.kind == "c":
         refuse_complex(path, name)
-    remedy = f"convert it, for example with {name}.astype('float32')."
+    what, remedy = (
+        f"values of type {dtype}",
+        f"convert it, for example with {name}.astype('float32').",
+    )
     if dtype.hasobject:
+        what = "Python objects"
         remedy = (
             "such files can run code when they are opened. If all images are of one size, save "
             f"numpy.stack(list({name})), else crop them to one size first."
         )
     elif dtype.names:
         remedy = f"save the field that holds the stack, for example {name}['{dtype.names[0]}']."
-    what = "Python objects" if dtype.hasobject else f"values of type {dtype}"
     raise ImageFileError(f"{path} holds {what}. Expected an array of real numbers; {remedy}")
 
 

@@ -55,10 +55,14 @@ def _only_series(path, file):
     return file.series[0]
 
 
+def _long_axes(series):
+    pairs = zip(series.axes, series.shape, strict=True)
+    return [(axis, length) for axis, length in pairs if length > 1 or axis in "YX"]
+
+
 def _known_axes(path, series, stated):
     """Return the axes as the file defines them, without those of length 1; None if it does not."""
-    pairs = zip(series.axes, series.shape, strict=True)
-    axes = "".join(axis for axis, length in pairs if length > 1 or axis in "YX")
+    axes = "".join(axis for axis, _ in _long_axes(series))
     other = axes.replace("Y", "").replace("X", "")
     if not stated and any(axis in COLOURS for axis in other):
         raise ImageFileError(
@@ -73,8 +77,7 @@ def _known_axes(path, series, stated):
 
 def _array(path, file, series):
     """Return the array without axes of length 1: mapped, by pages, or as a whole."""
-    pairs = zip(series.axes, series.shape, strict=True)
-    shape = tuple(length for axis, length in pairs if length > 1 or axis in "YX")
+    shape = tuple(length for _, length in _long_axes(series))
     try:
         return tifffile.memmap(path, mode="r").reshape(shape)
     except ValueError:  # compressed

@@ -13,14 +13,13 @@ Example
 ((4, 64, 64), (4, 64, 64), (4, 64, 64))
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from cytomad_lib.data.errors import SimulationError
-from cytomad_lib.data.layouts import LUNG, Layout
+from cytomad_lib.data.layouts import LUNG
 from cytomad_lib.simulation.morphology import (
     FIELD_OF_VIEW_UM,
     cell_generators,
@@ -82,16 +81,16 @@ NOMINAL = {parameter.name: parameter.nominal for parameter in PARAMETERS}
 NOT_NEGATIVE = ("gain", "fringe", "read_noise", "qpi_scale", "qpi_blur_um", "qpi_noise")
 
 
-def _column(field: str) -> np.ndarray:
+def _column(field):
     return np.array([getattr(parameter, field) for parameter in PARAMETERS])
 
 
-def parameter_table() -> pd.DataFrame:
+def parameter_table():
     """Return ``PARAMETERS`` as a table, one row per parameter."""
     return pd.DataFrame([vars(p) for p in PARAMETERS]).set_index("name")
 
 
-def batch_settings(seed: int, batch: str, batch_strength: float = 1.0) -> np.ndarray:
+def batch_settings(seed, batch, batch_strength=1.0):
     """Return what a batch drew, in the order of ``PARAMETERS``; depends on seed and name only.
 
     ``batch_strength`` scales the deviation from the nominal acquisition: 0 makes all batches
@@ -103,7 +102,7 @@ def batch_settings(seed: int, batch: str, batch_strength: float = 1.0) -> np.nda
     return nominal + batch_strength * (drawn - nominal)
 
 
-def batch_table(seed: int, layout: Layout = LUNG, batch_strength: float = 1.0) -> pd.DataFrame:
+def batch_table(seed, layout=LUNG, batch_strength=1.0):
     """Show what every batch of a layout drew.
 
     Returns
@@ -112,22 +111,15 @@ def batch_table(seed: int, layout: Layout = LUNG, batch_strength: float = 1.0) -
         One row per batch and a first row ``nominal``; one column per parameter, in the units of
         :func:`parameter_table` (also in ``.attrs["units"]``).
     """
-    rows = {"nominal": _column("nominal")}
-    for batch in layout.batches:
-        rows[batch] = batch_settings(seed, batch, batch_strength)
+    rows = {batch: batch_settings(seed, batch, batch_strength) for batch in layout.batches}
+    rows = {"nominal": _column("nominal"), **rows}
     table = pd.DataFrame.from_dict(rows, orient="index", columns=list(NAMES))
     table.index.name = "batch"
     table.attrs["units"] = {parameter.name: parameter.unit for parameter in PARAMETERS}
     return table
 
 
-def cell_settings(
-    seed: int,
-    batch: str | None,
-    group: str,
-    generators: Sequence[np.random.Generator],
-    batch_strength: float = 1.0,
-) -> dict[str, np.ndarray]:
+def cell_settings(seed, batch, group, generators, batch_strength=1.0):
     """Draw what each cell is measured with: its batch, plus jitter of its group and its own.
 
     Parameters
@@ -161,13 +153,7 @@ def cell_settings(
     return settings
 
 
-def measure_brightfield(
-    phase: np.ndarray,
-    settings: dict[str, np.ndarray],
-    generators: Sequence[np.random.Generator],
-    factor: int = 1,
-    field_of_view_um: float = FIELD_OF_VIEW_UM,
-) -> np.ndarray:
+def measure_brightfield(phase, settings, generators, factor=1):
     """Brightfield images as the camera gives them.
 
     Parameters
@@ -186,17 +172,14 @@ def measure_brightfield(
     numpy.ndarray
         ``(cells, n / factor, n / factor)``; the empty field is about ``gain + offset``.
     """
-    pixel = field_of_view_um / phase.shape[-1]
-    light = brightfield(
-        phase,
-        settings["defocus_um"],
-        settings["na"],
-        pixel,
+    pixel, oblique = (
+        FIELD_OF_VIEW_UM / phase.shape[-1],
         (settings["oblique_x"], settings["oblique_y"]),
     )
+    light = brightfield(phase, settings["defocus_um"], settings["na"], pixel, oblique)
     image = bin_pixels(light, factor)
     # The line scan puts a fringe along its fast axis (y); it multiplies the light.
-    y = _centred_axis(image.shape[-1], field_of_view_um)
+    y = _centred_axis(image.shape[-1])
     turn = 2 * np.pi * y / settings["fringe_period_um"][:, None]
     fringe = settings["fringe"][:, None] * np.cos(turn + settings["fringe_phase"][:, None])
     image = image * (settings["gain"][:, None] * (1 + fringe))[:, :, None]
@@ -205,33 +188,27 @@ def measure_brightfield(
     return image
 
 
-def measure_qpi(
-    phase: np.ndarray,
-    settings: dict[str, np.ndarray],
-    generators: Sequence[np.random.Generator],
-    factor: int = 1,
-    field_of_view_um: float = FIELD_OF_VIEW_UM,
-) -> np.ndarray:
+def measure_qpi(phase, settings, generators, factor=1):
     """Quantitative phase images as measured, in radians.
 
     Parameters and shapes as for :func:`measure_brightfield`. Blur happens in the light, before the
     camera; calibration error, background slope and noise come after it.
     """
-    pixel = field_of_view_um / phase.shape[-1]
+    pixel = FIELD_OF_VIEW_UM / phase.shape[-1]
     image = bin_pixels(gaussian_blur(phase, settings["qpi_blur_um"], pixel), factor)
     image = image * settings["qpi_scale"][:, None, None]
-    axis = _centred_axis(image.shape[-1], field_of_view_um)
+    axis = _centred_axis(image.shape[-1])
     image += (settings["qpi_tilt_x"][:, None] * axis)[:, None, :]
     image += (settings["qpi_tilt_y"][:, None] * axis)[:, :, None]
     image += settings["qpi_noise"][:, None, None] * _noise(generators, image.shape[1:])
     return image
 
 
-def _centred_axis(size: int, field_of_view_um: float) -> np.ndarray:
-    return ((np.arange(size) + 0.5) / size - 0.5) * field_of_view_um
+def _centred_axis(size):
+    return ((np.arange(size) + 0.5) / size - 0.5) * FIELD_OF_VIEW_UM
 
 
-def _noise(generators: Sequence[np.random.Generator], shape: tuple[int, int]) -> np.ndarray:
+def _noise(generators, shape):
     return np.stack([g.standard_normal(shape) for g in generators])
 
 
@@ -250,17 +227,17 @@ class SimulatedCells:
 
 
 def simulate_cells(
-    class_name: str,
-    cells: int | Sequence[int],
-    batch: str | None = None,
-    seed: int = 0,
-    image_size: int = 64,
-    split: str = "Test",
-    seen_in: str | None = None,
-    batch_strength: float = 1.0,
-    dose: str | None = None,
-    twins: bool = False,
-) -> SimulatedCells:
+    class_name,
+    cells,
+    batch=None,
+    seed=0,
+    image_size=64,
+    split="Test",
+    seen_in=None,
+    batch_strength=1.0,
+    dose=None,
+    twins=False,
+):
     """Simulate cells of one group: what they are, and what the microscope of the day makes of them.
 
     Parameters
@@ -298,9 +275,7 @@ def simulate_cells(
     """
     check_image_size(image_size)
     treatment = find_treatment(class_name, dose)
-    indices = range(cells) if isinstance(cells, int | np.integer) else list(cells)
-    if len(indices) == 0:
-        raise SimulationError("No cells were asked for; expected at least one.")
+    indices = cell_indices(cells)
     kind = ("twins",) if twins else (class_name, dose)
     group = "/".join(part for part in (seen_in or batch or "nominal", *kind) if part)
     how = (treatment, group, split, batch, seed, image_size, batch_strength)
@@ -314,7 +289,15 @@ def simulate_cells(
     return SimulatedCells(brightfield, qpi, truth, settings)
 
 
-def check_image_size(image_size: int) -> None:
+def cell_indices(cells):
+    """Return a number of cells, or their indices, as a list of indices; refuse none at all."""
+    indices = list(range(cells) if isinstance(cells, int | np.integer) else cells)
+    if not indices:
+        raise SimulationError("Found no cells to measure; expected at least one.")
+    return indices
+
+
+def check_image_size(image_size):
     """Raise SimulationError unless an image can have this many pixels along each side."""
     if int(image_size) != image_size or not 16 <= image_size <= LARGEST_IMAGE:
         raise SimulationError(
@@ -329,16 +312,26 @@ def _simulate_chunk(indices, treatment, group, split, batch, seed, image_size, b
     def streams(purpose):
         return cell_generators(seed, purpose, address, indices)
 
-    factor = oversampling(image_size, FIELD_OF_VIEW_UM)
     cells = draw_cells(treatment.line, streams("shape"))
     if treatment.drug is not None:
         cells = treat_cells(cells, treatment.drug, treatment.level, streams("response"))
-    phase = phase_of_path(optical_path(cells, image_size * factor))
     # The jitter belongs to the group on the day that measures, the noise to the single cell.
     settings = cell_settings(seed, batch, group, streams("settings"), batch_strength)
+    return *measure(fine_phase(cells, image_size), image_size, settings, streams), settings
+
+
+def fine_phase(cells, image_size):
+    """Return the phase of cells in radians, on a grid that resolves the light."""
+    return phase_of_path(
+        optical_path(cells, image_size * oversampling(image_size, FIELD_OF_VIEW_UM))
+    )
+
+
+def measure(phase, image_size, settings, streams):
+    """Return brightfield, measured phase and true phase; `streams(purpose)` gives the noise."""
+    factor = phase.shape[-1] // image_size
     return (
         measure_brightfield(phase, settings, streams("brightfield noise"), factor),
         measure_qpi(phase, settings, streams("phase noise"), factor),
         bin_pixels(phase, factor),
-        settings,
     )

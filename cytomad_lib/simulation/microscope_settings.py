@@ -29,23 +29,18 @@ from cytomad_lib.simulation.acquisition import (
     PARAMETERS,
     Parameter,
     batch_table,
+    cell_indices,
     check_image_size,
-    measure_brightfield,
-    measure_qpi,
+    fine_phase,
+    measure,
 )
 from cytomad_lib.simulation.morphology import (
     FIELD_OF_VIEW_UM,
     cell_generators,
     draw_cells,
     find_line,
-    optical_path,
 )
-from cytomad_lib.simulation.optics import (
-    WAVELENGTH_UM,
-    bin_pixels,
-    oversampling,
-    phase_of_path,
-)
+from cytomad_lib.simulation.optics import WAVELENGTH_UM
 from cytomad_lib.simulation.write import round_to_step
 
 NA_LIMITS = (0.2, 0.7)  # what the computed grid resolves
@@ -74,13 +69,15 @@ class Setting(Parameter):
         return self.low - slack <= value <= self.high + slack
 
 
+def _limits(name):
+    if name == "na":
+        return NA_LIMITS
+    return (0.0 if name in NOT_NEGATIVE else -np.inf), np.inf
+
+
 def _make_setting(parameter):
-    room = (parameter.high - parameter.low) / 2
-    least, most = parameter.low - room, parameter.high + room
-    if parameter.name in NOT_NEGATIVE:
-        least = max(least, 0.0)
-    if parameter.name == "na":
-        least, most = max(least, NA_LIMITS[0]), min(most, NA_LIMITS[1])
+    room, (lowest, highest) = (parameter.high - parameter.low) / 2, _limits(parameter.name)
+    least, most = max(parameter.low - room, lowest), min(parameter.high + room, highest)
     return Setting(
         **vars(parameter) | {"unit": parameter.unit.replace("um", "µm")},
         least=round(least, 9),
@@ -147,15 +144,10 @@ class SimulatedMicroscope:
     def __init__(self, class_name, cells=1, seed=26, batch=None, image_size=64, split="Test"):
         check_image_size(image_size)
         self.class_name = class_name
-        self.indices = list(range(cells)) if isinstance(cells, int | np.integer) else list(cells)
-        if not self.indices:
-            raise SimulationError("Found no cells to measure; expected at least one.")
-        self.image_size = image_size
+        self.indices, self.image_size = cell_indices(cells), image_size
         self._seed, self._address = seed, f"{batch or 'nominal'}/{class_name}/{split}"
-        self._factor = oversampling(image_size, FIELD_OF_VIEW_UM)
         drawn = draw_cells(find_line(class_name), self._streams("shape"))
-        self._phase = phase_of_path(optical_path(drawn, image_size * self._factor))
-        self.truth = _as_stored(bin_pixels(self._phase, self._factor), "QPI_TRUE")
+        self._phase = fine_phase(drawn, image_size)
 
     def __len__(self):
         """Return the number of cells."""
@@ -181,27 +173,14 @@ class SimulatedMicroscope:
         """
         settings = NOMINAL | check_settings(settings or {})
         values = {name: np.full(len(self), value) for name, value in settings.items()}
-        images = {
-            "BF": measure_brightfield(
-                self._phase, values, self._streams("brightfield noise"), self._factor
-            ),
-            "QPI": measure_qpi(self._phase, values, self._streams("phase noise"), self._factor),
-        }
-        labels = pd.DataFrame(
-            {
-                "batch": pd.Categorical([BATCH] * len(self)),
-                "class_name": pd.Categorical([self.class_name] * len(self)),
-                "cell": self.indices,
-            }
-        )
-        return CellImages(
-            _as_stored(images["BF"], "BF"),
-            _as_stored(images["QPI"], "QPI"),
-            labels,
-            FIELD_OF_VIEW_UM / self.image_size,
-            self.truth,
-            WAVELENGTH_UM,
-        )
+        stacks = measure(self._phase, self.image_size, values, self._streams)
+        kinds = ("BF", "QPI", "QPI_TRUE")
+        images = [round_to_step(*pair)[..., None] for pair in zip(stacks, kinds, strict=True)]
+        labels = pd.DataFrame({"cell": self.indices})
+        labels["batch"] = pd.Categorical([BATCH] * len(self))
+        labels["class_name"] = pd.Categorical([self.class_name] * len(self))
+        pixel = FIELD_OF_VIEW_UM / self.image_size
+        return CellImages(*images[:2], labels, pixel, images[2], WAVELENGTH_UM)
 
     def _streams(self, purpose):
         return cell_generators(self._seed, purpose, self._address, self.indices)
@@ -220,8 +199,7 @@ def check_settings(settings):
             raise SimulationError(
                 f"There is no setting {name!r}. Expected some of {', '.join(SETTINGS)}."
             )
-        least, most = NA_LIMITS if name == "na" else (-np.inf, np.inf)
-        least = 0.0 if name in NOT_NEGATIVE else least
+        least, most = _limits(name)
         positive = value > 0 or name != "fringe_period_um"
         if not (np.isfinite(value) and least <= value <= most and positive):
             raise SimulationError(
@@ -229,7 +207,3 @@ def check_settings(settings):
                 f"values are from {SETTINGS[name].least} to {SETTINGS[name].most}."
             )
     return dict(settings)
-
-
-def _as_stored(images, kind):
-    return round_to_step(images, kind)[..., None]

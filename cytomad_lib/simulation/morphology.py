@@ -17,7 +17,6 @@ Example
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,7 +90,7 @@ LUNG_LINES = {
 }
 
 
-def find_line(class_name: str) -> CellLine:
+def find_line(class_name):
     """Return the look of a cell line.
 
     Raises
@@ -107,14 +106,12 @@ def find_line(class_name: str) -> CellLine:
     return LUNG_LINES[class_name]
 
 
-def stable_hash(text: str) -> int:
+def stable_hash(text):
     """Return 64 bits that depend on the text alone (Python's own hash changes on every run)."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
-def cell_generators(
-    seed: int, purpose: str, name: str, cells: Iterable[int]
-) -> list[np.random.Generator]:
+def cell_generators(seed, purpose, name, cells):
     """Return one random stream per cell, each found directly from the cell's address.
 
     Philox is counter-based: a stream is a place in one huge table, not a successor of the stream
@@ -137,12 +134,8 @@ def cell_generators(
     key = np.array([int(seed), stable_hash(purpose)], dtype=np.uint64)
     group = stable_hash(name)
     # The first counter word counts upwards within the stream; the others are the address.
-    return [
-        np.random.Generator(
-            np.random.Philox(key=key, counter=np.array([0, 0, i, group], np.uint64))
-        )
-        for i in cells
-    ]
+    counters = [np.array([0, 0, i, group], np.uint64) for i in cells]
+    return [np.random.Generator(np.random.Philox(key=key, counter=count)) for count in counters]
 
 
 @dataclass(frozen=True)
@@ -184,12 +177,12 @@ class Cells:
     bleb_y: np.ndarray
     bleb_diameter: np.ndarray
 
-    def __len__(self) -> int:
+    def __len__(self):
         """Return the number of cells."""
         return len(self.x)
 
 
-def draw_cells(line: CellLine, generators: Sequence[np.random.Generator]) -> Cells:
+def draw_cells(line, generators):
     """Draw one random cell of a line from each generator.
 
     Parameters
@@ -276,17 +269,12 @@ def _draw_blobs(
     u_place, u_turn, u_size, u_peak = np.moveaxis(uniform, 1, 0)
     number = np.arange(MAX_NUCLEOLI + MAX_GRANULES)
     nucleolus = number < MAX_NUCLEOLI
-    there = np.where(
-        nucleolus,
-        number < nucleoli_count[:, None],
-        number - MAX_NUCLEOLI < granule_count[:, None],
-    )
-    radius = np.where(
-        nucleolus,
-        0.28 * nucleus_diameter[:, None] * np.sqrt(u_place),
-        # Granules lie around the nucleus, more often outside than over its centre.
-        0.5 * diameter[:, None] * (0.30 + 0.52 * np.sqrt(u_place)),
-    )
+    nucleoli, granules = nucleoli_count[:, None], granule_count[:, None]
+    there = np.where(nucleolus, number < nucleoli, number - MAX_NUCLEOLI < granules)
+    # Granules lie around the nucleus, more often outside than over its centre.
+    around = 0.5 * diameter[:, None] * (0.30 + 0.52 * np.sqrt(u_place))
+    inside = 0.28 * nucleus_diameter[:, None] * np.sqrt(u_place)
+    radius = np.where(nucleolus, inside, around)
     blob_radius = np.where(nucleolus, 0.7 + 0.4 * u_size, 0.38 + 0.30 * u_size)
     peak = np.where(nucleolus, 0.022 + 0.018 * u_peak, 0.014 + 0.034 * u_peak)
     return {
@@ -297,9 +285,7 @@ def _draw_blobs(
     }
 
 
-def optical_path(
-    cells: Cells, grid_size: int, field_of_view_um: float = FIELD_OF_VIEW_UM
-) -> np.ndarray:
+def optical_path(cells, grid_size):
     """Map the optical path that the cells add to the light, compared with the medium alone.
 
     Parameters
@@ -308,16 +294,13 @@ def optical_path(
         From :func:`draw_cells`.
     grid_size : int
         Pixels along each side.
-    field_of_view_um : float
-        Side of the image.
 
     Returns
     -------
     numpy.ndarray
         float64 ``(cells, grid_size, grid_size)`` in micrometres, 0 outside the cells.
     """
-    pitch = field_of_view_um / grid_size
-    axis = (np.arange(grid_size) + 0.5) * pitch - field_of_view_um / 2
+    axis = (np.arange(grid_size) + 0.5) * (FIELD_OF_VIEW_UM / grid_size) - FIELD_OF_VIEW_UM / 2
     # Most of the image is empty: compute the part that the largest of these cells can reach.
     near = np.flatnonzero(np.abs(axis) <= _reach_um(cells))
     part = slice(near[0], near[-1] + 1)
@@ -355,7 +338,7 @@ def optical_path(
     return whole
 
 
-def _reach_um(cells: Cells) -> float:
+def _reach_um(cells):
     """Distance from the image centre, along x or y, that no cell's outline exceeds."""
     stretch = np.maximum(np.sqrt(cells.aspect), 1.0)
     waviness = 1 + np.abs(cells.outline).sum(axis=1)
@@ -365,7 +348,7 @@ def _reach_um(cells: Cells) -> float:
     return float(np.max(np.maximum(reach, blebs.max(axis=1, initial=0.0)) + away))
 
 
-def spheroid_thickness(x, y, diameter, aspect, angle, outline, flattening) -> np.ndarray:
+def spheroid_thickness(x, y, diameter, aspect, angle, outline, flattening):
     """Thickness along the light of bodies with an elliptic, wavy outline, in micrometres.
 
     The outline is r(direction) = R (1 + Fourier modes), stretched by ``aspect`` along ``angle`` at
@@ -399,7 +382,7 @@ def spheroid_thickness(x, y, diameter, aspect, angle, outline, flattening) -> np
     return (flattening * diameter)[:, None, None] * height
 
 
-def _with_balls(thickness, x, y, ball_x, ball_y, diameter) -> np.ndarray:
+def _with_balls(thickness, x, y, ball_x, ball_y, diameter):
     """Join balls to bodies: the thickness is that of the thicker one, as all share one midplane."""
     for place_x, place_y, width in zip(ball_x.T, ball_y.T, diameter.T, strict=True):
         place_x, place_y, width = (v[:, None, None] for v in (place_x, place_y, width))
@@ -408,7 +391,7 @@ def _with_balls(thickness, x, y, ball_x, ball_y, diameter) -> np.ndarray:
     return thickness
 
 
-def _texture_envelope() -> np.ndarray:
+def _texture_envelope():
     """Weights of the texture's Fourier modes: rows -K..K, columns 0..K; unit variance in space."""
     row = np.arange(-TEXTURE_MODES, TEXTURE_MODES + 1)[:, None]
     column = np.arange(0, TEXTURE_MODES + 1)[None, :]
@@ -420,7 +403,7 @@ def _texture_envelope() -> np.ndarray:
     return weight / np.sqrt(np.sum(4 * weight**2))
 
 
-def _texture_map(coefficients: np.ndarray, grid_size: int) -> np.ndarray:
+def _texture_map(coefficients, grid_size):
     """Sum the texture's Fourier modes on a grid: ``(cells, grid_size, grid_size)``, variance 1."""
     keep = TEXTURE_MODES
     spectrum = np.zeros((len(coefficients), grid_size, grid_size // 2 + 1), complex)
@@ -429,7 +412,7 @@ def _texture_map(coefficients: np.ndarray, grid_size: int) -> np.ndarray:
     return scipy.fft.irfft2(spectrum, s=(grid_size, grid_size), norm="forward")
 
 
-def _blob_map(cells: Cells, axis: np.ndarray) -> np.ndarray:
+def _blob_map(cells, axis):
     """Sum of Gaussian blobs; a Gaussian is a product of x and y, so this is a matrix product."""
     x = (cells.x[:, None] + cells.blob_x)[:, :, None]
     y = (cells.y[:, None] + cells.blob_y)[:, :, None]

@@ -33,12 +33,12 @@ DRY_MASS_ALPHA = REFRACTION_INCREMENT  # um^3 per pg
 WORKERS = min(4, os.cpu_count() or 1)
 
 
-def phase_of_path(path_um: np.ndarray, wavelength_um: float = WAVELENGTH_UM) -> np.ndarray:
+def phase_of_path(path_um):
     """Phase delay in radians of an optical path difference: 2 pi / wavelength * path."""
-    return (2 * np.pi / wavelength_um) * path_um
+    return (2 * np.pi / WAVELENGTH_UM) * path_um
 
 
-def oversampling(image_size: int, field_of_view_um: float) -> int:
+def oversampling(image_size, field_of_view_um):
     """Smallest whole number of computed points per image pixel that resolves the light.
 
     Examples
@@ -49,7 +49,7 @@ def oversampling(image_size: int, field_of_view_um: float) -> int:
     return max(1, math.ceil(field_of_view_um / image_size / FINEST_PITCH_UM))
 
 
-def bin_pixels(images: np.ndarray, factor: int) -> np.ndarray:
+def bin_pixels(images, factor):
     """Average blocks of ``factor`` x ``factor`` points, as a camera pixel does.
 
     Parameters
@@ -64,15 +64,7 @@ def bin_pixels(images: np.ndarray, factor: int) -> np.ndarray:
     return blocks.mean(axis=(-3, -1))
 
 
-def propagate(
-    field: np.ndarray,
-    distance_um: float | np.ndarray,
-    pixel_um: float,
-    na: float | np.ndarray | None = None,
-    oblique: tuple[float | np.ndarray, float | np.ndarray] = (0.0, 0.0),
-    wavelength_um: float = WAVELENGTH_UM,
-    medium_index: float = MEDIUM_INDEX,
-) -> np.ndarray:
+def propagate(field, distance_um, pixel_um, na=None, oblique=(0.0, 0.0)):
     """Propagate fields through the medium by their angular spectrum, and through a pupil.
 
     The phase is counted relative to the undisturbed plane wave, so an empty field stays 1.
@@ -109,28 +101,18 @@ def propagate(
     J. W. Goodman, Introduction to Fourier Optics, chapter 3 (angular spectrum), chapter 6 (pupil).
     """
     spectrum = scipy.fft.fft2(field, workers=WORKERS)
-    spectrum *= transfer_function(
-        field.shape[-2:], distance_um, pixel_um, na, oblique, wavelength_um, medium_index
-    )
+    spectrum *= transfer_function(field.shape[-2:], distance_um, pixel_um, na, oblique)
     return scipy.fft.ifft2(spectrum, overwrite_x=True, workers=WORKERS)
 
 
-def transfer_function(
-    shape: tuple[int, int],
-    distance_um: float | np.ndarray,
-    pixel_um: float,
-    na: float | np.ndarray | None = None,
-    oblique: tuple[float | np.ndarray, float | np.ndarray] = (0.0, 0.0),
-    wavelength_um: float = WAVELENGTH_UM,
-    medium_index: float = MEDIUM_INDEX,
-) -> np.ndarray:
+def transfer_function(shape, distance_um, pixel_um, na=None, oblique=(0.0, 0.0)):
     """Factor that each spatial frequency of the field takes; see :func:`propagate`."""
     fy = scipy.fft.fftfreq(shape[0], pixel_um)[:, None]
     fx = scipy.fft.fftfreq(shape[1], pixel_um)[None, :]
     radius2 = fx**2 + fy**2
-    axial2 = (medium_index / wavelength_um) ** 2 - radius2
+    axial2 = (MEDIUM_INDEX / WAVELENGTH_UM) ** 2 - radius2
     # Minus the plane wave's own phase, so that only the delay against it is left.
-    advance = 2 * np.pi * (np.sqrt(np.maximum(axial2, 0)) - medium_index / wavelength_um)
+    advance = 2 * np.pi * (np.sqrt(np.maximum(axial2, 0)) - MEDIUM_INDEX / WAVELENGTH_UM)
     decay = 2 * np.pi * np.sqrt(np.maximum(-axial2, 0))
     distance = _per_cell(distance_um)
     sx, sy = _per_cell(oblique[0]), _per_cell(oblique[1])
@@ -142,7 +124,7 @@ def transfer_function(
             )
         return np.exp(1j * distance * advance - np.abs(distance) * decay)
     na = _per_cell(na)
-    cutoff = na / wavelength_um
+    cutoff = na / WAVELENGTH_UM
     # Nothing passes outside the widest pupil: leave zeros there and compute the rest.
     rows = np.flatnonzero(np.abs(fy[:, 0]) <= cutoff.max())
     columns = np.flatnonzero(np.abs(fx[0]) <= cutoff.max())
@@ -156,20 +138,15 @@ def transfer_function(
     return whole
 
 
-def _per_cell(value) -> np.ndarray:
+def _per_cell(value):
     """Give numbers, or one number per cell, the axes of an image stack."""
     value = np.asarray(value, float)
     return value if value.ndim == 0 else value[:, None, None]
 
 
 def brightfield(
-    phase: np.ndarray,
-    defocus_um: float | np.ndarray,
-    na: float | np.ndarray | None,
-    pixel_um: float,
-    oblique: tuple[float | np.ndarray, float | np.ndarray] = (0.0, 0.0),
-    absorption_per_radian: float = ABSORPTION_PER_RADIAN,
-) -> np.ndarray:
+    phase, defocus_um, na, pixel_um, oblique=(0.0, 0.0), absorption_per_radian=ABSORPTION_PER_RADIAN
+):
     """Brightfield intensity of thin cells, the empty field being 1.
 
     Parameters
@@ -194,7 +171,7 @@ def brightfield(
     return field.real**2 + field.imag**2
 
 
-def gaussian_blur(images: np.ndarray, sigma_um: float | np.ndarray, pixel_um: float) -> np.ndarray:
+def gaussian_blur(images, sigma_um, pixel_um):
     """Blur each image by a Gaussian of its own width (periodic at the borders).
 
     Parameters
@@ -216,12 +193,7 @@ def gaussian_blur(images: np.ndarray, sigma_um: float | np.ndarray, pixel_um: fl
     return scipy.fft.irfft2(spectrum, s=(height, width), overwrite_x=True, workers=WORKERS)
 
 
-def dry_mass(
-    phase: np.ndarray,
-    pixel_um: float,
-    alpha: float = DRY_MASS_ALPHA,
-    wavelength_um: float = WAVELENGTH_UM,
-) -> np.ndarray:
+def dry_mass(phase, pixel_um, alpha=DRY_MASS_ALPHA, wavelength_um=WAVELENGTH_UM):
     """Dry mass in pg of each image: wavelength / (2 pi alpha) times the integral of the phase.
 
     Source

@@ -23,14 +23,13 @@ Example
 True
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cytomad_lib.data.errors import SimulationError
 from cytomad_lib.data.layouts import DRUG, dose_level
-from cytomad_lib.simulation.morphology import LUNG_LINES, CellLine, Cells, find_line
+from cytomad_lib.simulation.morphology import LUNG_LINES, CellLine, find_line
 
 TREATED_LINE = "H2170"
 SPREAD = 0.20  # of the strength among cells that respond to the same dose, relative s.d.
@@ -119,7 +118,7 @@ class Treatment:
     level: int = 0
 
 
-def find_treatment(class_name: str, dose: str | None = None) -> Treatment:
+def find_treatment(class_name, dose=None):
     """Return what the cells of a class (and dose) are.
 
     Parameters
@@ -148,7 +147,7 @@ def find_treatment(class_name: str, dose: str | None = None) -> Treatment:
     return Treatment(LUNG_LINES[TREATED_LINE], DRUGS.get(class_name), dose_level(dose))
 
 
-def response_strength(drug: Drug, level: int, uniform: np.ndarray, normal: np.ndarray):
+def response_strength(drug, level, uniform, normal):
     """Return how strongly each cell responds: 0 = not at all, 1 = fully, some a little more.
 
     Parameters
@@ -164,9 +163,7 @@ def response_strength(drug: Drug, level: int, uniform: np.ndarray, normal: np.nd
     return responds * own * drug.strength[level - 1]
 
 
-def treat_cells(
-    cells: Cells, drug: Drug, level: int, generators: Sequence[np.random.Generator]
-) -> Cells:
+def treat_cells(cells, drug, level, generators):
     """Return the same cells after treatment; those that do not respond are unchanged.
 
     Parameters
@@ -230,14 +227,9 @@ def _lobes(cells, treated, strength, count, turn, numbers):
     lobe = number < MAX_LOBES
     there = np.where(lobe, number < 2 + np.floor(2 * count), which < 0.5)
     full = np.minimum(strength, 1)[:, None]
-    diameter = np.where(
-        lobe, (0.52 + 0.16 * size) * cells.nucleus_diameter[:, None], 1.8 + 1.2 * size
-    )
-    away = np.where(
-        lobe,
-        0.44 * cells.nucleus_diameter[:, None],
-        (0.62 + 0.16 * size) * 0.5 * treated.diameter[:, None],
-    )
+    nucleus, body = cells.nucleus_diameter[:, None], treated.diameter[:, None]
+    diameter = np.where(lobe, (0.52 + 0.16 * size) * nucleus, 1.8 + 1.2 * size)
+    away = np.where(lobe, 0.44 * nucleus, (0.62 + 0.16 * size) * 0.5 * body)
     # Lobes lie around the nucleus, about evenly; micronuclei anywhere.
     angle = 2 * np.pi * np.where(lobe, (number + 0.8 * way) / MAX_LOBES + turn, way)
     x, y = full * away * np.cos(angle), full * away * np.sin(angle)

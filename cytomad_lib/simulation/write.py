@@ -12,8 +12,6 @@ Example
 """
 
 import json
-import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +25,6 @@ from cytomad_lib.data.layouts import (
     NOTES_FILE,
     SPLITS,
     VARIABLE,
-    Group,
-    Layout,
     is_simulated,
 )
 from cytomad_lib.data.matfiles import write_mat
@@ -60,27 +56,25 @@ DEMO_DATASET = {
     "seed": 26,
     "with_truth": ("Valid", "Test"),
 }
-DEMO_DRUG_DATASET = {
+DEMO_DRUG_DATASET = DEMO_DATASET | {
     "layout": "drug",
-    "image_size": 64,
     "cells_per_group": {"Train": 40, "Valid": 6, "Test": 30},
     "seed": 110,
-    "with_truth": ("Valid", "Test"),
 }
 
 
 def simulate_dataset(
-    out: str | os.PathLike,
-    layout: str = "lung",
-    image_size: int = 64,
-    cells_per_group: Mapping[str, int] | None = None,
-    seed: int = 0,
-    groups: Sequence[str] | None = None,
-    with_truth: bool | Sequence[str] = True,
-    batch_strength: float = 1.0,
-    overwrite: bool = False,
-    progress: bool = True,
-) -> Path:
+    out,
+    layout="lung",
+    image_size=64,
+    cells_per_group=None,
+    seed=0,
+    groups=None,
+    with_truth=SPLITS,
+    batch_strength=1.0,
+    overwrite=False,
+    progress=True,
+):
     """Simulate a dataset and write it as the published one is laid out.
 
     An interrupted simulation goes on when called again with the same arguments.
@@ -103,8 +97,8 @@ def simulate_dataset(
         Any whole number from 0.
     groups : sequence of str, optional
         Names such as ``"Batch1/H69"`` or ``"B1/Docetaxel/D3"``; None = all groups of the layout.
-    with_truth : bool or sequence of str
-        Write ``*_QPI_TRUE.mat`` for all splits, for none, or for those named.
+    with_truth : sequence of str
+        Splits for which ``*_QPI_TRUE.mat`` is written; empty or False is none.
     batch_strength : float
         Scales the batch effects: 0 = none, 1 = the usual spread.
     overwrite : bool
@@ -127,24 +121,10 @@ def simulate_dataset(
         If files of the dataset are there already and ``overwrite`` is False, or they may be
         measurements. Nothing is written then.
     """
-    found = _check_layout(layout)
-    counts = _check_counts(cells_per_group, image_size)
-    chosen = _check_groups(found, groups)
-    truth_splits = _check_truth(with_truth)
-
-    if not np.isfinite(batch_strength):
-        raise SimulationError(
-            f"batch_strength is {batch_strength!r}; expected a number, such as 1.0."
-        )
-    arguments = {
-        "layout": layout,
-        "image_size": int(image_size),
-        "cells_per_group": counts,
-        "seed": seed,
-        "groups": [group.name for group in chosen],
-        "with_truth": [split for split in SPLITS if split in truth_splits],
-        "batch_strength": float(batch_strength),
-    }
+    arguments = _check_arguments(
+        layout, image_size, cells_per_group, seed, groups, with_truth, batch_strength
+    )
+    found, counts = LAYOUTS[layout], arguments["cells_per_group"]
     notes = _notes(arguments, found)
     begun = {"what": notes["what"], UNFINISHED: True} | notes
 
@@ -153,9 +133,10 @@ def simulate_dataset(
         _make_room(root, found, overwrite)
         # The notes come first: an interrupted simulation is then known as one.
         _write_notes(root, begun)
+    chosen = [group for group in found.groups if group.name in arguments["groups"]]
     jobs = [(group, split) for group in chosen for split in SPLITS if split in counts]
     for group, split in tqdm(jobs, disable=not progress, desc="simulating", unit="file"):
-        kinds = KINDS if split in truth_splits else ("BF", "QPI")
+        kinds = KINDS if split in arguments["with_truth"] else ("BF", "QPI")
         paths = {kind: root / group.file(split, kind) for kind in kinds}
         if all(path.exists() for path in paths.values()):
             continue  # whole, and written by the same simulation before it was interrupted
@@ -166,12 +147,12 @@ def simulate_dataset(
     return root
 
 
-def is_unfinished(root: str | os.PathLike) -> bool:
+def is_unfinished(root):
     """Say whether a dataset's own folder holds a simulation that was interrupted."""
     return UNFINISHED in _read_notes(Path(root))
 
 
-def _read_notes(root: Path) -> dict:
+def _read_notes(root):
     """Return the notes of a simulated dataset; empty if there are none, or not of ours."""
     try:
         return dict(json.loads((root / NOTES_FILE).read_text(encoding="utf-8")))
@@ -179,58 +160,72 @@ def _read_notes(root: Path) -> dict:
         return {}
 
 
-def _write_notes(root: Path, notes: dict) -> None:
+def _write_notes(root, notes):
     write_text(root / NOTES_FILE, json.dumps(notes, indent=2, ensure_ascii=False) + "\n")
 
 
-def _simulate_split(
-    group: Group, split: str, kinds: Sequence[str], arguments: dict
-) -> dict[str, np.ndarray]:
+def _simulate_split(group, split, kinds, arguments):
     """Simulate one group's cells of one split: rounded float32 ``(cells, size, size)`` per kind."""
     count, size = arguments["cells_per_group"][split], arguments["image_size"]
+    options = {name: arguments[name] for name in ("seed", "image_size", "batch_strength")}
+    options |= {"batch": group.batch, "split": split, "dose": group.dose}
     stacks = {kind: np.empty((count, size, size), np.float32) for kind in kinds}
     for start in range(0, count, CELLS_AT_ONCE):
         indices = range(start, min(start + CELLS_AT_ONCE, count))
-        cells = simulate_cells(
-            group.class_name,
-            indices,
-            batch=group.batch,
-            seed=arguments["seed"],
-            image_size=size,
-            split=split,
-            batch_strength=arguments["batch_strength"],
-            dose=group.dose,
-        )
+        cells = simulate_cells(group.class_name, indices, **options)
         images = {"BF": cells.brightfield, "QPI": cells.qpi, "QPI_TRUE": cells.truth}
         for kind, stack in stacks.items():
             stack[indices.start : indices.stop] = round_to_step(images[kind], kind)
     return stacks
 
 
-def round_to_step(images: np.ndarray, kind: str) -> np.ndarray:
+def round_to_step(images, kind):
     """Round images to the steps that their files hold, as float32; see ``STEP``."""
     steps = np.rint(images / STEP[kind]) + 0.0  # + 0.0 turns -0 into 0
     return (steps * STEP[kind]).astype(np.float32)
 
 
-def _check_layout(layout: str) -> Layout:
+def _check_arguments(layout, image_size, cells_per_group, seed, groups, with_truth, batch_strength):
+    """Return what decides the cells, as the notes hold it; refuse what cannot be simulated."""
     if layout not in LAYOUTS:
         raise SimulationError(
             f"layout is {layout!r}; the simulator makes {' and '.join(map(repr, LAYOUTS))}. "
             "Choose one of these."
         )
-    return LAYOUTS[layout]
+    known, truth_splits = [group.name for group in LAYOUTS[layout].groups], with_truth or ()
+    groups = known if groups is None else groups
+    _refuse_unknown("groups", groups, known)
+    _refuse_unknown("with_truth", truth_splits or SPLITS, SPLITS)
+    if not np.isfinite(batch_strength):
+        raise SimulationError(
+            f"batch_strength is {batch_strength!r}; expected a number, such as 1.0."
+        )
+    return {
+        "layout": layout,
+        "image_size": int(image_size),
+        "cells_per_group": _check_counts(cells_per_group, image_size),
+        "seed": seed,
+        "groups": [name for name in known if name in groups],
+        "with_truth": [split for split in SPLITS if split in truth_splits],
+        "batch_strength": float(batch_strength),
+    }
 
 
-def _check_counts(cells_per_group: Mapping[str, int] | None, image_size: int) -> dict[str, int]:
+def _refuse_unknown(argument, names, known):
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise SimulationError(
+            f"{argument} names {', '.join(map(repr, unknown)) or 'nothing'}; expected some of: "
+            f"{', '.join(known)}."
+        )
+
+
+def _check_counts(cells_per_group, image_size):
     check_image_size(image_size)
     if cells_per_group is None:
         return {"Train": 60, "Valid": 10, "Test": 30}
+    _refuse_unknown("cells_per_group", cells_per_group, SPLITS)
     for split, count in cells_per_group.items():
-        if split not in SPLITS:
-            raise SimulationError(
-                f"cells_per_group names the split {split!r}; expected {', '.join(SPLITS)}."
-            )
         if count != int(count) or count < 0:
             raise SimulationError(
                 f"cells_per_group[{split!r}] is {count!r}; it has to be a whole number, 0 or more."
@@ -246,32 +241,7 @@ def _check_counts(cells_per_group: Mapping[str, int] | None, image_size: int) ->
     return {split: int(cells_per_group[split]) for split in SPLITS if cells_per_group.get(split)}
 
 
-def _check_groups(layout: Layout, groups: Sequence[str] | None) -> list[Group]:
-    chosen, unknown = layout.choose_groups(groups)
-    if unknown or not chosen:
-        names = [group.name for group in layout.groups]
-        raise SimulationError(
-            f"groups names {', '.join(map(repr, unknown)) or 'nothing'}; "
-            f"expected some of: {', '.join(names)}."
-        )
-    return chosen
-
-
-def _check_truth(with_truth: bool | Sequence[str]) -> tuple[str, ...]:
-    if isinstance(with_truth, bool):
-        return SPLITS if with_truth else ()
-    if isinstance(with_truth, str):
-        with_truth = (with_truth,)
-    unknown = [split for split in with_truth if split not in SPLITS]
-    if unknown:
-        raise SimulationError(
-            f"with_truth names {unknown[0]!r}; expected True, False, or some of "
-            f"{', '.join(SPLITS)}."
-        )
-    return tuple(with_truth)
-
-
-def _make_room(root: Path, layout: Layout, overwrite: bool) -> None:
+def _make_room(root, layout, overwrite):
     """Refuse a folder that holds files of the dataset, or clear a simulated one."""
     names = [g.file(s, k) for g in layout.groups for s in SPLITS for k in KINDS]
     there = [root / name for name in [NOTES_FILE, *names] if (root / name).exists()]
@@ -293,7 +263,7 @@ def _make_room(root: Path, layout: Layout, overwrite: bool) -> None:
             path.unlink()
 
 
-def _notes(arguments: dict, layout: Layout) -> dict:
+def _notes(arguments, layout):
     """Say what the dataset was made with; the same arguments give the same text."""
     table = batch_table(arguments["seed"], layout, arguments["batch_strength"])
     return {
@@ -305,10 +275,7 @@ def _notes(arguments: dict, layout: Layout) -> dict:
         "pixel_um": FIELD_OF_VIEW_UM / arguments["image_size"],
         "units": {"BF": "relative brightness", "QPI": "rad", "QPI_TRUE": "rad"},
         "step": STEP,
-        "parameters": {
-            name: {"unit": row.unit, "meaning": row.meaning}
-            for name, row in parameter_table().iterrows()
-        },
+        "parameters": parameter_table()[["unit", "meaning"]].to_dict("index"),
         # Rounded, so that the last bits of a processor's arithmetic do not show.
         "batches": {
             batch: {name: round(float(value), 6) + 0.0 for name, value in row.items()}
@@ -318,7 +285,7 @@ def _notes(arguments: dict, layout: Layout) -> dict:
     }
 
 
-def _kinds(layout: Layout) -> dict:
+def _kinds(layout):
     """Say what kinds of cells a dataset holds, and what was done to them."""
     if layout.name == "lung":
         return {"cell_lines": {name: vars(line) for name, line in LUNG_LINES.items()}}
