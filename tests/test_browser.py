@@ -242,6 +242,7 @@ def test_notebook_08_runs_and_its_sliders_work(tmp_path):
         spoken = browse.box.locator("[role=status][aria-live=polite]")
         assert "cell 4 of its file" in spoken.text_content()
         assert browse.words.get_attribute("aria-live") == "polite"
+        assert browse.names_of("img") == {"The figure that the words below describe"}
         browse.keep_picture("browse")
 
         traversal = ExplorerOnPage(page, "explorers.traverse_bottleneck(")

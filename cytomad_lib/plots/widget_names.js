@@ -12,6 +12,9 @@
       handle.setAttribute("aria-label", label.textContent);
       handle.setAttribute("aria-valuetext", value.textContent);
     }
+    for (const image of document.querySelectorAll(".cytomad-explorer img")) {
+      image.alt = "The figure that the words below describe";
+    }
     // A live region must exist before its words change, so it is the element that stays.
     for (const words of document.querySelectorAll(".cytomad-words .widget-html-content")) {
       words.setAttribute("aria-live", "polite");
