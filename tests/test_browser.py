@@ -200,6 +200,11 @@ class ExplorerOnPage:
         self.wait_until(reached, f"did not show {wanted!r} after {times} x {key} on {slider!r}")
         return beside.text_content(), words
 
+    def names_of(self, role):
+        """Return the accessible names of the controls of a role, as a screen reader has them."""
+        tree = self.box.aria_snapshot()
+        return set(re.findall(rf'- {role} "([^"]+)"', tree))
+
     def keep_picture(self, name):
         folder = os.environ.get("CYTOMAD_SCREENSHOTS")
         if folder:
@@ -231,6 +236,13 @@ def test_notebook_08_runs_and_its_sliders_work(tmp_path):
         browse = ExplorerOnPage(page, "explorers.browse_cells(")
         number, before = browse.press("cell", "ArrowRight", "cell {} of its file", times=4)
         assert number == "4" and "cell 0 of its file" in before
+        # A screen reader finds each control by its name, and announces the words.
+        assert browse.names_of("slider") == {"cell"}
+        assert browse.names_of("combobox") == {"batch", "class"}
+        spoken = browse.box.locator("[role=status][aria-live=polite]")
+        assert "cell 4 of its file" in spoken.text_content()
+        assert browse.words.get_attribute("aria-live") == "polite"
+        assert browse.names_of("img") == {"The figure that the words below describe"}
         browse.keep_picture("browse")
 
         traversal = ExplorerOnPage(page, "explorers.traverse_bottleneck(")

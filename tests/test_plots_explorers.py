@@ -2,9 +2,11 @@
 
 import base64
 import io
+import re
 import sys
 from dataclasses import replace
 
+import ipywidgets
 import keras
 import numpy as np
 import pytest
@@ -15,9 +17,9 @@ from training_cells import make_cells
 from cytomad_lib.conditional.networks import build_conditional_generator
 from cytomad_lib.data.cells import CellImages
 from cytomad_lib.data.errors import CytomadError
-from cytomad_lib.evaluation import biophysics
+from cytomad_lib.evaluation import biophysics, image_quality
 from cytomad_lib.networks import build_generator
-from cytomad_lib.plots import explorers
+from cytomad_lib.plots import explorers, widgets
 from cytomad_lib.plots.style import alt_text
 from cytomad_lib.prediction import Prediction
 from cytomad_lib.simulation.microscope_settings import day_settings
@@ -71,6 +73,43 @@ def test_an_explorer_is_displayed_as_a_widget_or_as_a_picture(cells, monkeypatch
     assert picture.shape[0] > 100 and picture.std() > 0.05
     monkeypatch.setitem(sys.modules, "google.colab", object())
     assert "image/png" not in explorer._repr_mimebundle_()[0]
+
+
+def test_an_explorer_displays_the_script_that_names_its_sliders(cells, monkeypatch):
+    shown = []
+    monkeypatch.setattr(widgets, "display", lambda bundle, **about: shown.append((bundle, about)))
+    explorer = explorers.browse_cells(cells)
+    explorer._ipython_display_()
+    (script, _), (bundle, about) = shown
+    assert list(script) == ["application/javascript"]
+    assert bundle["application/vnd.jupyter.widget-view+json"] and about["metadata"]["image/png"]
+    # What the script looks for is what the explorer has.
+    for name, widget in (("cytomad-explorer", explorer.box), ("cytomad-words", explorer.text)):
+        assert f".{name} " in script["application/javascript"]
+        assert name in widget._dom_classes
+
+
+def test_every_control_has_a_name_of_its_own(cells, generator, measures):
+    for explorer in (
+        explorers.browse_cells(cells),
+        explorers.explore_map(np.zeros((16, 2)), cells),
+        explorers.traverse_bottleneck(generator, cells),
+        explorers.explore_features(cells.class_codes[:, None] + np.eye(16, 1), cells, measures),
+        explorers.explore_settings(generator),
+    ):
+        rows = [line for line in explorer.box.children if isinstance(line, ipywidgets.HBox)]
+        names = [control.description for row in rows for control in row.children]
+        assert len(names) >= 3 and all(names) and len(set(names)) == len(names)
+
+
+def test_words_below_the_figure_are_a_live_region(cells):
+    explorer = explorers.browse_cells(cells)
+    before, now = after(explorer, explorer.cell, 3)
+    spoken = [
+        re.fullmatch('<div role="status" aria-live="polite">(.+)</div>', words)[1]
+        for _, words in (before, now)
+    ]
+    assert "cell 0 of 16" in spoken[0] and "cell 3 of 16" in spoken[1]
 
 
 def test_every_slider_waits_until_it_is_let_go(cells, generator):
@@ -195,6 +234,21 @@ def test_a_feature_is_changed(traversal, generator, cells):
     assert_all_changed(*after(traversal, traversal.value, far))
     assert "changes the image by 0.0000 rad" not in traversal.text.value
     assert np.abs(traversal.decode(far) - made).max() > 1e-3
+
+
+def test_the_words_give_the_deviation_and_the_mass_of_the_image(generator, cells):
+    known = replace(cells, wavelength_um=1.06)
+    traversal = explorers.traverse_bottleneck(generator, known)
+    values = traversal.features[:, traversal.feature.value]
+    traversal.value.value = traversal.value.max
+    deviations = (traversal.value.value - values.mean()) / values.std()
+    assert f"This is {deviations:+.1f} standard deviations" in traversal.text.value
+    words = traversal.text.value
+    masses = re.findall(r"(As set|Unchanged): Area \d+ µm², dry mass (\d+) pg", words)
+    image = traversal.decode(traversal.value.value)[None]
+    optics = known.pixel_size_um, known.wavelength_um, known.refraction_increment
+    mass = image_quality.dry_mass_pg(image, image_quality.foreground_mask(image), *optics)[0]
+    assert dict(masses)["As set"] == f"{mass:.0f}" and len(masses) == 2
 
 
 def test_another_cell_or_feature_resets_the_value(traversal):

@@ -23,18 +23,19 @@ FEW = VALID.select([0, 4, 7])
 
 
 class Notebook:
-    """Stands for a notebook: counts what is displayed, and keeps the last picture of each place."""
+    """Stands for a notebook: keeps what is displayed at each place, pictures and words apart."""
 
     def __init__(self, monkeypatch):
-        self.places = []
+        self.places, self.words = [], []
         shell = types.SimpleNamespace(kernel=object())
         monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
         monkeypatch.setattr(IPython.display, "display", self.display)
 
-    def display(self, figure, display_id):
+    def display(self, shown, display_id):
         assert display_id
-        self.places.append([figure])
-        return types.SimpleNamespace(update=self.places[-1].append)
+        kind = self.words if isinstance(shown, IPython.display.HTML) else self.places
+        kind.append([shown])
+        return types.SimpleNamespace(update=kind[-1].append)
 
 
 def titles(figure):
@@ -99,6 +100,12 @@ def test_one_picture_is_redrawn_and_an_interrupted_training_goes_on(tmp_path, mo
     assert {"loss", "mae"} < set(titles(last)) and "discriminator loss" not in titles(last)
     drawn = all_axes(last)[0].lines[0]
     np.testing.assert_allclose(drawn.get_ydata(), history["loss"], rtol=1e-5)
+    assert [len(place) for place in notebook.words] == [3, 2]
+    first, last = (notebook.words[place][-1].data for place in (0, 1))
+    assert 'role="status" aria-live="polite"' in last and first != last
+    of_last = history.iloc[-1]
+    assert f"After epoch 3 of 3: loss {of_last['loss']:.3g} (validation " in last
+    assert f"mae {of_last['mae']:.3g} (validation {of_last['val_mae']:.3g})." in last
 
 
 def test_what_is_not_to_be_shown_is_kept(monkeypatch):

@@ -8,7 +8,8 @@ Each is used in one line, as the last of a cell in a notebook:
 - `explore_features(features, cells)`: which measure of the cell does a feature follow?
 - `explore_settings(generators)`: change the settings of the simulated microscope.
 
-All controls work by keyboard: Tab moves on, the arrow keys move a slider or choose from a list.
+All controls work by keyboard: Tab moves on, the arrow keys move a slider or choose from a list. All
+have names for screen readers, and the words below a figure are announced when they change.
 A program can use an explorer, too: `explorer.cell.value = 3` moves a slider. What is shown is in
 `image` (PNG), `text` (HTML), `figure` (the last one drawn), and `row`, the number of the cell.
 
@@ -228,12 +229,19 @@ class BottleneckTraversal(widgets.CellExplorer):
         }
         spread = self.features[:, number], own, self.value.value, name
         figure = explorer_figures.traversal(images, cells.pixel_size_um, self.limits, *spread)
+        values, change = self.features[:, number], np.abs(after - before)
+        deviations = (self.value.value - values.mean()) / values.std()
         words = (
             f"Feature {number} of this cell is {own:.3f}; it is set to {self.value.value:.3f}. "
-            f"That changes the image by {np.abs(after - before).mean():.4f} rad on average, and by "
-            f"{np.abs(after - before).max():.3f} rad at most. Skips: {SKIPS[self.skips.value]}."
+            f"This is {deviations:+.1f} standard deviations from the mean of all cells."
         )
-        return figure, "<br>".join([self._name(), words])
+        result = (
+            f"As set: {_cell_words(after[..., None], cells)} Unchanged: "
+            f"{_cell_words(before[..., None], cells)} This changes the image by "
+            f"{change.mean():.4f} rad on average, and by {change.max():.3f} rad at most. "
+            f"Skips: {SKIPS[self.skips.value]}."
+        )
+        return figure, "<br>".join([words, result, self._name()])
 
 
 class FeatureExplorer(widgets.Explorer):

@@ -1,8 +1,8 @@
 """Watch a training: losses and the images of a few fixed cells, redrawn after every epoch.
 
 - `LiveView`: a Keras callback for any model of the kit. In a notebook it redraws one picture in
-  place, so that the saved notebook holds the last one only; elsewhere it draws nothing and keeps
-  losses and images all the same.
+  place, and a line of words above it, so that the saved notebook holds the last ones only.
+  Elsewhere it draws nothing and keeps losses and images all the same.
 - `StopAfter`: a Keras callback that interrupts after an epoch, as a notebook's stop button does.
 
 Example
@@ -19,7 +19,7 @@ import pandas as pd
 
 from cytomad_lib.backend import keras
 from cytomad_lib.plots.cells import image_grid, limits_of
-from cytomad_lib.plots.style import new_figure
+from cytomad_lib.plots.style import live_region, new_figure
 from cytomad_lib.plots.training import draw_losses
 from cytomad_lib.training.steps import without_gradients
 
@@ -126,6 +126,21 @@ class LiveView(keras.callbacks.Callback):
             self._draw_cells(parts[-1])
         return figure
 
+    def words(self):
+        """Describe the present state: the epoch and its losses.
+
+        Returns
+        -------
+        str
+        """
+        latest = self._rows.get(max(self._rows, default=0), {})
+        losses = []
+        for name in self._names():
+            losses.append(f"{name.replace('_', ' ')} {latest[name]:.3g}")
+            if f"val_{name}" in latest:
+                losses[-1] += f" (validation {latest[f'val_{name}']:.3g})"
+        return f"{self._title()}: {', '.join(losses)}." if losses else f"{self._title()}."
+
     def film(self, epochs=None, cells=4):
         """Show the same cells after some epochs, between brightfield and measured phase.
 
@@ -175,7 +190,7 @@ class LiveView(keras.callbacks.Callback):
 
     def _draw(self):
         if self.show and self._screen.is_there:  # elsewhere there is no place for a figure
-            self._screen.show(self.figure())
+            self._screen.show(self.figure(), self.words())
 
     def _names(self):
         there = dict.fromkeys(
@@ -242,22 +257,24 @@ class StopAfter(keras.callbacks.Callback):
 
 
 class _Screen:
-    """One place in a notebook's output, drawn over again and again."""
+    """One place in a notebook's output: words that a screen reader announces, and a figure."""
 
     def __init__(self):
         # In a notebook, IPython is imported already; elsewhere it is not needed.
         ipython = sys.modules.get("IPython")
         shell = ipython.get_ipython() if ipython else None
         self.is_there = shell is not None and getattr(shell, "kernel", None) is not None
-        self._handle = None
+        self._handles = []
 
-    def show(self, figure):
-        if self._handle is None:
-            from IPython.display import display
+    def show(self, figure, words):
+        from IPython.display import HTML, display
 
-            self._handle = display(figure, display_id=True)
+        shown = HTML(live_region(words)), figure
+        if self._handles:
+            for handle, one in zip(self._handles, shown, strict=True):
+                handle.update(one)
         else:
-            self._handle.update(figure)
+            self._handles = [display(one, display_id=True) for one in shown]
 
 
 def _cell_names(labels):

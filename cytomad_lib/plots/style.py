@@ -8,6 +8,7 @@
 - `heatmap`, `percent_map`, `labelled_bars`, `scatter`: seaborn's, with the defaults of this kit.
 - `save_figure`: to a file, complete or not at all.
 - `alt_text`: a figure in words, for readers who cannot see it.
+- `live_region`: words that a screen reader announces when they change.
 
 Example
 -------
@@ -128,6 +129,20 @@ def alt_text(figure):
     words += [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     said = ". ".join(dict.fromkeys(" ".join(text.split()) for text in words if text.strip()))
     return textwrap.shorten(said, ALT_LENGTH, placeholder=" …")
+
+
+def live_region(words):
+    """Return words (HTML) as a live region: a screen reader announces them when they change.
+
+    Parameters
+    ----------
+    words : str
+
+    Returns
+    -------
+    str
+    """
+    return f'<div role="status" aria-live="polite">{words}</div>'
 
 
 def _panel_words(panel):

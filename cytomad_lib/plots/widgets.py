@@ -4,6 +4,8 @@
 - `CellExplorer`: the same, with controls that choose one cell by batch, class and number.
 - `choice`, `integer_slider`, `number_slider`, `setting_slider`: the controls.
 
+An explorer also displays `widget_names.js`, which gives each slider its name for screen readers.
+
 Example
 -------
 >>> slider = integer_slider("cell", 0, 9)
@@ -15,15 +17,18 @@ import base64
 import html
 import sys
 from contextlib import contextmanager
+from importlib import resources
 
 import ipywidgets
 import numpy as np
+from IPython.display import display
 
 from cytomad_lib.plots.explorer_figures import setting_label
-from cytomad_lib.plots.style import CSS_PIXELS_PER_INCH, alt_text, as_png
+from cytomad_lib.plots.style import CSS_PIXELS_PER_INCH, alt_text, as_png, live_region
 
 ALL = "all"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
+_NAMES = resources.files("cytomad_lib.plots").joinpath("widget_names.js")
 
 
 class Explorer:
@@ -36,7 +41,7 @@ class Explorer:
     image : ipywidgets.Image
         The figure as PNG.
     text : ipywidgets.HTML
-        What the figure shows, in words.
+        What the figure shows, in words: a live region.
     figure : Figure
         The last one drawn.
     """
@@ -47,11 +52,13 @@ class Explorer:
             format="png", layout={"max_width": "100%", "align_self": "flex-start"}
         )
         self.text = ipywidgets.HTML()
+        self.text.add_class("cytomad-words")
         self._quiet = False
         for control in [control for row in rows for control in row]:
             control.observe(self._changed, names="value")
         lines = [ipywidgets.HBox(list(row), layout={"flex_flow": "row wrap"}) for row in rows]
         self.box = ipywidgets.VBox([*lines, self.image, self.text])
+        self.box.add_class("cytomad-explorer")
         self.update()
 
     def update(self):
@@ -60,7 +67,7 @@ class Explorer:
         # At its size in inches: stretched to the width of the page, it would be blurred.
         self.image.width = f"{self.figure.get_figwidth() * CSS_PIXELS_PER_INCH:.0f}"
         self.image.value = as_png(self.figure)
-        self.text.value = words
+        self.text.value = live_region(words)
 
     def _changed(self, change):
         if self._quiet:
@@ -71,7 +78,8 @@ class Explorer:
             self.update()
         except Exception as error:
             # Jupyter writes errors of callbacks to a log that is hidden by default.
-            self.text.value = f"<b>This did not work:</b> {html.escape(str(error))}"
+            words = f"<b>This did not work:</b> {html.escape(str(error))}"
+            self.text.value = live_region(words)
             raise
 
     def _follow(self, moved):
@@ -85,6 +93,12 @@ class Explorer:
             yield
         finally:
             self._quiet = before
+
+    def _ipython_display_(self):
+        """Display the widget, and the script that names its sliders."""
+        display({"application/javascript": _NAMES.read_text(encoding="utf-8")}, raw=True)
+        bundle, about = self._repr_mimebundle_()
+        display(bundle, raw=True, metadata=about)
 
     def _repr_mimebundle_(self, **_):
         """Return the widget, and a picture for pages without widgets, such as GitHub's."""

@@ -148,7 +148,7 @@ class Pix2Pix(TrackedLosses):
             measured = self._judge(brightfield, targets["qpi"], training=True)
             patches = self._judge(brightfield, generated, training=True)
             terms = self.generator_losses(brightfield, targets, generated, features, patches)
-            return terms | {"discriminator_loss": _discriminator_loss(measured, patches)}
+            return terms | {"discriminator_loss": discriminator_loss(measured, patches)}
 
         discriminator, generator = self.discriminator, self.generator
         return minimise_together(
@@ -177,7 +177,7 @@ class Pix2Pix(TrackedLosses):
         measured = self._judge(brightfield, targets["qpi"], training=False)
         patches = self._judge(brightfield, generated, training=False)
         terms = self.generator_losses(brightfield, targets, generated, features, patches)
-        terms["discriminator_loss"] = _discriminator_loss(measured, patches)
+        terms["discriminator_loss"] = discriminator_loss(measured, patches)
         return self.track(terms, ops.shape(brightfield)[0])
 
     def update_discriminator(self, brightfield, measured, generated):
@@ -231,5 +231,17 @@ class Pix2Pix(TrackedLosses):
         return self.discriminator([brightfield, phase], training=training)
 
 
-def _discriminator_loss(measured, generated):
+def discriminator_loss(measured, generated):
+    """Return the loss of the discriminator; the factor 0.5 is that of pix2pix (Isola et al. 2017).
+
+    Parameters
+    ----------
+    measured, generated : tensor (n, patches, patches, 1)
+        Its outputs for measured and for generated pairs.
+
+    Returns
+    -------
+    Scalar tensor
+        Half of the sum of both cross-entropies.
+    """
     return 0.5 * (losses.real_or_fake(measured, True) + losses.real_or_fake(generated, False))
