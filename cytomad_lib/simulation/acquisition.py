@@ -13,6 +13,7 @@ Example
 ((4, 64, 64), (4, 64, 64), (4, 64, 64))
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -227,17 +228,17 @@ class SimulatedCells:
 
 
 def simulate_cells(
-    class_name,
-    cells,
-    batch=None,
-    seed=0,
-    image_size=64,
-    split="Test",
-    seen_in=None,
-    batch_strength=1.0,
-    dose=None,
-    twins=False,
-):
+    class_name: str,
+    cells: int | Sequence[int],
+    batch: str | None = None,
+    seed: int = 0,
+    image_size: int = 64,
+    split: str = "Test",
+    seen_in: str | None = None,
+    batch_strength: float = 1.0,
+    dose: str | None = None,
+    twins: bool = False,
+) -> SimulatedCells:
     """Simulate cells of one group: what they are, and what the microscope of the day makes of them.
 
     Parameters
