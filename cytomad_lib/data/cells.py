@@ -264,7 +264,6 @@ class CellFiles(Labelled):
         return len(self.layout.inputs)
 
     @property
-    @property
     def has_truth(self) -> bool:
         """Whether any of these groups has a batch-free truth."""
         return "QPI_TRUE" in self.layout.contrasts and any(
