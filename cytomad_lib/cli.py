@@ -51,6 +51,13 @@ Data = Annotated[Path, typer.Argument(help=DATA_HELP, parser=_path, metavar="DAT
 Out = _option(Path, "Folder for the results.", **PATH)
 Seed = _option(int, "Seed of everything random.", min=0, max=LARGEST_SEED)
 Split = _option(str | None, "Train, Valid or Test.", callback=_split)
+Model = Annotated[
+    Path, typer.Argument(help="Folder of a training run, or an .h5 of the published programs.")
+]
+Stage = _option(
+    str | None,
+    "Of a run: pretraining, published or conditional; by default the last of these that it has.",
+)
 Preset = _option(str, "published, demo, study or workshop.")
 Recipe = _option(
     str,
@@ -177,6 +184,7 @@ def train(
         "faster.",
     ) = "alternating",
     precision: _option(str, "float32, or for GPUs mixed_float16 or mixed_bfloat16.") = "float32",
+    log: _option(str | None, "tensorboard: also write the losses for it.") = None,
 ):
     """Train on a dataset; the same command resumes an interrupted training."""
     from dataclasses import replace
@@ -185,23 +193,18 @@ def train(
 
     chosen = replace(find_preset(preset), updates=updates, precision=precision)
     settings = chosen, seed, cells, _verbosity(), _recipes(recipe)
-    run = workflow.train(_data(data, out), out, *settings, from_disk=from_disk, devices=devices)
+    options = {"from_disk": from_disk, "devices": devices, "log": log}
+    run = workflow.train(_data(data, out), out, *settings, **options)
     print(f"\nTrained: {', '.join(run.stages())}. The run is in {run.folder}")
 
 
 @app.command()
 def predict(
-    model: Annotated[
-        Path, typer.Argument(help="Folder of a training run, or an .h5 of the published programs.")
-    ],
+    model: Model,
     data: Data,
     out: Out,
     split: Split = "Test",
-    stage: _option(
-        str | None,
-        "Of a run: pretraining, published or conditional; by default the last of these that it "
-        "has.",
-    ) = None,
+    stage: Stage = None,
     mode: _option(
         str, "running: each cell by itself. published, batch: one group at a time."
     ) = "running",
@@ -219,6 +222,27 @@ def predict(
         by = stage or run.last_stage()
         prediction = workflow.predict_split(run, data, split, by, *options[1:])
     print(f"Predicted {len(prediction)} cells into {out}, by {by}")
+    _note_missing()
+
+
+@app.command()
+def export(
+    model: Model,
+    out: _option(Path, "The file.", **PATH | {"metavar": "FILE"}),
+    kind: Annotated[
+        str,
+        typer.Option("--format", help="onnx, or bioimageio: a package with documentation and test"),
+    ] = "onnx",
+    stage: Stage = None,
+    data: _option(Path | None, "Of a package: its test cells.", **PATH) = None,
+    author: _option(list[str] | None, "Of a package: who trained the model; repeatable.") = None,
+    licence: _option(str, "Of a package, as SPDX names it.") = "GPL-3.0-or-later",
+):
+    """Write a generator for other programs, which run it without Keras."""
+    from cytomad_lib import workflow
+
+    data = data and _data(data, out)
+    print(f"Exported: {workflow.export(model, out, kind, stage, data, author or (), licence)}")
 
 
 @app.command()
@@ -342,6 +366,14 @@ def _show(evaluation, out):
         print(f"  {path}")
     print(f"Tables: {out / 'scores.csv'}, {out / 'image_scores.csv'} and beside them")
     print(f"Report: {out / 'report.html'}")
+    _note_missing()
+
+
+def _note_missing():
+    from cytomad_lib.evaluation.exchange import missing_note
+
+    if note := missing_note():
+        print(note)
 
 
 def _data(folder, out=None):

@@ -277,7 +277,7 @@ def _dropout_kept(generator, kept):
             layer.rate = rate
 
 
-def write_prediction(prediction, folder, model_name, overwrite=False, cells=None):
+def write_prediction(prediction, folder, model_name, overwrite=False, cells=None, also=None):
     """Write a prediction as the published test programs do: one `.mat` file per group.
 
     Files are called `CytoMAD_test_<model>_<batch>_<class>.mat` (with the dose, where there is
@@ -298,6 +298,9 @@ def write_prediction(prediction, folder, model_name, overwrite=False, cells=None
         Those that were predicted. Their images are then written beside, as the published programs
         do: `..._BF.mat` with `BF` and, where it was measured, `..._QPI.mat` with `QPI`, height x
         width x cells.
+    also : dict, optional
+        Further files: name to a function that writes one, given its path and the prediction; see
+        `evaluation.exchange.writers`.
 
     Returns
     -------
@@ -321,7 +324,8 @@ def write_prediction(prediction, folder, model_name, overwrite=False, cells=None
     table, mark = folder / FEATURE_TABLE, folder / UNFINISHED
     kinds = {path: _kinds_beside(cells, rows) for path, rows in groups.items()}
     beside = [_beside(path, kind) for path in groups for kind in kinds[path]]
-    files = [*groups, *beside, table]
+    others = {folder / name: write for name, write in (also or {}).items()}
+    files = [*groups, *beside, *others, table]
     begun = mark.read_text(encoding="utf-8").splitlines() if mark.exists() else []
     existing = [path for path in files if path.exists() and path.name not in begun]
     if existing and not overwrite:
@@ -340,6 +344,8 @@ def write_prediction(prediction, folder, model_name, overwrite=False, cells=None
         for kind, name in kinds[path].items():
             images = getattr(cells.read(rows), name)[..., 0]
             write_mat(_beside(path, kind), {kind: np.moveaxis(images, 0, -1)}, version="5")
+    for path, write in others.items():
+        write(path, prediction)
     write_table(feature_table(prediction), table, index=False)
     mark.unlink()
     return files

@@ -3,6 +3,7 @@
 * `simulate`: write a simulated dataset.
 * `train`: pretraining and batch removal by one or both recipes, into one run folder.
 * `predict_split`: images and features of a split, as files; `predict_by_file`: by an old `.h5`.
+* `export`: a generator for other programs.
 * `evaluate`: scores on a split, figures and a report; see `evaluation.evaluate`.
 * `demo`: all of it on the demonstration dataset.
 
@@ -16,6 +17,7 @@ Example
 from functools import partial
 from pathlib import Path
 
+from cytomad_lib.bioimageio import LICENCE, write_bioimageio
 from cytomad_lib.config import DEMO
 from cytomad_lib.data.cells import CellFiles, check_trainable, load_cells
 from cytomad_lib.data.check import value_warnings
@@ -24,10 +26,13 @@ from cytomad_lib.data.layouts import LAYOUTS, find_layout, refuse_inside
 from cytomad_lib.devices import find_devices
 from cytomad_lib.evaluation.draw import save_loss_figures
 from cytomad_lib.evaluation.evaluate import evaluate
+from cytomad_lib.evaluation.exchange import writers
 from cytomad_lib.evaluation.results import METHOD_NAMES
 from cytomad_lib.evaluation.score import announce, check_same_layout
+from cytomad_lib.export import ExportError, write_onnx
 from cytomad_lib.legacy import load_legacy_generator
 from cytomad_lib.locks import check_free
+from cytomad_lib.packages import find_package
 from cytomad_lib.prediction import predict, write_prediction
 from cytomad_lib.runs import RECIPES, Run, check_seed
 from cytomad_lib.simulation.write import (
@@ -36,6 +41,7 @@ from cytomad_lib.simulation.write import (
     is_unfinished,
     simulate_dataset,
 )
+from cytomad_lib.tensorboard_log import TensorBoardLog
 from cytomad_lib.training.recipes import (
     check_devices,
     check_enough_cells,
@@ -45,6 +51,7 @@ from cytomad_lib.training.recipes import (
     remove_batches,
 )
 
+EXPORTS = ("onnx", "bioimageio")
 # Training cells per group, so that the demo takes minutes.
 DEMO_CELLS = {"lung": 36, "drug": 20}
 DEMO_DATASETS = {"lung": DEMO_DATASET, "drug": DEMO_DRUG_DATASET}
@@ -158,6 +165,7 @@ def train(
     batches=None,
     from_disk=False,
     devices=1,
+    log=None,
 ):
     """Train a generator and remove batches from it, or resume an earlier call.
 
@@ -186,6 +194,8 @@ def train(
     devices : int
         Number of devices of this machine that share each minibatch; the published recipe only.
         For several machines see `devices`.
+    log : {"tensorboard"}, optional
+        Also write the losses for TensorBoard into the run's folder; see `tensorboard_log`.
 
     Returns
     -------
@@ -194,12 +204,13 @@ def train(
     Raises
     ------
     CytomadError
-        If a recipe is unknown, needs more cells in one step than there are, or cannot use several
-        devices, if cells cannot be read from disk a few at a time, or if another training uses the
-        folder. Nothing is trained then.
+        If a recipe or log is unknown, a recipe needs more cells in one step than there are or
+        cannot use several devices, if cells cannot be read from disk a few at a time, or if another
+        training uses the folder. Nothing is trained then.
     """
     check_recipes(recipes)
     check_seed(seed)
+    _check_log(log)
     check_free(out)  # before cells are loaded, which may take a while
     data = find_data(data, out)
     devices = find_devices(devices)
@@ -226,26 +237,38 @@ def train(
         announce(verbose, f"Note: {text}")
     conversion = f"{' and '.join(layout.images['input'])} to {layout.images['target']}"
     with run.held():
-        _train_stages(run, cells, valid, verbose, recipes, conversion)
+        logs = [TensorBoardLog(run)] if log and devices.writes else []
+        _train_stages(run, cells, valid, verbose, recipes, conversion, logs)
+        for one in logs:
+            one.close()
     return run
 
 
-def _train_stages(run, cells, valid, verbose, recipes, conversion):
+def _check_log(log):
+    if log not in (None, "tensorboard"):
+        raise CytomadError(f"There is no log {log!r}. Expected 'tensorboard', or none.")
+    if log:
+        find_package(log, "log")  # before cells are loaded
+
+
+def _train_stages(run, cells, valid, verbose, recipes, conversion, logs):
     announce(verbose, "You can interrupt: the same command resumes after the last whole epoch.")
     announce(verbose, f"Pretraining on {len(cells)} cells: {conversion}")
-    pretrain(run, cells, valid, verbose)
+    pretrain(run, cells, valid, verbose, logs)
     if "published" in recipes:
         announce(verbose, "Classifiers of batch and class, for the published recipe")
         fit_classifiers(run, cells, valid, verbose)
     for recipe in recipes:
         announce(verbose, f"Batch removal, {METHOD_NAMES[recipe]}")
-        remove_batches(run, cells, valid, verbose, recipe)
+        remove_batches(run, cells, valid, verbose, recipe, logs)
     if run.devices.writes:
         save_loss_figures(run, run.folder / "figures")
 
 
 def predict_split(run, data, split, stage, out, progress=False, mode="running"):
-    """Predict a split and write images and features; see `prediction.write_prediction`.
+    """Predict a split and write images and features.
+
+    See `prediction.write_prediction` and `evaluation.exchange`.
 
     Measured targets are not needed. Existing ones are written beside the predictions.
 
@@ -305,8 +328,54 @@ def _predict_into(out, generator, name, cells, progress, mode):
         )
     prediction = predict(generator, cells, progress, mode)
     # The published files of the inputs have no place for several channels.
-    write_prediction(prediction, out, name, cells=cells if cells.channels == 1 else None)
+    inputs = cells if cells.channels == 1 else None
+    also = writers(f"CytoMAD_test_{name}", cells.layout, cells.pixel_size_um)
+    write_prediction(prediction, out, name, cells=inputs, also=also)
     return prediction
+
+
+def export(model, out, kind="onnx", stage=None, data=None, authors=(), licence=LICENCE):
+    """Write a generator for other programs; see `export` and `bioimageio`.
+
+    Parameters
+    ----------
+    model : path
+        The folder of a run, or an `.h5` file of the published programs.
+    out : path
+        The file.
+    kind : {"onnx", "bioimageio"}
+        Whether the model alone is written, or a package with cells to test it.
+    stage : {"pretraining", "published", "conditional"}, optional
+        Of a run; by default that of `run.last_stage()`.
+    data : path, optional
+        The dataset whose first Test cells go into a package.
+    authors, licence
+        Of a package; see `bioimageio.write_bioimageio`.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ExportError
+        If the kind is unknown, or a package is to be written of an `.h5` file or without `data`.
+    """
+    model = Path(model)
+    if kind not in EXPORTS:
+        raise ExportError(f"There is no format {kind!r}. Expected one of {', '.join(EXPORTS)}.")
+    if kind == "onnx":
+        source = load_legacy_generator(model) if model.is_file() else Run.open(model)
+        return write_onnx(source, out, stage)
+    run = Run.open(model)
+    if data is None:
+        raise ExportError(
+            "A package needs cells to test the model with. Expected a dataset of the kind that "
+            "the model was trained on; give it with --data."
+        )
+    check_same_layout(run, data)
+    cells = _cells_to_predict(data, out, "Test", run.preset.image_size)
+    return write_bioimageio(run, out, cells, authors, stage, licence)
 
 
 def demo(out, data=None, preset=DEMO, seed=0, verbose=0, dataset="lung"):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from training_cells import GROUPS, ONE_EPOCH, write_dataset
 
 from cytomad_lib.data.cells import load_cells
@@ -19,6 +20,7 @@ from cytomad_lib.evaluation import (
     biophysics,
     draw,
     image_probe,
+    image_quality,
     image_tables,
     pages,
     probes,
@@ -69,9 +71,30 @@ def test_all_that_was_promised_is_written(found):
         "baselines.csv",
         "not_scored.csv",
         "figures",
+        "predictions",
         "report.html",
     }
     assert all(path.exists() for path in made.figures)
+
+
+def test_other_tools_get_the_predictions_of_each_stage(found):
+    anndata = pytest.importorskip("anndata", reason="needs `pip install '.[scverse]'`")
+    out, made = found
+    assert set(made.predictions) == {"pretraining", "published"}
+    for stage, prediction in made.predictions.items():
+        cells = anndata.read_h5ad(out / "predictions" / f"{stage}.h5ad")
+        np.testing.assert_array_equal(cells.X, prediction.features)
+        coordinates = made.maps[results.METHOD_NAMES[stage]]
+        np.testing.assert_array_equal(cells.obsm["X_umap"], coordinates)
+        measured = image_quality.dry_mass_pg(
+            made.cells.qpi,
+            image_quality.foreground_mask(made.cells.qpi),
+            made.cells.pixel_size_um,
+            made.cells.wavelength_um,
+        )
+        np.testing.assert_allclose(cells.obs["measured_dry_mass_pg"], measured)
+        images = tifffile.imread(out / "predictions" / f"{stage}.ome.tif")
+        np.testing.assert_array_equal(images, prediction.images[..., 0])
 
 
 def test_a_copy_of_a_run_is_scored_without_its_own_classifiers(run, data, tmp_path):

@@ -18,7 +18,7 @@ def draw(evaluation, run, layout, folder):
     Parameters
     ----------
     evaluation : Evaluation
-        Figures that its cells do not allow are added to its `left_out`.
+        Figures that its cells do not allow are added to its `left_out`, maps to its `maps`.
     run : Run
         Its losses are drawn.
     layout : Layout
@@ -140,6 +140,7 @@ def _maps(evaluation):
         place = partial(umap_coordinates, values, evaluation.seed)
         coordinates = if_possible(evaluation.left_out, "map", place, None)
         if coordinates is not None:
+            evaluation.maps[name] = coordinates
             title = f"Bottleneck features, {name}"
             labels = evaluation.cells.labels
             yield _file("umap", name), plots.embedding(coordinates, labels, title=title)

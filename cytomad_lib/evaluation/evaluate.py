@@ -23,6 +23,8 @@ It writes
   cells), and why;
 * `dose_order.csv`, `dose_distance.csv`: for a dataset with doses, which no training used, how well
   the features order them, and how far each one is from untreated cells;
+* `predictions/`: of each stage, features, measures and the map as AnnData, and the images as
+  OME-TIFF (`evaluation.exchange`);
 * `figures/` and `report.html`.
 
 Example
@@ -38,6 +40,7 @@ from types import ModuleType
 from cytomad_lib.data.files import write_table
 from cytomad_lib.data.layouts import find_layout
 from cytomad_lib.evaluation.draw import draw
+from cytomad_lib.evaluation.exchange import writers
 from cytomad_lib.evaluation.pages import write_evaluation_page
 from cytomad_lib.evaluation.results import FILES, METHOD_NAMES, Evaluation
 from cytomad_lib.evaluation.score import announce, score
@@ -97,6 +100,7 @@ def evaluate(
     layout, _ = find_layout(data)
     evaluation.figures = draw(evaluation, run, layout, Path(out) / "figures")
     write(evaluation, run, Path(out))
+    write_predictions(evaluation, layout, Path(out) / "predictions")
     return evaluation
 
 
@@ -108,3 +112,14 @@ def write(evaluation, run, out):
             write_table(table, out / file, index=table.index.name is not None)
     stages = {stage: METHOD_NAMES[stage] for stage in run.stages()}
     write_evaluation_page(out / REPORT, evaluation, run, stages)
+
+
+def write_predictions(evaluation, layout, folder):
+    """Write features, measures, maps and images of each stage for other tools into a folder."""
+    cells = evaluation.cells
+    for stage, prediction in evaluation.predictions.items():
+        coordinates = evaluation.maps.get(METHOD_NAMES[stage])
+        maps = {} if coordinates is None else {"X_umap": coordinates}
+        options = layout, cells.pixel_size_um
+        for name, write in writers(stage, *options, measured=cells.qpi, maps=maps).items():
+            write(folder / name, prediction)

@@ -95,6 +95,8 @@ class Evaluation:
     classifier_scores : Series or None
         Share of cells that the published recipe's own classifiers call "first batch".
     figures : list of Path
+    maps : dict of array (cells, 2)
+        The map of each stage's features that was drawn, by method.
     """
 
     split: str
@@ -118,6 +120,7 @@ class Evaluation:
     dry_mass: str = ""
     classifier_scores: pd.Series | None = None
     figures: list = field(default_factory=list)
+    maps: dict = field(default_factory=dict)
 
     @property
     def features(self):
