@@ -341,6 +341,16 @@ def bench(
     print(f"\n{result.summary()}\n\nTables: {', '.join(map(str, paths))}")
 
 
+@app.command()
+def try_page(out: Out):
+    """Write a page on which a browser runs the networks; needs npm and the extra `export`."""
+    from cytomad_lib.try_page import write_page
+
+    write_page(out / "try")
+    print(f"Page: {out / 'try' / 'index.html'}, for a web server:")
+    print(f"  python -m http.server --directory {out / 'try'}")
+
+
 def main():
     """Run the command line; a user's error ends it with a message and exit code 1."""
     try:

@@ -48,7 +48,7 @@ def write_onnx(run_or_model, path, stage=None, opset=OPSET, outputs=OUTPUTS):
     Parameters
     ----------
     run_or_model : Run or keras.Model
-        A model may be any with one input, such as one of `load_legacy_generator`.
+        A model may be any, such as one of `load_legacy_generator`.
     path : path
         A file that is there is replaced.
     stage : {"pretraining", "published", "conditional"}, optional
@@ -77,7 +77,7 @@ def write_onnx(run_or_model, path, stage=None, opset=OPSET, outputs=OUTPUTS):
     onnx, _ = find_package("onnx", "export"), find_package("tf2onnx", "export")
     model, about = generator_and_source(run_or_model, stage)
     # Keras exports only what was called before, and a model that was just loaded was not.
-    model(np.zeros((1, *model.input_shape[1:]), np.float32), training=False)
+    model([np.zeros((1, *part.shape[1:]), np.float32) for part in model.inputs], training=False)
     with written_beside(path) as beside:
         _export_quietly(model, beside, opset)
         graph = onnx.load(beside)

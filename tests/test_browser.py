@@ -16,38 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from chromium import REQUIRED, browser_page, what_is_missing
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks" / "08_explore.ipynb"
 TOKEN = "browser-test"
-REQUIRED = os.environ.get("CYTOMAD_BROWSER_TEST") == "1"
 MINUTE = 60_000  # milliseconds
-CHROMIUM_FLAGS = [
-    "--no-sandbox",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-dev-shm-usage",
-    "--disable-sync",
-    "--no-first-run",
-]
-
-
-def find_chromium():
-    places = [os.environ.get("CHROMIUM"), "/usr/bin/chromium"]
-    places += [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
-    return next((place for place in places if place and Path(place).exists()), None)
-
-
-def what_is_missing():
-    try:
-        import playwright.sync_api  # noqa: F401
-    except ImportError:
-        return "the Python package playwright is not installed"
-    if find_chromium() is None:
-        return "there is no Chromium; install one, or set CHROMIUM to its path"
-    return None
-
-
 MISSING = what_is_missing()
 pytestmark = pytest.mark.skipif(
     bool(MISSING) and not REQUIRED, reason=f"no browser test: {MISSING}"
@@ -106,18 +80,6 @@ def wait_for_server(server, address, log, seconds=120):
         except OSError:
             time.sleep(0.5)
     pytest.fail(f"JupyterLab did not answer in {seconds} s:\n{log.read_text()[-2000:]}")
-
-
-@contextmanager
-def browser_page():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_FLAGS)
-        try:
-            yield browser.new_page(viewport={"width": 1500, "height": 1100})
-        finally:
-            browser.close()
 
 
 def run_all_cells(page):
@@ -228,7 +190,7 @@ def errors_on(page):
 @pytest.mark.notebook
 def test_notebook_08_runs_and_its_sliders_work(tmp_path):
     shutil.copy(NOTEBOOK, tmp_path)  # JupyterLab saves what it opens
-    with jupyterlab(tmp_path) as address, browser_page() as page:
+    with jupyterlab(tmp_path) as address, browser_page(1500, 1100) as page:
         page.goto(f"{address}/lab/tree/{NOTEBOOK.name}?token={TOKEN}", timeout=2 * MINUTE)
         run_all_cells(page)
         assert errors_on(page) == []

@@ -406,3 +406,13 @@ def test_the_course_is_written_for_a_class(options, made, tmp_path, monkeypatch,
     assert run("course", *options, "--out", tmp_path / "class") == 0
     assert called == dict.fromkeys(made, tmp_path / "class")
     assert f"Wrote {len(made)} files" in capsys.readouterr().out
+
+
+def test_the_page_to_try_is_written_where_the_site_expects_it(tmp_path, monkeypatch, capsys):
+    from cytomad_lib import try_page
+
+    written = []
+    monkeypatch.setattr(try_page, "write_page", written.append)
+    assert run("try-page", "--out", tmp_path) == 0
+    assert written == [tmp_path / "try"]
+    assert str(tmp_path / "try" / "index.html") in capsys.readouterr().out

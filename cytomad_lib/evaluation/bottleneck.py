@@ -80,10 +80,9 @@ class SplitGenerator:
         Bottleneck and skips -> phase image.
     """
 
-    def __init__(self, encoder, decoder, prepare):
+    def __init__(self, encoder, decoder):
         self.encoder = encoder
         self.decoder = decoder
-        self._prepare = prepare
 
     def encode(self, brightfield):
         """Return the code of cells.
@@ -116,7 +115,7 @@ class SplitGenerator:
 
     @without_gradients()
     def _encode_some(self, brightfield):
-        made = self.encoder(self._prepare(brightfield), training=False)
+        made = self.encoder(brightfield, training=False)
         return [keras.ops.convert_to_numpy(part) for part in made]
 
 
@@ -148,8 +147,9 @@ def split_generator(generator):
         image = inner.decoder.outputs[0]
         for finish in ("clean_background", "blur_image"):
             image = generator.get_layer(finish)(image)
-        decoder = keras.Model(inner.decoder.inputs, image, name="decoder")
-        return SplitGenerator(inner.encoder, decoder, generator.get_layer("normalise_image"))
+        normalised = generator.get_layer("normalise_image").output
+        encoder = keras.Model(generator.inputs[0], inner.encoder(normalised), name="encoder")
+        return SplitGenerator(encoder, keras.Model(inner.decoder.inputs, image, name="decoder"))
     if "bottleneck" not in names:
         raise CytomadError(
             f"The model {generator.name!r} has no layer 'bottleneck', only {', '.join(names)}. "
@@ -160,7 +160,7 @@ def split_generator(generator):
     skips = [join.input[1] for join in joins]  # each joins the decoder's stage and a skip
     encoder = keras.Model(generator.inputs[0], [bottleneck, *skips], name="encoder")
     decoder = keras.Model([bottleneck, *skips], generator.outputs[0], name="decoder")
-    return SplitGenerator(encoder, decoder, lambda images: images)
+    return SplitGenerator(encoder, decoder)
 
 
 def slices(array):
