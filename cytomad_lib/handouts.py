@@ -1,9 +1,9 @@
-"""The notebooks for a class: copies for students, and slides.
+"""The notebooks for a class: copies for students, slides, and all that `cytomad course` writes.
 
 Example
 -------
 >>> student_copies("student")                    # without solutions and outputs
->>> slides("slides")                             # HTML pages
+>>> write_slides("slides")                       # HTML pages
 """
 
 import shutil
@@ -11,8 +11,50 @@ from pathlib import Path
 
 from cytomad_lib.course import NOTEBOOKS, relative_to_here
 from cytomad_lib.data.errors import CytomadError
+from cytomad_lib.repository import set_repository, without_badges
+from cytomad_lib.site import build_site
 
 BESIDE_NOTEBOOKS = ("glossary.md", "trained/trade_off.csv")  # what they link to or read
+
+
+def write(out=None, student=False, slides=False, site=False, add=None, repository=None):
+    """Write what `cytomad course` is asked for; copies for students and slides if nothing is.
+
+    Parameters
+    ----------
+    out : path or None
+        None is enough to set the repository's address.
+    student, slides, site : bool
+        What to write into `out`.
+    add : path or None
+        As in `build_site`.
+    repository : str or None
+        As in `set_repository`, but "none" removes the address.
+
+    Returns
+    -------
+    list of str
+        A line for each thing done.
+
+    Raises
+    ------
+    CytomadError
+        If there is no folder `out` for what is asked for; else as the functions of the parts.
+    """
+    lines = []
+    if repository is not None:
+        changed = set_repository(None if repository.casefold() == "none" else repository)
+        lines.append(f"The kit's address is {repository}: changed {len(changed)} files")
+        if out is None and not (student or slides or site):
+            return lines
+    if out is None:
+        raise CytomadError("There is no folder for the files. Expected --out with a new folder.")
+    default = not (student or slides or site)
+    made = student_copies(out) if student or default else []
+    made += write_slides(out) if slides or default else []
+    if made:
+        lines.append(f"Wrote {len(made)} files into {out}")
+    return [*lines, f"Site: {build_site(out, add)}"] if site else lines
 
 
 def student_copies(out, notebooks=NOTEBOOKS):
@@ -43,6 +85,8 @@ def student_copies(out, notebooks=NOTEBOOKS):
     for source in sources:
         notebook = nbformat.read(source, as_version=4)
         notebook.metadata.pop("widgets", None)  # the state of the explorers, large
+        # Binder and Colab would open the notebook with its solutions.
+        notebook.cells[0].source = without_badges(notebook.cells[0].source)
         notebook.cells = [c for c in notebook.cells if "solution" not in c.metadata.get("tags", ())]
         for cell in notebook.cells:
             if cell.cell_type == "code":
@@ -51,7 +95,7 @@ def student_copies(out, notebooks=NOTEBOOKS):
     return [out / source.name for source in sources]
 
 
-def slides(out, notebooks=NOTEBOOKS):
+def write_slides(out, notebooks=NOTEBOOKS):
     """Write the notebooks as slides for a browser: texts, figures and results, but no code.
 
     A slide begins at each heading and at each figure. The browser loads reveal.js from the network.
