@@ -338,6 +338,25 @@ def test_slides_show_texts_and_figures_but_no_code_and_no_solution(tmp_path):
     assert "keras.Sequential" not in text and "my_count = 4 * 4" not in text
 
 
+@pytest.mark.parametrize("name", ["00_start_here", "06_fooled_or_forgotten"])
+def test_slides_lose_no_text_and_only_one_table_or_figure_can_overfill_one(name):
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    parts = handouts._fill_slides(notebook.cells)
+    ours = [c for c in notebook.cells if "solution" not in c.metadata.get("tags", ())]
+    texts = [
+        "\n".join(c.source for c in cells if c.cell_type == "markdown") for cells in (ours, parts)
+    ]
+    assert texts[0] == texts[1]
+    slides = []
+    for part in parts:
+        if part.metadata["slideshow"]["slide_type"] != "-":
+            slides.append([])
+        slides[-1].append(handouts._height(part, part.source))
+    assert len(slides) > 10
+    for heights in slides:
+        assert sum(heights) - max(heights) <= handouts.HEADING or sum(heights) <= 640, heights
+
+
 def test_the_notebooks_themselves_are_never_overwritten(tmp_path):
     before = {path: path.read_bytes() for path in course.NOTEBOOKS.glob("*.ipynb")}
     with pytest.raises(CytomadError, match="another folder"):
