@@ -308,17 +308,25 @@ def leave_batch_out(
 
 @app.command()
 def course(
-    out: Out,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for them.", parser=_path, metavar="PATH")
+    ] = None,
     student: _flag("--student", "Copies without solutions.") = False,
     slides: _flag("--slides", "Slides for a browser (HTML).") = False,
+    site: _flag("--site", "A site to read (HTML).") = False,
+    add: Annotated[
+        Path | None,
+        typer.Option(help="Folder with more files for the site.", parser=_path, metavar="PATH"),
+    ] = None,
+    repository: Annotated[
+        str | None,
+        typer.Option(help="Write the kit's address on GitHub everywhere; none removes it."),
+    ] = None,
 ):
-    """Write the notebooks for a class: copies for students, slides, or by default both."""
+    """Write the notebooks for a class: student copies and slides (both by default), or a site."""
     from cytomad_lib import handouts
 
-    both = student == slides
-    made = handouts.student_copies(out) if student or both else []
-    made += handouts.slides(out) if slides or both else []
-    print(f"Wrote {len(made)} files into {out}")
+    print("\n".join(handouts.write(out, student, slides, site, add, repository)))
 
 
 @app.command()

@@ -8,7 +8,6 @@
   ``CYTOMAD_DATA`` switches the notebooks from the demonstration data to measured cells.
 - `real_cells`: public cells measured by others, fetched where there is a connection.
 - `same_cells_on_every_day`: what no experiment can do, but a simulation can.
-- `first_cell`: what every notebook begins with. It installs the kit on Google Colab.
 - `check`: whether an answer is right.
 
 Example
@@ -47,12 +46,6 @@ from cytomad_lib.runs import Run
 from cytomad_lib.simulation import DEMO_DATASET, simulate_cells
 from cytomad_lib.simulation.morphology import FIELD_OF_VIEW_UM
 from cytomad_lib.workflow import find_data
-
-# The one place where the kit's address on GitHub is set; first cells and badges are made from it.
-# None: nobody owns one yet. An address that nobody owns can be registered by anybody, whose code
-# would then run in every student's Colab.
-REPOSITORY = None
-RELEASE = "v0.1.0"  # the tag that Colab fetches once there is an address
 
 # Where Linux says how much memory a container may use: version 2 of its control groups, and 1.
 MEMORY_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
@@ -94,63 +87,6 @@ def machine_table():
         ("GPU", ", ".join(gpus) or "none", "not needed", "yes" if gpus else "works without"),
     ]
     return pd.DataFrame(rows, columns=["", "found", "needed", "ready"]).set_index("")
-
-
-def first_cell(repository=REPOSITORY, release=RELEASE):
-    """Return the first code cell of every notebook, which installs the kit on Google Colab.
-
-    Parameters
-    ----------
-    repository : str or None
-        Such as `"https://github.com/OWNER/NAME"`. None: the student uploads `kit.zip`.
-    release : str
-        The tag that is fetched from the repository.
-
-    Returns
-    -------
-    str
-        Running the cell twice is harmless; outside Colab it does nothing.
-    """
-    source = "a release of the kit" if repository else "the kit from kit.zip, which you upload"
-    fetch = f"!git clone -q --depth 1 --branch {release} {repository} kit"
-    upload = """from google.colab import files
-
-    os.path.isfile("kit.zip") or files.upload()  # choose kit.zip
-    !unzip -qn kit.zip"""
-    return f"""\
-# On Google Colab: install {source}. Elsewhere: nothing.
-import os
-import sys
-
-if "google.colab" in sys.modules and not os.path.isdir("../cytomad_lib"):
-    {fetch if repository else upload}
-    %cd kit/notebooks
-    %pip install -q ..
-    sys.path.insert(0, "..")"""
-
-
-def badges(notebook, repository=REPOSITORY):
-    """Return the addresses that open a notebook in Binder and in Colab.
-
-    Parameters
-    ----------
-    notebook : str
-        Path in the repository, such as `"notebooks/00_start_here.ipynb"`.
-    repository : str or None
-        As in `first_cell`.
-
-    Returns
-    -------
-    dict of str to str
-        Empty without a repository.
-    """
-    if repository is None:
-        return {}
-    name = repository.removeprefix("https://github.com/")
-    return {
-        "binder": f"https://mybinder.org/v2/gh/{name}/HEAD?urlpath=lab/tree/{notebook}",
-        "colab": f"https://colab.research.google.com/github/{name}/blob/main/{notebook}",
-    }
 
 
 def memory_gb():

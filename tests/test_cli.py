@@ -395,17 +395,31 @@ def test_a_download_of_something_else_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "options, made",
-    [(["--student"], {"copies"}), (["--slides"], {"pages"}), ([], {"copies", "pages"})],
+    [
+        (["--student"], {"copies"}),
+        (["--slides"], {"pages"}),
+        ([], {"copies", "pages"}),
+        (["--site"], {"site"}),
+        (["--site", "--slides", "--add", "more"], {"site", "pages"}),
+    ],
 )
 def test_the_course_is_written_for_a_class(options, made, tmp_path, monkeypatch, capsys):
     from cytomad_lib import handouts
 
+    def build_site(out, add):
+        called.update(site=out)
+        assert add == (Path("more") if "--add" in options else None)
+        return out / "index.html"
+
     called = {}
     monkeypatch.setattr(handouts, "student_copies", lambda out: called.update(copies=out) or [out])
-    monkeypatch.setattr(handouts, "slides", lambda out: called.update(pages=out) or [out])
+    monkeypatch.setattr(handouts, "write_slides", lambda out: called.update(pages=out) or [out])
+    monkeypatch.setattr(handouts, "build_site", build_site)
     assert run("course", *options, "--out", tmp_path / "class") == 0
     assert called == dict.fromkeys(made, tmp_path / "class")
-    assert f"Wrote {len(made)} files" in capsys.readouterr().out
+    printed, files = capsys.readouterr().out, len(made - {"site"})
+    assert (f"Wrote {files} files" in printed) == bool(files)
+    assert ("Site: " in printed) == ("site" in made)
 
 
 def test_the_page_to_try_is_written_where_the_site_expects_it(tmp_path, monkeypatch, capsys):
@@ -416,3 +430,15 @@ def test_the_page_to_try_is_written_where_the_site_expects_it(tmp_path, monkeypa
     assert run("try-page", "--out", tmp_path) == 0
     assert written == [tmp_path / "try"]
     assert str(tmp_path / "try" / "index.html") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word, address", [("none", None), ("https://a.org", "https://a.org")])
+def test_the_address_of_the_kit_is_set_without_a_folder(word, address, monkeypatch, capsys):
+    from cytomad_lib import handouts
+
+    given = []
+    monkeypatch.setattr(handouts, "set_repository", lambda text: given.append(text) or ["README"])
+    assert run("course", "--repository", word) == 0
+    assert given == [address] and "changed 1 files" in capsys.readouterr().out
+    assert run("course", "--student") == 1
+    assert "Expected --out with a new folder" in capsys.readouterr().err

@@ -1,13 +1,12 @@
 import builtins
 import json
-import os
 import re
 import shutil
 import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import nbformat
@@ -22,6 +21,7 @@ from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LUNG, find_layout
 from cytomad_lib.evaluation.dissection import block_table
 from cytomad_lib.networks import build_generator, encoder_widths
+from cytomad_lib.repository import find_repository, first_cell
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
@@ -208,81 +208,6 @@ def test_a_file_in_its_place_is_told(monkeypatch, tmp_path):
     assert (tmp_path / "results" / "04").read_text() == "mine"
 
 
-# --- the first cell ------------------------------------------------------------------------------
-
-
-ADDRESS = "https://github.com/someone/kit"
-
-
-def run_first_cell(monkeypatch, folder, repository):
-    """Run the cell as if on Colab, in a folder; return the commands that it gives to the shell."""
-    given, uploads = [], []
-
-    def command(line):
-        given.append(line)
-        if line.startswith("%cd "):
-            os.chdir(line.split()[-1])
-        elif "kit.zip" in line or "clone" in line:
-            (folder / "kit" / "notebooks").mkdir(parents=True)
-            (folder / "kit" / "cytomad_lib").mkdir()
-
-    colab = ModuleType("google.colab")
-    colab.files = SimpleNamespace(upload=lambda: uploads.append("kit.zip"))
-    monkeypatch.setitem(sys.modules, "google.colab", colab)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    source = course.first_cell(repository, "v1.2")
-    source = re.sub(r"^( *)([!%].*)$", r"\1command(\2)", source, flags=re.M)
-    source = re.sub(r"command\((.*)\)$", lambda m: f"command({m[1]!r})", source, flags=re.M)
-    exec(source, {"command": command})
-    return given, uploads
-
-
-def test_without_an_address_the_first_cell_asks_for_the_kit(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    given, uploads = run_first_cell(monkeypatch, tmp_path, None)
-    assert uploads == ["kit.zip"]
-    assert given == ["!unzip -qn kit.zip", "%cd kit/notebooks", "%pip install -q .."]
-
-
-def test_a_kit_that_is_uploaded_already_is_not_asked_for(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "kit.zip").write_bytes(b"")
-    assert run_first_cell(monkeypatch, tmp_path, None)[1] == []
-
-
-def test_with_an_address_a_release_is_fetched(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    given, uploads = run_first_cell(monkeypatch, tmp_path, ADDRESS)
-    assert given[0] == f"!git clone -q --depth 1 --branch v1.2 {ADDRESS} kit" and not uploads
-
-
-@pytest.mark.parametrize("repository", [None, ADDRESS])
-def test_running_the_first_cell_twice_is_harmless(monkeypatch, tmp_path, repository):
-    monkeypatch.chdir(tmp_path)
-    run_first_cell(monkeypatch, tmp_path, repository)
-    assert run_first_cell(monkeypatch, tmp_path, repository) == ([], [])
-    assert Path.cwd() == tmp_path / "kit" / "notebooks"
-
-
-def test_the_first_cell_does_nothing_outside_colab(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert "google.colab" not in sys.modules
-    for repository in (None, ADDRESS):
-        plain = re.sub(
-            r"^( *)[!%].*$", r"\1raise AssertionError", course.first_cell(repository), flags=re.M
-        )
-        exec(plain, {})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_badges_need_an_address():
-    page = "notebooks/00_start_here.ipynb"
-    assert course.badges(page, None) == {}
-    found = course.badges(page, ADDRESS)
-    assert found["binder"].startswith("https://mybinder.org/v2/gh/someone/kit/HEAD?")
-    assert found["colab"].endswith(f"github/someone/kit/blob/main/{page}")
-
-
 # --- real cells ----------------------------------------------------------------------------------
 
 
@@ -397,7 +322,7 @@ def test_student_copies_have_no_solutions_and_no_outputs(tmp_path):
         assert "course.check(" in path.read_text(encoding="utf-8")
         code = [cell for cell in copy.cells if cell.cell_type == "code"]
         assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
-        assert code[0].source == course.first_cell() and "widgets" not in copy.metadata
+        assert code[0].source == first_cell(find_repository()) and "widgets" not in copy.metadata
     assert (tmp_path / "student" / "glossary.md").is_file()
     assert (tmp_path / "student" / "trained" / "trade_off.csv").is_file()
 
@@ -405,7 +330,7 @@ def test_student_copies_have_no_solutions_and_no_outputs(tmp_path):
 def test_slides_show_texts_and_figures_but_no_code_and_no_solution(tmp_path):
     (tmp_path / "one").mkdir()
     shutil.copy(course.NOTEBOOKS / "02_generator.ipynb", tmp_path / "one")
-    (page,) = handouts.slides(tmp_path / "slides", tmp_path / "one")
+    (page,) = handouts.write_slides(tmp_path / "slides", tmp_path / "one")
     text = page.read_text(encoding="utf-8")
     assert page.name == "02_generator.slides.html"
     assert "The bottleneck" in text and "data:image/png;base64" in text
@@ -413,12 +338,31 @@ def test_slides_show_texts_and_figures_but_no_code_and_no_solution(tmp_path):
     assert "keras.Sequential" not in text and "my_count = 4 * 4" not in text
 
 
+@pytest.mark.parametrize("name", ["00_start_here", "06_fooled_or_forgotten"])
+def test_slides_lose_no_text_and_only_one_table_or_figure_can_overfill_one(name):
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    parts = handouts._fill_slides(notebook.cells)
+    ours = [c for c in notebook.cells if "solution" not in c.metadata.get("tags", ())]
+    texts = [
+        "\n".join(c.source for c in cells if c.cell_type == "markdown") for cells in (ours, parts)
+    ]
+    assert texts[0] == texts[1]
+    slides = []
+    for part in parts:
+        if part.metadata["slideshow"]["slide_type"] != "-":
+            slides.append([])
+        slides[-1].append(handouts._height(part, part.source))
+    assert len(slides) > 10
+    for heights in slides:
+        assert sum(heights) - max(heights) <= handouts.HEADING or sum(heights) <= 640, heights
+
+
 def test_the_notebooks_themselves_are_never_overwritten(tmp_path):
     before = {path: path.read_bytes() for path in course.NOTEBOOKS.glob("*.ipynb")}
     with pytest.raises(CytomadError, match="another folder"):
         handouts.student_copies(course.NOTEBOOKS)
     with pytest.raises(CytomadError, match="Found 0 notebooks"):
-        handouts.slides(tmp_path / "out", tmp_path)
+        handouts.write_slides(tmp_path / "out", tmp_path)
     assert before == {path: path.read_bytes() for path in before}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cytomad_lib.course import REPOSITORY, badges, first_cell
+from cytomad_lib.repository import badges, find_repository, first_cell
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
@@ -156,7 +156,7 @@ def test_absolute_paths_are_recognised():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_begins_with_the_cell_for_colab(name):
-    assert code_cells(read(name))[0].source == first_cell()
+    assert code_cells(read(name))[0].source == first_cell(find_repository())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -269,17 +269,21 @@ def test_links_lead_somewhere(file):
 # --- the repository's address --------------------------------------------------------------------
 
 
-def test_the_badges_lead_to_this_repository_or_are_not_shown():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_badges_lead_to_this_repository_or_are_not_shown(name):
+    ours = badges(f"notebooks/{name}.ipynb", find_repository())
     hosts = r"https://(?:mybinder\.org/v2|colab\.research\.google\.com/github)/[^)\s]+"
-    assert set(re.findall(hosts, readme)) == set(badges(f"notebooks/{NAMES[0]}.ipynb").values())
+    assert set(re.findall(hosts, read(name).cells[0].source)) == set(ours.values())
+    rows = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    (row,) = [row for row in rows if row.startswith("|") and f"notebooks/{name}.ipynb" in row]
+    assert set(re.findall(hosts, row)) == set(ours.values())
 
 
 @pytest.mark.parametrize("file", ["README.md", *(f"notebooks/{name}.ipynb" for name in NAMES)])
 def test_nothing_is_installed_from_an_address_that_is_not_the_kits(file):
     text = (ROOT / file).read_text(encoding="utf-8")
     fetched = re.findall(r"(?:git clone|git\+)[^\n]*?(https?://[^\s\"\\]+)", text)
-    assert set(fetched) <= {REPOSITORY}
+    assert set(fetched) <= {find_repository()}
 
 
 # --- what mybinder.org builds -------------------------------------------------------------------
