@@ -98,7 +98,8 @@ def test_notebooks_that_train_take_the_larger_preset_on_a_gpu(
     def create(folder, preset, *others, **options):
         return SimpleNamespace(preset=preset)
 
-    names = Anything(course=course, replace=replace, Run=SimpleNamespace(create=create))
+    run = SimpleNamespace(create=create)
+    names = Anything(course=course, replace=replace, PUBLISHED=PUBLISHED, Run=run)
     exec(source, {}, names)
     assert names[name].base_filters == chosen.base_filters
     assert names[name].image_size == (32 if name == "tiny" else chosen.image_size)
