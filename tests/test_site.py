@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from test_browser import CHROMIUM_FLAGS, MISSING, find_chromium
+from chromium import browser_page, what_is_missing
 
 from cytomad_lib import site
 from cytomad_lib.course import NOTEBOOKS
@@ -133,13 +133,9 @@ def test_a_missing_package_and_a_missing_folder_are_told(tmp_path, monkeypatch):
     assert not (tmp_path / "site").exists()
 
 
-@pytest.mark.skipif(bool(MISSING), reason=f"no browser test: {MISSING}")
+@pytest.mark.skipif(bool(what_is_missing()), reason=f"no browser test: {what_is_missing()}")
 def test_a_browser_finds_pages_and_no_page_is_wider_than_the_screen(pages):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
+    with browser_page(1280, 900) as page:
         asked, errors = [], []
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: errors.append(error))
@@ -153,6 +149,5 @@ def test_a_browser_finds_pages_and_no_page_is_wider_than_the_screen(pages):
                 page.goto(path.as_uri())
                 wide = page.evaluate("document.documentElement.scrollWidth")
                 assert wide <= width, (path.name, width, wide)
-        browser.close()
     assert errors == []
     assert [address for address in asked if not address.startswith(("file:", "data:"))] == []
