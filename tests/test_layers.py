@@ -1,11 +1,12 @@
-"""Batch normalisation in one operation gives what Keras gives in many."""
+"""Our layers give what those of Keras give."""
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from cytomad_lib.layers import BatchNormalization
+from cytomad_lib import layers as module
+from cytomad_lib.layers import BatchNormalization, Conv2D, Conv2DTranspose
 from cytomad_lib.training import steps
 
 RANDOM = np.random.default_rng(0)
@@ -98,3 +99,71 @@ def test_it_is_one_operation():
     ]
     assert "FusedBatchNormV3" in kinds[0] and "SquaredDifference" not in kinds[0]
     assert "SquaredDifference" in kinds[1]
+
+
+# --- convolutions ---------------------------------------------------------------------------------
+
+LARGE = [
+    (Conv2D, keras.layers.Conv2D, 1, 16),
+    (Conv2D, keras.layers.Conv2D, 2, 4),
+    (Conv2DTranspose, keras.layers.Conv2DTranspose, 1, 16),
+    (Conv2DTranspose, keras.layers.Conv2DTranspose, 2, 4),
+]
+
+
+def convolution_pair(kinds, filters, stride, pixels, channels, **options):
+    """Build ours and Keras' own, with the same weights."""
+    options = {"strides": stride, "padding": "same", "activation": "relu"} | options
+    layers = [kind(filters, 4, **options) for kind in kinds]
+    for layer in layers:
+        layer.build((None, pixels, pixels, channels))
+    kernel, bias = (RANDOM.normal(size=weight.shape) for weight in layers[0].weights)
+    for layer in layers:
+        layer.set_weights([kernel, bias])
+    return layers
+
+
+@pytest.fixture
+def forms(monkeypatch):
+    """Let a few channels count as many; return the forms by which layers convolve."""
+    used, convolve = [], module.convolve
+
+    def watched(images, kernel, form, transposed=False):
+        used.append(form)
+        return convolve(images, kernel, form, transposed)
+
+    monkeypatch.setattr(module, "convolve", watched)
+    monkeypatch.setattr(module, "MANY_CHANNELS", {1: 12, 2: 12})
+    return used
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="for TensorFlow only")
+@pytest.mark.parametrize("ours, theirs, stride, pixels", LARGE)
+def test_large_convolutions_are_those_of_keras(forms, ours, theirs, stride, pixels):
+    ours, theirs = convolution_pair((ours, theirs), 4, stride, pixels, 3)
+    x = images(5, pixels, pixels, 3)
+    found, wanted = (ops.convert_to_numpy(layer(x)) for layer in (ours, theirs))
+    assert len(forms) == 1 and (wanted > 0).any() and (wanted == 0).any()
+    np.testing.assert_allclose(found, wanted, atol=1e-4 * wanted.std())
+
+
+@pytest.mark.parametrize(
+    "pixels, channels, options",
+    [
+        (16, 2, {}),  # too few channels
+        (8, 3, {}),  # too few pixels
+        (18, 3, {}),  # no whole tiles
+        (16, 3, {"padding": "valid"}),
+        (16, 3, {"dilation_rate": 2}),
+        (16, 3, {"dtype": "mixed_bfloat16"}),
+    ],
+)
+def test_all_other_convolutions_are_left_to_keras(forms, pixels, channels, options):
+    kinds = Conv2D, keras.layers.Conv2D
+    ours, theirs = convolution_pair(kinds, 4, 1, pixels, channels, **options)
+    x = images(2, pixels, pixels, channels)
+    found, wanted = (
+        ops.convert_to_numpy(ops.cast(layer(x), "float32")) for layer in (ours, theirs)
+    )
+    np.testing.assert_array_equal(found, wanted)
+    assert not forms
