@@ -97,7 +97,7 @@ def _on_cpu():
 class BatchNormalization(layers.BatchNormalization):
     """Keras' batch normalisation: the same arguments, weights and results, sooner.
 
-    Images that are trained on one device take the short way, all else takes Keras' own.
+    Images on one device take the short way, all else takes Keras' own.
     """
 
     def call(self, inputs, training=None, mask=None):
@@ -106,14 +106,30 @@ class BatchNormalization(layers.BatchNormalization):
         With `training`, by the mean and variance of the minibatch, and the running statistics
         follow these; else by the running statistics.
         """
-        if not (training and self.trainable and mask is None and self._fits(inputs)):
-            return super().call(inputs, training=training, mask=mask)
         on_torch = keras.backend.backend() == "torch"
+        follows = training and self.trainable
+        if mask is not None or not self._fits(inputs) or (on_torch and not follows):
+            return super().call(inputs, training=training, mask=mask)
+        if not follows:
+            return self._normalise_by_running_statistics(inputs)
         normalise = self._normalise_on_torch if on_torch else self._normalise_on_tensorflow
         normalised, mean, variance = normalise(inputs)
         self._follow(self.moving_mean, mean)
         self._follow(self.moving_variance, variance)
         return normalised
+
+    def _normalise_by_running_statistics(self, inputs):
+        import tensorflow as tf
+
+        return tf.compat.v1.nn.fused_batch_norm(
+            inputs,
+            self.gamma.value,
+            self.beta.value,
+            self.moving_mean.value,
+            self.moving_variance.value,
+            epsilon=self.epsilon,
+            is_training=False,
+        )[0]
 
     def _normalise_on_tensorflow(self, inputs):
         import tensorflow as tf
