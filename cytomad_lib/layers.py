@@ -10,6 +10,7 @@ Example
 >>> normalised = layer(np.random.rand(10, 8, 8, 64), training=True)
 """
 
+from contextlib import contextmanager
 from functools import cache
 
 from cytomad_lib.backend import keras
@@ -81,6 +82,17 @@ def _is_plain(layer):
 
 
 _minimal_form = cache(minimal_form)
+
+
+@contextmanager
+def ordinary_convolutions():
+    """Convolve as Keras does inside the block: for graphs that other programs will run."""
+    before = dict(MANY_CHANNELS)
+    MANY_CHANNELS.clear()
+    try:
+        yield
+    finally:
+        MANY_CHANNELS.update(before)
 
 
 @cache

@@ -169,3 +169,13 @@ def test_all_other_convolutions_are_left_to_keras(forms, pixels, channels, optio
     )
     np.testing.assert_array_equal(found, wanted)
     assert not forms
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="for TensorFlow only")
+def test_convolutions_can_be_ordinary_for_a_while(forms):
+    layer, _ = convolution_pair((Conv2D, keras.layers.Conv2D), 4, 1, 16, 3)
+    with module.ordinary_convolutions():
+        layer(images(2, 16, 16, 3))
+        assert not forms
+    layer(images(2, 16, 16, 3))
+    assert len(forms) == 1
