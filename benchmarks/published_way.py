@@ -3,7 +3,7 @@
 Networks, losses, weights, rates and minibatches are the library's own. What differs is how the work
 is put together, as described in the publication's programs (own code, for today's Keras):
 
-* `plain`: batch normalisation is that of Keras.
+* `plain`: batch normalisation and convolutions are those of Keras.
 * `Pretraining`, `BatchRemoval`: one call of Keras after another for each part of a step, a call of
   `predict` for the generated image, and in removal the classifiers once more for what is printed.
 * `BatchRemoval.refit`: features by `predict`, one group at a time; four new batch MLPs, fitted one
@@ -28,7 +28,6 @@ from keras import ops
 from skimage.transform import resize
 
 from cytomad_lib.data.layouts import find_layout
-from cytomad_lib.layers import BatchNormalization
 from cytomad_lib.networks import build_batch_mlp
 from cytomad_lib.prediction import group_rows
 
@@ -37,12 +36,10 @@ logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 def plain(network):
-    """Return a copy of a network, with the same weights and Keras' own batch normalisation."""
+    """Return a copy of a network, with the same weights and Keras' own layers."""
 
     def copied(layer):
-        kind = type(layer)
-        kind = keras.layers.BatchNormalization if kind is BatchNormalization else kind
-        return kind.from_config(layer.get_config())
+        return getattr(keras.layers, type(layer).__name__).from_config(layer.get_config())
 
     copy = keras.models.clone_model(network, clone_function=copied)
     copy.set_weights(network.get_weights())

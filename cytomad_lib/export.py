@@ -31,6 +31,7 @@ from cytomad_lib.backend import keras
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.files import written_beside
 from cytomad_lib.data.layouts import LAYOUTS
+from cytomad_lib.layers import ordinary_convolutions
 from cytomad_lib.packages import find_package
 from cytomad_lib.runs import Run
 
@@ -130,7 +131,7 @@ def _export_quietly(model, path, opset):
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # tf2onnx tells every step of its own
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), ordinary_convolutions():
             warnings.filterwarnings("ignore", category=FutureWarning)  # of NumPy, about Keras
             model.export(str(path), format="onnx", opset_version=opset, verbose=False)
     finally:

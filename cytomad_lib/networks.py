@@ -28,7 +28,7 @@ import random
 from contextlib import contextmanager
 
 from cytomad_lib.backend import keras, replicas
-from cytomad_lib.layers import BatchNormalization
+from cytomad_lib.layers import BatchNormalization, Conv2D, Conv2DTranspose
 
 layers = keras.layers
 
@@ -277,11 +277,11 @@ class KernelSeeds:
 
 def convolution(filters, stride, seeds, **options):
     """Return a 4x4 convolution layer with the published initial weights, N(0, 0.02)."""
-    return layers.Conv2D(filters, **_kernel(stride, seeds), **options)
+    return Conv2D(filters, **_kernel(stride, seeds), **options)
 
 
 def _transposed(filters, stride, seeds):
-    return layers.Conv2DTranspose(filters, **_kernel(stride, seeds))
+    return Conv2DTranspose(filters, **_kernel(stride, seeds))
 
 
 def _kernel(stride, seeds):

@@ -71,7 +71,7 @@ def test_the_rule_holds_for_other_sizes(image_size, base_filters):
     strided = [
         layer
         for layer in generator.layers
-        if type(layer) is layers.Conv2D and layer.strides == (2, 2)
+        if isinstance(layer, layers.Conv2D) and layer.strides == (2, 2)
     ]
     assert len(strided) == np.log2(image_size)  # down to 1x1
     patches = networks.build_discriminator(image_size, base_filters)(

@@ -32,9 +32,9 @@ STATISTICS = ("running", "minibatch")
 
 # A block begins with one of these; what follows it (normalisation, activation, …) belongs to it.
 _FIRST_OF_BLOCK = {
-    layers.Conv2D: "convolution",
-    layers.Conv2DTranspose: "transposed convolution",
-    layers.Dense: "dense",
+    "Conv2D": "convolution",
+    "Conv2DTranspose": "transposed convolution",
+    "Dense": "dense",
 }
 
 
@@ -70,7 +70,7 @@ def block_table(network):
                 f"{network.name} holds the network {layer.name!r}. Expected one of plain layers; "
                 f"give `get_layer({layer.name!r})`."
             )
-        if type(layer) in _FIRST_OF_BLOCK:
+        if type(layer).__name__ in _FIRST_OF_BLOCK:
             rows.append(_new_block(layer))
         elif rows:
             row, shape = rows[-1], layer.output.shape
@@ -87,7 +87,7 @@ def _new_block(layer):
     shape = layer.output.shape
     height, width = shape[1:3] if len(shape) == 4 else (1, 1)
     return {
-        "kind": _FIRST_OF_BLOCK[type(layer)],
+        "kind": _FIRST_OF_BLOCK[type(layer).__name__],
         "stride": layer.strides[0] if hasattr(layer, "strides") else 1,
         "height": height,
         "width": width,

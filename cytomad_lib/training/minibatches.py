@@ -201,6 +201,8 @@ class StreamedMinibatches(Minibatches):
 
     Two blocks are in memory at most. While one is dealt from, a thread reads the next; it ends with
     its block. Its errors are raised when the block is used.
+    (The workers of `keras.utils.PyDataset` read minibatch by minibatch: an epoch of the demo preset
+    then took a fifth longer.)
 
     Usually made by `Minibatches.of_cells`.
 
