@@ -629,6 +629,18 @@ def test_what_a_dataset_can_be_used_for(few):
         load_cells(few, "Valid")
 
 
+def test_a_design_that_cannot_tell_batch_from_class_is_named(tmp_path):
+    root = tmp_path / LUNG.root_folder
+    groups = {group.name: group for group in LUNG.groups}
+    for name in ("Batch1/H69", "Batch3/H520"):
+        make_group(root, groups[name])
+    report = check_dataset(root)
+    assert report.uses == ("prediction", "training")
+    assert any("No class was measured in two batches" in note for note in report.notes)
+    make_group(root, groups["Batch3/H69"])
+    assert check_dataset(root).uses == ("prediction", "training", "batch removal")
+
+
 # --- Cells without a target ------------------------------------------------------------------
 
 

@@ -74,6 +74,13 @@ class DatasetReport:
         return "\n".join(lines)
 
 
+CONFOUNDED = (
+    "No class was measured in two batches, so nothing can tell what comes from the batch and what "
+    "from the class. Expected at least one class, such as a control, in two batches; otherwise "
+    "batch removal may remove the biology."
+)
+
+
 def check_dataset(folder: Path | str, progress: bool = False) -> DatasetReport:
     """Check a whole dataset, reading every pixel, and list all problems instead of the first.
 
@@ -346,6 +353,8 @@ def _find_uses(layout, root, table, without_target):
     try:
         if len(train):
             check_trainable(train)
+        if len(train) and train.groupby("class_name", observed=True)["batch"].nunique().max() < 2:
+            raise DatasetError(CONFOUNDED)
     except DatasetError as error:
         uses, notes = uses[:2], [*notes, str(error)]
     return tuple(uses), notes
