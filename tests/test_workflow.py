@@ -316,10 +316,12 @@ def test_brightfield_alone_can_be_predicted(pretrained, tmp_path):
         path.unlink()
     alone = workflow.predict_split(run, tmp_path / "data", "Test", None, tmp_path / "alone")
     np.testing.assert_array_equal(alone.images, both.images)
-    stem = "CytoMAD_test_pretraining_Batch1_H69"
+    every = "CytoMAD_test_pretraining"
+    stem = f"{every}_Batch1_H69"
+    always = {f"{stem}.mat", f"{stem}_BF.mat", "features.csv", f"{every}.h5ad", f"{every}.ome.tif"}
     for name, last in (("both", {f"{stem}_QPI.mat"}), ("alone", set())):
         names = {path.name for path in (tmp_path / name).iterdir()}
-        assert names == {f"{stem}.mat", f"{stem}_BF.mat", "features.csv"} | last
+        assert names == always | last
 
 
 def test_results_go_into_no_dataset(pretrained):
