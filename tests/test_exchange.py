@@ -38,8 +38,13 @@ def prediction():
 def test_anndata_opens_features_labels_measures_and_maps(prediction, tmp_path):
     path, n = tmp_path / "cells.h5ad", len(prediction)
     maps = {"X_umap": np.arange(2.0 * n).reshape(n, 2)}
-    options = {"measured": 2 * prediction.images, "maps": maps}
-    write_h5ad(path, prediction, LUNG, PIXEL_SIZE, **options)
+    constants = LUNG.wavelength_um, LUNG.refraction_increment_um3_per_pg
+    predicted, measured = (
+        measure_cells(images, PIXEL_SIZE, None, *constants)
+        for images in (prediction.images, 2 * prediction.images)
+    )
+    measures = predicted.join(measured.add_prefix("measured_"))
+    write_h5ad(path, prediction, LUNG, PIXEL_SIZE, measures, maps)
     found = anndata.read_h5ad(path)
     np.testing.assert_array_equal(found.X, prediction.features)
     assert list(found.var_names) == [f"f{number:03d}" for number in range(5)]
@@ -49,7 +54,6 @@ def test_anndata_opens_features_labels_measures_and_maps(prediction, tmp_path):
         assert list(found.obs[name]) == list(labels)
         assert list(found.obs[name].cat.categories) == list(labels.cat.categories)
     assert list(found.obs["cell"]) == list(prediction.labels["cell"])
-    constants = LUNG.wavelength_um, LUNG.refraction_increment_um3_per_pg
     for prefix, images in (("", prediction.images), ("measured_", 2 * prediction.images)):
         measures = measure_cells(images, PIXEL_SIZE, None, *constants)
         assert measures["dry_mass_pg"].std() > 0

@@ -116,10 +116,15 @@ def write(evaluation, run, out):
 
 def write_predictions(evaluation, layout, folder):
     """Write features, measures, maps and images of each stage for other tools into a folder."""
-    cells = evaluation.cells
+    measured = evaluation.measures[next(iter(evaluation.references))].add_prefix("measured_")
     for stage, prediction in evaluation.predictions.items():
-        coordinates = evaluation.maps.get(METHOD_NAMES[stage])
-        maps = {} if coordinates is None else {"X_umap": coordinates}
-        options = layout, cells.pixel_size_um
-        for name, write in writers(stage, *options, measured=cells.qpi, maps=maps).items():
+        method = METHOD_NAMES[stage]
+        coordinates = evaluation.maps.get(method)
+        options = {
+            "measures": evaluation.measures[method].join(measured),
+            "maps": {} if coordinates is None else {"X_umap": coordinates},
+        }
+        for name, write in writers(
+            stage, layout, evaluation.cells.pixel_size_um, **options
+        ).items():
             write(folder / name, prediction)

@@ -41,14 +41,11 @@ def writers(name, layout, pixel_size_um, **options):
         Name of the file to a function of its path and the prediction. Without the package
         anndata, the `.h5ad` file is not among them; see `missing_note`.
     """
-    found = {f"{name}.ome.tif": partial(_write, write_ome_tiff, layout, pixel_size_um)}
+    optics = {"layout": layout, "pixel_size_um": pixel_size_um}
+    found = {f"{name}.ome.tif": partial(write_ome_tiff, **optics)}
     if not missing_note():
-        found[f"{name}.h5ad"] = partial(_write, write_h5ad, layout, pixel_size_um, **options)
+        found[f"{name}.h5ad"] = partial(write_h5ad, **optics, **options)
     return found
-
-
-def _write(write, layout, pixel_size_um, path, prediction, **options):
-    write(path, prediction, layout, pixel_size_um, **options)
 
 
 def missing_note():
@@ -61,11 +58,10 @@ def missing_note():
     )
 
 
-def write_h5ad(path, prediction, layout, pixel_size_um, measured=None, maps=None):
+def write_h5ad(path, prediction, layout, pixel_size_um, measures=None, maps=None):
     """Write features, labels and biophysical measures as AnnData.
 
-    `X` holds the features. `obs` holds the labels and, if the images show a phase, the measures of
-    the predicted images (`biophysics.MEASURES`), those of the measured ones as `measured_…`.
+    `X` holds the features. `obs` holds the labels and, if the images show a phase, `measures`.
 
     Parameters
     ----------
@@ -75,8 +71,8 @@ def write_h5ad(path, prediction, layout, pixel_size_um, measured=None, maps=None
     layout : Layout
         Says what the images show, and the wavelength for dry mass.
     pixel_size_um : float
-    measured : array (cells, height, width, 1), optional
-        Measured phase of the same cells, rad.
+    measures : DataFrame, optional
+        A row per cell. By default the predicted images are measured (`biophysics.MEASURES`).
     maps : dict of array (cells, 2), optional
         For `obsm`, by name, such as `"X_umap"`.
 
@@ -92,11 +88,10 @@ def write_h5ad(path, prediction, layout, pixel_size_um, measured=None, maps=None
     obs = table[list(prediction.labels)]
     names = obs.astype(str).agg("/".join, axis=1)
     if layout.target.unit == "rad":
-        stacks = {"": prediction.images} | ({} if measured is None else {"measured_": measured})
-        measures = [
-            _measure(stack, layout, pixel_size_um).add_prefix(of) for of, stack in stacks.items()
-        ]
-        obs = pd.concat([obs, *measures], axis=1)
+        if measures is None:
+            constants = layout.wavelength_um, layout.refraction_increment_um3_per_pg
+            measures = measure_cells(prediction.images, pixel_size_um, None, *constants)
+        obs = pd.concat([obs, measures], axis=1)
     var = pd.DataFrame(index=table.columns[len(prediction.labels.columns) :].astype(object))
     cells = anndata.AnnData(
         prediction.features,
@@ -140,11 +135,6 @@ def write_ome_tiff(path, prediction, layout, pixel_size_um):
     with written_beside(path) as beside:
         images = prediction.images[..., 0]
         tifffile.imwrite(beside, images, ome=True, photometric="minisblack", metadata=about)
-
-
-def _measure(stack, layout, pixel_size_um):
-    options = layout.wavelength_um, layout.refraction_increment_um3_per_pg
-    return measure_cells(stack, pixel_size_um, None, *options)
 
 
 def _with_plain_text(obs):
