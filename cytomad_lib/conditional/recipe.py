@@ -51,7 +51,6 @@ from cytomad_lib.runs import ALIGNED, IMAGES
 from cytomad_lib.training.minibatches import Minibatches, ReseedDropout
 from cytomad_lib.training.recipes import VALIDATION_BATCH
 from cytomad_lib.training.stages import Stage, save_weights, say
-from cytomad_lib.weights import load_run_weights
 
 
 def remove_batches(run, train, valid, verbose=0, watching=()):
@@ -71,6 +70,9 @@ def remove_batches(run, train, valid, verbose=0, watching=()):
     DataFrame
         Losses per epoch of the features.
     """
+    if (run.folder / "conditional" / ALIGNED).exists():
+        run.generator("conditional")  # which refuses a damaged file
+        return run.history("conditional")
     recipe = run.preset.conditional
     generator = run.new_conditional_generator(run.preset.precision)
     adopt_weights(generator, run.generator("pretraining"), *image_statistics(train))
@@ -84,10 +86,6 @@ def remove_batches(run, train, valid, verbose=0, watching=()):
     fit(images, IMAGES, recipe.image_epochs, recipe.image_cells, change)
     match_total_phase(generator, train, transfer.scales)
 
-    finished = run.folder / "conditional" / ALIGNED
-    if finished.exists():
-        load_run_weights(generator, finished)  # which refuses a damaged file
-        return run.history("conditional")
     say(verbose, "The images are finished. Next, the features")
     measures = measure_targets(train)
     steps = recipe.feature_epochs * (len(train) // recipe.feature_cells)
@@ -100,7 +98,7 @@ def remove_batches(run, train, valid, verbose=0, watching=()):
     )
     say(verbose, "Aligning the batches of each class")
     align_features(generator, train, measures, recipe, run.seed_for("mmd_alignment"), verbose)
-    save_weights(generator, finished)
+    save_weights(generator, run.folder / "conditional" / ALIGNED)
     return history
 
 
