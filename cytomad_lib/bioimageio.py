@@ -19,7 +19,13 @@ import numpy as np
 import cytomad_lib
 from cytomad_lib.data.files import written_beside
 from cytomad_lib.data.layouts import is_simulated
-from cytomad_lib.export import OPSET, ExportError, generator_and_source, write_onnx
+from cytomad_lib.export import (
+    OPSET,
+    ExportError,
+    check_engine,
+    generator_and_source,
+    write_model,
+)
 from cytomad_lib.packages import find_package
 from cytomad_lib.prediction import predict
 
@@ -81,6 +87,7 @@ def write_bioimageio(run, path, cells, authors, stage=None, licence=LICENCE):
     PackageError, RunError, WriteError
         As `export.write_onnx`.
     """
+    check_engine()
     spec = find_package("bioimageio.spec", "export")
     if Path(path).suffix != ".zip":
         raise ExportError(f"{path} does not end in .zip. Expected a name that does; add it.")
@@ -96,7 +103,7 @@ def write_bioimageio(run, path, cells, authors, stage=None, licence=LICENCE):
     }
     with TemporaryDirectory() as folder:
         folder = Path(folder)
-        write_onnx(run, folder / "model.onnx", about["stage"])
+        write_model(generator, about, folder / "model.onnx")
         text = _documentation(run, about, generator, is_simulated(cells.root))
         (folder / "README.md").write_text(text, encoding="utf-8")
         for name, values in arrays.items():

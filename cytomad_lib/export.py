@@ -74,9 +74,26 @@ def write_onnx(run_or_model, path, stage=None, opset=OPSET, outputs=OUTPUTS):
     WriteError
         If the file cannot be written.
     """
-    _check_engine()
+    check_engine()
+    return write_model(*generator_and_source(run_or_model, stage), path, opset, outputs)
+
+
+def write_model(model, about, path, opset=OPSET, outputs=OUTPUTS):
+    """Write a model as an ONNX file, with what `generator_and_source` returns about it.
+
+    Parameters
+    ----------
+    model : keras.Model
+    about : dict of str
+        For the metadata of the file.
+    path, opset, outputs
+        As in `write_onnx`.
+
+    Returns
+    -------
+    Path
+    """
     onnx, _ = find_package("onnx", "export"), find_package("tf2onnx", "export")
-    model, about = generator_and_source(run_or_model, stage)
     # Keras exports only what was called before, and a model that was just loaded was not.
     model([np.zeros((1, *part.shape[1:]), np.float32) for part in model.inputs], training=False)
     with written_beside(path) as beside:
@@ -119,7 +136,8 @@ def generator_and_source(run_or_model, stage=None):
     return run.generator(stage), about
 
 
-def _check_engine():
+def check_engine():
+    """Refuse to export from another engine than TensorFlow; raises ExportError."""
     if keras.backend.backend() != "tensorflow":
         raise ExportError(
             f"Keras runs on {keras.backend.backend()!r}. Expected 'tensorflow' to export a model; "

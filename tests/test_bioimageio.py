@@ -102,10 +102,10 @@ def test_what_a_package_lacks_is_said(tmp_path, monkeypatch):
     with pytest.raises(ExportError, match=r"does not end in \.zip"):
         workflow.export(TRAINED, tmp_path / "model", "bioimageio", data=DATA, authors=["A."])
 
-    def write_any(run, path, stage):
+    def write_any(model, about, path):
         shutil.copy(TRAINED / "run.json", path)
 
-    monkeypatch.setattr(bioimageio, "write_onnx", write_any)
+    monkeypatch.setattr(bioimageio, "write_model", write_any)
     options = {"data": DATA, "authors": ["A. Student"], "licence": "mine"}
     with pytest.raises(ExportError, match="license.*SPDX.*GPL"):
         workflow.export(TRAINED, path, "bioimageio", "pretraining", **options)
