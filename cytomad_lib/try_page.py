@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 
 import matplotlib
 import numpy as np
+from sklearn.decomposition import PCA
 
 from cytomad_lib.backend import keras
 from cytomad_lib.course import trained
@@ -158,10 +159,8 @@ def principal_components(features, count=COMPONENTS):
     array (count, n_features)
         The largest entry of each is positive, so that a slider has one direction on all machines.
     """
-    spread = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
-    axes = spread.Vh[:count] * spread.S[:count, None] / np.sqrt(len(features))
-    largest = np.abs(axes).argmax(axis=1)
-    return axes * np.sign(axes[np.arange(count), largest])[:, None]
+    found = PCA(count, svd_solver="full").fit(features)  # which makes that entry positive
+    return found.components_ * found.singular_values_[:, None] / np.sqrt(len(features))
 
 
 def fetch_runtime():
