@@ -24,7 +24,7 @@ BESIDE_NOTEBOOKS = ("glossary.md", "trained/trade_off.csv")  # what they link to
 
 
 def write(out=None, student=False, slides=False, site=False, add=None, repository=None):
-    """Write what `cytomad course` is asked for; copies for students and slides if nothing is.
+    """Write the chosen parts of `cytomad course`; copies for students and slides if none is chosen.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def write(out=None, student=False, slides=False, site=False, add=None, repositor
     Raises
     ------
     CytomadError
-        If there is no folder `out` for what is asked for; else as the functions of the parts.
+        If a part needs a folder and `out` is None; else as the functions of the parts.
     """
     lines = []
     if repository is not None:

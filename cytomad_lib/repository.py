@@ -2,7 +2,7 @@
 
 The address is in one place: `Repository` under `[project.urls]` in `pyproject.toml`. As long as it
 is not there, no badge is shown, and the notebooks ask for an uploaded `kit.zip` on Google Colab.
-Anybody can register an address that nobody owns, and would then run code in every learner's Colab.
+Anybody can register an address that nobody owns, and would then run code in every student's Colab.
 
 Example
 -------
@@ -58,7 +58,7 @@ def first_cell(repository=None, release=None):
     Parameters
     ----------
     repository : str or None
-        Such as `"https://github.com/OWNER/NAME"`. None: the learner uploads `kit.zip`.
+        Such as `"https://github.com/OWNER/NAME"`. None: the student uploads `kit.zip`.
     release : str or None
         The tag that is fetched from the repository; by default that of the kit's version.
 

@@ -45,7 +45,7 @@ class TensorBoardLog(keras.callbacks.Callback):
         self.update()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Copy the epoch, which is in `history.csv` by now; Keras calls this."""
+        """Copy the epoch, which is already in `history.csv`; Keras calls this."""
         self.update()
 
     def update(self):

@@ -176,8 +176,8 @@ def _check_files(layout, root, group, split, with_target, remarks, ranges):
         "truth": truth,
         "status": "; ".join(text for _, text in problems) or "ok",
     }
-    for info in list(infos.values())[:1]:
-        row["height"], row["width"], row["cells"] = info.shape
+    if infos:
+        row["height"], row["width"], row["cells"] = next(iter(infos.values())).shape
     return row, infos, problems
 
 

@@ -230,10 +230,8 @@ def check_dtype(path, name, dtype):
         return
     if dtype.kind == "c":
         refuse_complex(path, name)
-    what, remedy = (
-        f"values of type {dtype}",
-        f"convert it, for example with {name}.astype('float32').",
-    )
+    what = f"values of type {dtype}"
+    remedy = f"convert it, for example with {name}.astype('float32')."
     if dtype.hasobject:
         what = "Python objects"
         remedy = (

@@ -173,10 +173,8 @@ def measure_brightfield(phase, settings, generators, factor=1):
     numpy.ndarray
         ``(cells, n / factor, n / factor)``; the empty field is about ``gain + offset``.
     """
-    pixel, oblique = (
-        FIELD_OF_VIEW_UM / phase.shape[-1],
-        (settings["oblique_x"], settings["oblique_y"]),
-    )
+    pixel = FIELD_OF_VIEW_UM / phase.shape[-1]
+    oblique = settings["oblique_x"], settings["oblique_y"]
     light = brightfield(phase, settings["defocus_um"], settings["na"], pixel, oblique)
     image = bin_pixels(light, factor)
     # The line scan puts a fringe along its fast axis (y); it multiplies the light.
