@@ -69,7 +69,6 @@ SEEDS = {
     "feature_removal": 25,
     "mmd_alignment": 27,
 }
-LAST = ("conditional",)  # of these the last epoch is kept, see `Run.best_epoch`
 
 
 class Run:
@@ -281,10 +280,11 @@ class Run:
     def best_epoch(self, stage: str) -> int:
         """Return the epoch, counted from 1, that is kept.
 
-        The one of the lowest validation loss; of the conditional recipe the last, as its loss is
-        what its adversaries happen to see, and low as long as they have learned nothing.
+        Of a batch removal the last: its loss depends on the classifiers that judge it, and is low
+        when they are fooled, just before new ones come. Of all else that of the lowest validation
+        loss.
         """
-        return best_epoch(self.finished_history(stage), stage in LAST)
+        return best_epoch(self.finished_history(stage), stage in RECIPES)
 
     def stages(self) -> list[str]:
         """List the stages that have a generator to load."""

@@ -407,13 +407,14 @@ def test_a_finished_conditional_stage_is_not_trained_again(conditional):
     assert before == [path.stat().st_mtime_ns for path in files]
 
 
-def test_of_the_conditional_recipe_the_last_epoch_is_kept(tmp_path):
+def test_of_a_batch_removal_the_last_epoch_is_kept_and_not_the_one_before_a_refit(tmp_path):
     run = Run.create(tmp_path, TINY, CELLS, "lung")
-    history = pd.DataFrame({"epoch": [1, 2, 3], "val_loss": [1.0, 2.0, 3.0]})
-    for stage in ("published", "conditional"):
+    history = pd.DataFrame({"epoch": [1, 2, 3], "val_loss": [2.0, 1.0, 3.0]})
+    for stage in ("pretraining", "published", "conditional"):
         (tmp_path / stage).mkdir()
         history.to_csv(tmp_path / stage / "history.csv", index=False)
-    assert run.best_epoch("published") == 1
+    assert run.best_epoch("pretraining") == 2
+    assert run.best_epoch("published") == 3
     assert run.best_epoch("conditional") == 3
 
 

@@ -263,7 +263,7 @@ def classifier_scores(run, cells):
 def _stage(run, folder, model, epochs):
     """Return the stage that trains a generator and its discriminator."""
     networks = {"generator": model.generator, "discriminator": model.discriminator}
-    return Stage(run.folder / folder, model, networks, epochs)
+    return Stage(run.folder / folder, model, networks, epochs, last=folder in RECIPES)
 
 
 def _fit_on_cells(run, stage, train, valid, verbose, callbacks=(), watching=()):

@@ -125,7 +125,7 @@ class KeepEpoch(keras.callbacks.Callback):
         best = best_epoch(history, self.stage.last)
         save_weights(self.model, folder / weights_name("checkpoint", number))
         if best == number:
-            with self.model.delivered() if self.stage.last else nullcontext():
+            with getattr(self.model, "delivered", nullcontext)():
                 for name, network in self.stage.networks.items():
                     save_weights(network, folder / weights_name(name, number))
         write_table(history, folder / HISTORY, index=False)
