@@ -31,7 +31,7 @@ from cytomad_lib.data.files import write_table
 from cytomad_lib.data.layouts import LUNG, VARIABLE
 from cytomad_lib.data.matfiles import read_mat, write_mat
 from cytomad_lib.evaluation.biology import biology_kept
-from cytomad_lib.evaluation.biophysics import measure_cells
+from cytomad_lib.evaluation.biophysics import measure_images
 from cytomad_lib.evaluation.compare import compare
 from cytomad_lib.evaluation.probes import class_accuracy, score_results
 from cytomad_lib.prediction import predict
@@ -130,7 +130,7 @@ def score_labels(data, out, preset):
         "no class labels": (without_class(train), without_class(valid), 0),
     }
     test = load_cells(data, "Test", image_size=64, with_truth=True)
-    truth = measure_cells(test.truth, test.pixel_size_um)
+    truth = measure_images(test.truth, test)
     rows = {"measures of the truth": score_features(truth.fillna(0).to_numpy(), truth, test.labels)}
     for name, (cells, others, seed) in trainings.items():
         print(f"\n{name}", flush=True)
