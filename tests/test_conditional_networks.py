@@ -79,19 +79,30 @@ def test_a_point_inside_a_cell_gets_the_width_asked_for():
     np.testing.assert_array_equal(blurred(images, sigma=0), images)
 
 
-def test_blur_keeps_the_outline_of_a_cell_and_adds_nothing_around_it():
+def test_blur_adds_nothing_around_a_cell_and_levels_its_grain():
     y, x = np.mgrid[:64, :64] - 31.5
     cell = (np.hypot(y, x) < 12)[None, ..., None]
+    inner = (np.hypot(y, x) < 6)[None, ..., None]  # three sigmas from the rim
     flat = (1.7 * cell).astype("float32")
-    np.testing.assert_allclose(blurred(flat, sigma=2 / 64), flat, atol=1e-5)
+    np.testing.assert_allclose(blurred(flat, sigma=2 / 64)[inner], 1.7, rtol=2e-3)
     grainy = flat * np.random.default_rng(0).uniform(0.5, 1.5, flat.shape).astype("float32")
     found = blurred(grainy + 0.01, sigma=2 / 64)
     np.testing.assert_array_equal(found != 0, cell)
-    assert found[cell].std() < 0.3 * grainy[cell].std()
-    assert found[cell].mean() == pytest.approx(grainy[cell].mean(), rel=0.03)
+    assert found[inner].std() < 0.3 * grainy[inner].std()
+    assert found[inner].mean() == pytest.approx(grainy[inner].mean(), rel=0.03)
 
 
-def test_blur_takes_the_edge_for_a_mirror():
+def test_blur_hardly_changes_the_size_of_a_cell():
+    """The phase of an ellipsoid, thin at the rim: brighter than half of the peak stays so."""
+    y, x = np.mgrid[:64, :64] - 31.5
+    dome = np.sqrt(np.maximum(1 - (x / 16) ** 2 - (y / 12) ** 2, 0))[None, ..., None]
+    found = blurred(dome.astype("float32"), sigma=1.25 / 64)
+    for level in (0.2, 0.35, 0.5):
+        area, before = (np.sum(image > level * image.max()) for image in (found, dome))
+        assert area == pytest.approx(before, rel=0.05), level
+
+
+def test_blur_takes_the_edge_of_the_image_for_a_mirror():
     np.testing.assert_allclose(
         blurred(np.full((2, 16, 16, 1), 0.7, "float32"), 0.1), 0.7, rtol=1e-5
     )
