@@ -228,7 +228,7 @@ def write_other_days(out, cells_per_group, seed=SEED):
         effects = draw_effects(rng)
         for bright in sorted((root / batch).rglob("*_BF.mat")):
             files = {"BF": bright, "QPI": bright.with_name(bright.name.replace("_BF", "_QPI"))}
-            stacks = [read_mat(path, VARIABLE[kind])[..., 0] for kind, path in files.items()]
+            stacks = [read_mat(path, VARIABLE[kind]) for kind, path in files.items()]
             changed = other_effects(*stacks, effects)
             for (kind, path), images in zip(files.items(), changed, strict=True):
                 stored = np.moveaxis(images, 0, -1).astype("float32")

@@ -6,6 +6,8 @@ import pytest
 from test_biology import CLASSES, labels, truth  # noqa: F401
 
 from benchmarks import robustness
+from cytomad_lib.data.cells import load_cells
+from cytomad_lib.simulation import simulate_dataset
 
 SIDE = 64
 NO_EFFECT = {
@@ -86,3 +88,21 @@ def test_wrong_labels_are_as_many_as_asked_and_all_wrong(labels):  # noqa: F811
     pd.testing.assert_frame_equal(spoilt, robustness.with_wrong_labels(labels, 0.2, seed=1))
     some = labels[labels["class_name"] != "H69"]  # a category without cells is never drawn
     assert "H69" not in set(robustness.with_wrong_labels(some, 0.5)["class_name"])
+
+
+def test_other_days_differ_in_their_files_and_not_in_the_truth(tmp_path):
+    """The files are read again as any dataset is, and are written only once."""
+    counts = {"Train": 1, "Valid": 1, "Test": 2}
+    root = robustness.write_other_days(tmp_path / "other", counts)
+    cells = load_cells(root, "Test", image_size=64, with_truth=True)
+    simulate_dataset(
+        tmp_path / "plain", "lung", cells_per_group=counts, seed=robustness.SEED, batch_strength=0
+    )
+    plain = load_cells(tmp_path / "plain" / root.name, "Test", image_size=64, with_truth=True)
+    np.testing.assert_allclose(cells.truth, plain.truth, atol=1e-5)
+    change = np.abs(cells.qpi - plain.qpi).mean(axis=(1, 2, 3))
+    assert change.min() > 0.005  # rad
+    assert cells.brightfield.shape == plain.brightfield.shape
+    before = (root / "Batch1/H69/Test/H69_BF.mat").stat().st_mtime_ns
+    robustness.write_other_days(tmp_path / "other", counts)
+    assert (root / "Batch1/H69/Test/H69_BF.mat").stat().st_mtime_ns == before
