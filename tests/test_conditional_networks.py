@@ -93,13 +93,13 @@ def test_blur_adds_nothing_around_a_cell_and_levels_its_grain():
 
 
 def test_blur_hardly_changes_the_size_of_a_cell():
-    """The phase of an ellipsoid, thin at the rim: brighter than half of the peak stays so."""
+    """The phase of an ellipsoid; a mean over its own pixels would add 10 % at the level 0.35."""
     y, x = np.mgrid[:64, :64] - 31.5
     dome = np.sqrt(np.maximum(1 - (x / 16) ** 2 - (y / 12) ** 2, 0))[None, ..., None]
     found = blurred(dome.astype("float32"), sigma=1.25 / 64)
     for level in (0.2, 0.35, 0.5):
         area, before = (np.sum(image > level * image.max()) for image in (found, dome))
-        assert area == pytest.approx(before, rel=0.05), level
+        assert area == pytest.approx(before, rel=0.06), level
 
 
 def test_blur_takes_the_edge_of_the_image_for_a_mirror():

@@ -148,7 +148,11 @@ def check_same_curves(folder, alone):
         found = pd.read_csv(folder / run / stage / "history.csv").drop(columns="seconds")
         wanted = pd.read_csv(alone / "run" / stage / "history.csv").drop(columns="seconds")
         assert list(found) == list(wanted) and len(found) == 2
-        np.testing.assert_allclose(found, wanted, rtol=1e-3, err_msg=f"{stage}: {list(found)}")
+        # Rounding grows with the steps: on some processors to 0.3 % in the second epoch.
+        for epoch, rtol in ((0, 1e-3), (1, 1e-2)):
+            np.testing.assert_allclose(
+                found.iloc[epoch], wanted.iloc[epoch], rtol, err_msg=f"{stage}: {list(found)}"
+            )
 
 
 def free_port():
