@@ -15,7 +15,7 @@ from cytomad_lib.simulation import simulate_dataset
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("0[1-7]*.ipynb"))
-COUNTS = {"Train": 40, "Valid": 5, "Test": 20}  # the notebooks train on no more
+COUNTS = {"Train": 40, "Valid": 5, "Test": 30}  # the notebooks read no more
 
 
 def make_measured(out, layout, **arguments):
