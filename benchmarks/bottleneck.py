@@ -20,7 +20,6 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 
-from cytomad_lib import networks
 from cytomad_lib.backend import keras
 from cytomad_lib.config import DEMO
 from cytomad_lib.data.cells import load_cells
@@ -28,8 +27,9 @@ from cytomad_lib.data.files import write_table
 from cytomad_lib.evaluation.biology import biology_kept, participation_ratio
 from cytomad_lib.evaluation.biophysics import measure_images
 from cytomad_lib.evaluation.bottleneck import split_generator
+from cytomad_lib.evaluation.dissection import exchange_paths
 from cytomad_lib.evaluation.probes import score_results
-from cytomad_lib.networks import build_generator
+from cytomad_lib.networks import LEAKY_SLOPE, build_generator
 from cytomad_lib.runs import Run
 from cytomad_lib.training.recipes import pretrain
 from cytomad_lib.workflow import DEMO_CELLS, demo_dataset
@@ -67,20 +67,18 @@ def build_variant(*sizes, bottleneck=layers.ReLU, skips=True, **options):
     skips : bool
         Whether the decoder gets the stages of the encoder and the brightfield image.
     sizes, options
-        Of `networks.build_generator`.
+        Of `build_generator`.
     """
+    relu, join = layers.ReLU, layers.Concatenate if skips else FirstOnly
 
     def activation(name=None):
-        return bottleneck(name=name) if name == "bottleneck" else layers.ReLU(name=name)
+        return bottleneck(name=name) if name == "bottleneck" else relu(name=name)
 
-    join = layers.Concatenate if skips else FirstOnly
-    parts = {name: getattr(layers, name) for name in ("LeakyReLU", "Dropout", "Activation")}
-    parts |= {"Flatten": layers.Flatten, "ReLU": activation, "Concatenate": join}
-    with patch.object(networks, "layers", type("Layers", (), parts)):
+    with patch.multiple(layers, ReLU=activation, Concatenate=join):
         return build_generator(*sizes, **options)
 
 
-LEAKY = partial(layers.LeakyReLU, networks.LEAKY_SLOPE)
+LEAKY = partial(layers.LeakyReLU, LEAKY_SLOPE)
 # Each variant: its preset, and how its generator differs from the published one.
 VARIANTS = {
     "untrained": (replace(DEMO, pretraining_epochs=0), {}),
@@ -135,12 +133,9 @@ def exchange_error(generator, brightfield, seed=0):
     code = split.encode(brightfield)
     image = split.decode(code)
     order = np.random.default_rng(seed).permutation(len(brightfield))
-    other = split.encode(brightfield[order])
-    between = np.abs(image[order] - image).mean()
-    of_bottleneck = split.decode(replace(code, bottleneck=other.bottleneck))
-    return {
-        "image changed by another cell's bottleneck": np.abs(of_bottleneck - image).mean() / between
-    }
+    exchanged = split.decode(exchange_paths(code, order)["bottleneck"])
+    change, between = (np.abs(other - image).mean() for other in (exchanged, image[order]))
+    return {"image changed by another cell's bottleneck": change / between}
 
 
 def score(generator, cells, truth, skips):

@@ -69,6 +69,7 @@ SEEDS = {
     "feature_removal": 25,
     "mmd_alignment": 27,
 }
+LAST = (*RECIPES, IMAGES)  # of these the last epoch is kept, see `Run.best_epoch`
 
 
 class Run:
@@ -284,7 +285,7 @@ class Run:
         when they are fooled, just before new ones come. Of all else that of the lowest validation
         loss.
         """
-        return best_epoch(self.finished_history(stage), stage in RECIPES)
+        return best_epoch(self.finished_history(stage), stage in LAST)
 
     def stages(self) -> list[str]:
         """List the stages that have a generator to load."""

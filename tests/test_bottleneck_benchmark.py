@@ -30,11 +30,17 @@ def test_a_leaky_or_normalised_bottleneck_has_no_silent_feature(brightfield):
     assert silent["batch normalisation before the ReLU"] == 0
 
 
+def silence(generator, place):
+    """Set the weights of the layer so many places behind the bottleneck to 0."""
+    names = [layer.name for layer in generator.layers]
+    layer = generator.layers[names.index("bottleneck") + place]
+    layer.set_weights([np.zeros_like(weight) for weight in layer.get_weights()])
+
+
 @pytest.mark.parametrize("skips", [True, False])
 def test_without_skips_the_image_comes_from_the_bottleneck_alone(brightfield, skips):
     generator = bottleneck.build_variant(**SIZES, skips=skips)
-    before = generator.layers[[layer.name for layer in generator.layers].index("bottleneck") - 1]
-    before.set_weights([np.zeros_like(weight) for weight in before.get_weights()])
+    silence(generator, -1)
     image, _ = generator(brightfield, training=False)
     assert (np.ptp(image, axis=0).max() > 0) == skips
 
@@ -50,7 +56,6 @@ def test_another_cells_bottleneck_changes_nothing_where_it_is_not_read(brightfie
     generator = build_generator(**SIZES)
     (share,) = bottleneck.exchange_error(generator, brightfield).values()
     assert share >= 0
-    after = generator.layers[[layer.name for layer in generator.layers].index("bottleneck") + 1]
-    after.set_weights([np.zeros_like(weight) for weight in after.get_weights()])
+    silence(generator, +1)
     (share,) = bottleneck.exchange_error(generator, brightfield).values()
     assert share == 0

@@ -148,8 +148,10 @@ def check_same_curves(folder, alone):
         found = pd.read_csv(folder / run / stage / "history.csv").drop(columns="seconds")
         wanted = pd.read_csv(alone / "run" / stage / "history.csv").drop(columns="seconds")
         assert list(found) == list(wanted) and len(found) == 2
-        # Rounding grows with the steps: on some processors to 0.3 % in the second epoch.
-        for epoch, rtol in ((0, 1e-3), (1, 1e-2)):
+        # Rounding grows with the steps of the removal: on some processors to 0.3 % in its second
+        # epoch.
+        later = 1e-2 if stage == "published" else 1e-3
+        for epoch, rtol in ((0, 1e-3), (1, later)):
             np.testing.assert_allclose(
                 found.iloc[epoch], wanted.iloc[epoch], rtol, err_msg=f"{stage}: {list(found)}"
             )

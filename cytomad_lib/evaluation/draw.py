@@ -9,7 +9,7 @@ from cytomad_lib.evaluation import biophysics
 from cytomad_lib.evaluation.embedding import umap_coordinates
 from cytomad_lib.evaluation.probes import MEASURES
 from cytomad_lib.evaluation.results import BASELINE, METHOD_NAMES, if_possible
-from cytomad_lib.runs import IMAGES, RECIPES
+from cytomad_lib.runs import IMAGES, LAST
 
 
 def draw(evaluation, run, layout, folder):
@@ -53,7 +53,7 @@ def save_loss_figures(run, folder):
         figure = plots.loss_curves(
             run.history(stage),
             # Where the last epoch is kept, the epoch of the lowest loss has no meaning.
-            best_by=None if stage in (*RECIPES, IMAGES) else "val_loss",
+            best_by=None if stage in LAST else "val_loss",
             title=f"Losses, {title}",
         )
         paths.append(plots.save_figure(figure, folder / f"losses_{stage.replace('/', '_')}.png"))

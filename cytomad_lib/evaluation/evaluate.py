@@ -124,7 +124,6 @@ def write_predictions(evaluation, layout, folder):
             "measures": evaluation.measures[method].join(measured),
             "maps": {} if coordinates is None else {"X_umap": coordinates},
         }
-        for name, write in writers(
-            stage, layout, evaluation.cells.pixel_size_um, **options
-        ).items():
+        files = writers(stage, layout, evaluation.cells.pixel_size_um, **options)
+        for name, write in files.items():
             write(folder / name, prediction)

@@ -22,7 +22,7 @@ from cytomad_lib.data.cells import CellFiles, CellImages, check_trainable
 from cytomad_lib.data.errors import RunError
 from cytomad_lib.devices import DevicesError
 from cytomad_lib.prediction import generate
-from cytomad_lib.runs import GENERATED, RECIPES, Run, weights_name
+from cytomad_lib.runs import GENERATED, LAST, RECIPES, Run, weights_name
 from cytomad_lib.training.batch_removal import (
     FITTED_ONCE,
     BatchRemoval,
@@ -244,7 +244,7 @@ def classifier_scores(run, cells):
     RunError
         If batch removal has no finished epoch.
     """
-    last = int(run.finished_history("published")["epoch"].iloc[-1])
+    last = run.best_epoch("published")
     model = removal_model(run)
     load_run_weights(model, run.folder / "published" / weights_name("checkpoint", last))
     made = generate(model.generator, cells)
@@ -263,7 +263,7 @@ def classifier_scores(run, cells):
 def _stage(run, folder, model, epochs):
     """Return the stage that trains a generator and its discriminator."""
     networks = {"generator": model.generator, "discriminator": model.discriminator}
-    return Stage(run.folder / folder, model, networks, epochs, last=folder in RECIPES)
+    return Stage(run.folder / folder, model, networks, epochs, last=folder in LAST)
 
 
 def _fit_on_cells(run, stage, train, valid, verbose, callbacks=(), watching=()):
