@@ -20,7 +20,7 @@ from pathlib import Path
 from cytomad_lib.bioimageio import LICENCE, write_bioimageio
 from cytomad_lib.config import DEMO
 from cytomad_lib.data.cells import CellFiles, check_trainable, load_cells
-from cytomad_lib.data.check import value_warnings
+from cytomad_lib.data.check import CONFOUNDED, is_confounded, value_warnings
 from cytomad_lib.data.errors import CytomadError
 from cytomad_lib.data.layouts import LAYOUTS, find_layout, refuse_inside
 from cytomad_lib.devices import find_devices
@@ -233,7 +233,8 @@ def train(
     run = Run.create(out, preset, cells, layout, seed, devices)
     if devices.writes:
         devices.wait()
-    for text in value_warnings(cells, layout):
+    confounded = [CONFOUNDED] if recipes and is_confounded(cells.labels) else []
+    for text in [*value_warnings(cells, layout), *confounded]:
         announce(verbose, f"Note: {text}")
     conversion = f"{' and '.join(layout.images['input'])} to {layout.images['target']}"
     with run.held():

@@ -335,3 +335,17 @@ def test_results_go_into_no_dataset(pretrained):
         with pytest.raises(CytomadError, match="is inside the dataset"):
             command()
     assert not inside.exists()
+
+
+def test_a_training_says_that_its_batches_and_classes_cannot_be_told_apart(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(workflow, "_train_stages", lambda *arguments: None)
+    said = {}
+    for name, groups in (("mixed", GROUPS), ("confounded", ("Batch1/H69", "Batch3/H520"))):
+        data = write_dataset(tmp_path / name, 2, groups)
+        for recipe in ("none", "conditional"):
+            recipes = () if recipe == "none" else (recipe,)
+            workflow.train(data, tmp_path / name / recipe, ONE_EPOCH, verbose=2, recipes=recipes)
+            said[name, recipe] = "No class was measured in two batches" in capsys.readouterr().out
+    assert [key for key, value in said.items() if value] == [("confounded", "conditional")]

@@ -214,6 +214,21 @@ def _order_remarks(info, images):
     return {f"look like {folders.turned_text(info, int(np.argmax(sides)))}"}
 
 
+def is_confounded(labels):
+    """Say whether no class was measured in two batches.
+
+    Parameters
+    ----------
+    labels : DataFrame
+        With the columns `batch` and `class_name`, and at least one row.
+
+    Returns
+    -------
+    bool
+    """
+    return bool(labels.groupby("class_name", observed=True)["batch"].nunique().max() < 2)
+
+
 def value_warnings(cells, layout):
     """Find images with values from which a network learns badly, before a training.
 
@@ -353,7 +368,7 @@ def _find_uses(layout, root, table, without_target):
     try:
         if len(train):
             check_trainable(train)
-        if len(train) and train.groupby("class_name", observed=True)["batch"].nunique().max() < 2:
+        if len(train) and is_confounded(train):
             raise DatasetError(CONFOUNDED)
     except DatasetError as error:
         uses, notes = uses[:2], [*notes, str(error)]
