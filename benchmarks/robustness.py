@@ -5,7 +5,8 @@
 Two parts, each a table that is printed and written as CSV. A second call reuses what is finished.
 
 * `labels.csv`: the features of the conditional recipe, trained with all class labels, with every
-  fifth one wrong, with one class withheld, and with none. A second seed shows what chance does.
+  fifth one wrong (any class, or one of the same day), with one class withheld, and with none. A
+  second seed shows what chance does.
 * `effects.csv`: both recipes on days that differ by effects that the kit's simulator does not have
   and that nothing was tuned on: gamma, magnification, vignetting, motion blur, dust and shift.
 
@@ -58,6 +59,15 @@ def without_class(cells):
 def spoil(cells):
     """Give a fifth of the cells another class, drawn at random."""
     return replace(cells, labels=with_wrong_labels(cells.labels))
+
+
+def misfile(cells):
+    """Give a fifth of the cells of each batch another class of that batch."""
+    labels = cells.labels.copy()
+    for _, rows in cells.labels.groupby("batch", observed=True):
+        if rows["class_name"].nunique() > 1:
+            labels.loc[rows.index, "class_name"] = with_wrong_labels(rows)["class_name"]
+    return replace(cells, labels=labels)
 
 
 def with_wrong_labels(labels, share=0.2, seed=0):
@@ -125,7 +135,8 @@ def score_labels(data, out, preset):
     trainings = {
         "all labels": (train, valid, 0),
         "all labels, another seed": (train, valid, 1),
-        "every fifth label wrong": (spoil(train), spoil(valid), 0),
+        "every fifth label wrong, any class": (spoil(train), spoil(valid), 0),
+        "every fifth label wrong, a class of the day": (misfile(train), misfile(valid), 0),
         f"{WITHHELD} withheld": (*fewer, 0),
         "no class labels": (without_class(train), without_class(valid), 0),
     }

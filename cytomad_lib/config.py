@@ -35,6 +35,7 @@ CLASS_HEAD_DROPOUT = 0.2
 # The measures that the features are trained to predict
 OUTLIERS = 0.005  # share of the cells at either end whose measures are clipped
 SMALL_GROUP = 5  # cells; the spread of a smaller group is not estimated
+STRAY_GROUP = 0.2  # of the largest group of its class and of its batch: no smaller one is aligned
 
 # Its loss of structure
 STRUCTURE_UM = 2.0  # micrometres of a field of 45: finer detail counts as structure

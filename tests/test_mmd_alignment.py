@@ -217,3 +217,11 @@ def test_steps_draw_as_many_cells_of_each_class_in_the_shares_of_its_batches():
     assert (draws[2][0] != drawn).any()
     draws.on_epoch_end()
     assert (draws[1][0] != drawn).any()
+
+
+def test_a_stray_group_is_not_drawn():
+    batch, class_name = np.array([(0, 0)] * 50 + [(1, 0)] * 50 + [(0, 1)] * 5 + [(1, 1)] * 50).T
+    encoded = batch[:, None].astype("float32")
+    draws = mmd_alignment._Draws(encoded, encoded, batch, class_name, steps=1, seed=0)
+    drawn, _ = draws[0]
+    assert set(drawn[0].ravel()) == {0, 1} and set(drawn[1].ravel()) == {1}

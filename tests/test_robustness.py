@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_biology import CLASSES, labels, truth  # noqa: F401
+from training_cells import make_cells
 
 from benchmarks import robustness
 from cytomad_lib.data.cells import load_cells
@@ -88,6 +89,18 @@ def test_wrong_labels_are_as_many_as_asked_and_all_wrong(labels):  # noqa: F811
     pd.testing.assert_frame_equal(spoilt, robustness.with_wrong_labels(labels, 0.2, seed=1))
     some = labels[labels["class_name"] != "H69"]  # a category without cells is never drawn
     assert "H69" not in set(robustness.with_wrong_labels(some, 0.5)["class_name"])
+
+
+def test_misfiled_cells_stay_in_a_class_of_their_batch():
+    cells = make_cells(per_group=20)
+    found = robustness.misfile(cells).labels
+    wrong = found["class_name"] != cells.labels["class_name"]
+    # Only Batch3 has two classes; a fifth of its 40 cells is exchanged.
+    assert wrong.sum() == 8 and set(found["batch"][wrong]) == {"Batch3"}
+    assert set(found["class_name"][wrong]) == {"H69", "H520"}
+    assert set(cells.labels.groupby(["batch", "class_name"], observed=True).groups) == set(
+        found.groupby(["batch", "class_name"], observed=True).groups
+    )
 
 
 def test_other_days_differ_in_their_files_and_not_in_the_truth(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from training_cells import make_cells
 
-from cytomad_lib.conditional.targets import measure_targets, without_batch
+from cytomad_lib.conditional.targets import in_stray_group, measure_targets, without_batch
 
 PER_GROUP = 200
 
@@ -60,6 +60,26 @@ def test_the_spread_of_a_tiny_group_is_left_alone():
     rows = (batch != 0) | (np.arange(len(batch)) < 2)
     targets = without_batch(cells[rows], batch[rows], class_name[rows])
     assert np.abs(targets[:2]).max() < 4
+
+
+def test_a_stray_group_is_small_beside_its_class_and_its_batch():
+    sizes = {(0, 0): 100, (0, 1): 10, (1, 0): 100, (1, 1): 100, (2, 0): 10, (2, 1): 10}
+    batch, class_name = np.array([group for group, n in sizes.items() for _ in range(n)]).T
+    stray = in_stray_group(batch, class_name)
+    # Day 2 has few cells of any class, and is a day as every other.
+    assert set(zip(batch[stray], class_name[stray], strict=True)) == {(0, 1)}
+    assert stray.sum() == 10
+
+
+def test_cells_of_a_wrong_label_keep_the_measures_of_their_class():
+    cells, measured, batch, class_name = make_measures()
+    wrong = np.flatnonzero(batch == 0)[:20]  # class 1 was not measured on day 0
+    spoilt = class_name.copy()
+    spoilt[wrong] = 1
+    targets = without_batch(measured, batch, spoilt)
+    of_class = [targets[(class_name == code) & (batch > 0)].mean(axis=0) for code in (0, 1)]
+    distance = [np.abs(targets[wrong].mean(axis=0) - mean).max() for mean in of_class]
+    assert distance[0] < 0.4 < 1.0 < distance[1]
 
 
 def test_cells_are_measured_in_slices(monkeypatch):

@@ -27,6 +27,7 @@ from keras import ops
 
 from cytomad_lib.conditional.losses import feature_losses, ramp
 from cytomad_lib.conditional.networks import build_readers
+from cytomad_lib.conditional.targets import in_stray_group
 from cytomad_lib.config import (
     ALIGNMENT_RAMP,
     ALIGNMENT_RATE,
@@ -144,7 +145,8 @@ class _Draws(keras.utils.PyDataset):
         self.encoded, self.measures, self.steps, self.seed = encoded, measures, steps, seed
         self.batch = np.eye(int(batch_codes.max()) + 1, dtype="float32")[batch_codes]
         self.classes = np.unique(class_codes).astype("int32")
-        self.rows = [np.flatnonzero(class_codes == code) for code in self.classes]
+        kept = ~in_stray_group(batch_codes, class_codes)
+        self.rows = [np.flatnonzero((class_codes == code) & kept) for code in self.classes]
         self.epoch = 0
 
     def __len__(self):

@@ -5,6 +5,9 @@ it. Inside one class, the cells of all batches should be distributed alike. So t
 group (batch and class) get the mean and the spread that their class has over all batches. What is
 left tells cells of a class apart, and classes, but not batches.
 
+Wrong labels make groups of their own: a few cells that seem to be of a class that was not measured
+on that day. Such stray groups are not aligned, as that would make the classes alike.
+
 Source: location and scale per batch, the class being kept, are the model of ComBat (Johnson et al.
 2007, Biostatistics), here without its empirical Bayes.
 
@@ -18,7 +21,7 @@ Example
 import numpy as np
 import pandas as pd
 
-from cytomad_lib.config import OUTLIERS, SMALL_GROUP
+from cytomad_lib.config import OUTLIERS, SMALL_GROUP, STRAY_GROUP
 from cytomad_lib.evaluation.biophysics import measure_cells
 
 
@@ -70,15 +73,36 @@ def without_batch(measures, batch_codes, class_codes):
     # The spread of very few cells is no estimate.
     few = table.groupby(groups)[0].transform("size") < SMALL_GROUP
     residuals = centred * (of_class / (of_group + 1e-6)).mask(few, 1.0)
-    classes = _class_effects(measures, batch_codes, class_codes)
-    return _standardised(classes + residuals.to_numpy()).astype("float32")
+    of_batch, of_its_class = _effects(measures, batch_codes, class_codes)
+    stray = in_stray_group(batch_codes, class_codes)[:, None]
+    targets = np.where(stray, measures - of_batch, of_its_class + residuals)
+    return _standardised(targets).astype("float32")
 
 
-def _class_effects(measures, batch_codes, class_codes):
-    """Return the effect of each cell's class, by least squares beside one effect per batch."""
+def in_stray_group(batch_codes, class_codes):
+    """Find the cells of groups that are very small beside others of their batch and their class.
+
+    Parameters
+    ----------
+    batch_codes, class_codes : int array (cells,)
+
+    Returns
+    -------
+    bool array (cells,)
+        True where the group has less than `STRAY_GROUP` times the cells of the largest group of
+        its class, and of the largest group of its batch.
+    """
+    sizes = np.zeros((batch_codes.max() + 1, class_codes.max() + 1))
+    np.add.at(sizes, (batch_codes, class_codes), 1)
+    largest = np.minimum(sizes.max(axis=0), sizes.max(axis=1, keepdims=True))
+    return (sizes < STRAY_GROUP * largest)[batch_codes, class_codes]
+
+
+def _effects(measures, batch_codes, class_codes):
+    """Return the effects of each cell's batch and of its class, by least squares."""
     batch, class_name = (np.eye(codes.max() + 1)[codes] for codes in (batch_codes, class_codes))
     effects = np.linalg.lstsq(np.hstack([batch, class_name]), measures, rcond=None)[0]
-    return class_name @ effects[batch.shape[1] :]
+    return batch @ effects[: batch.shape[1]], class_name @ effects[batch.shape[1] :]
 
 
 def _standardised(values):
