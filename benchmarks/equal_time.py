@@ -63,22 +63,24 @@ def epochs_in_equal_time(seconds, removal_epochs):
     return max(round(left / seconds["published"] * removal_epochs), 1)
 
 
-def table_of(evaluations):
+def table_of(found, longer):
     """Return measures in rows and methods in columns.
 
     Parameters
     ----------
-    evaluations : dict of Evaluation
-        By what to add to the names of their stages.
+    found, longer : Evaluation
+        Of the run with both recipes, and of the longer published training, which gets the last
+        column.
     """
-    columns = {}
-    for suffix, found in evaluations.items():
-        scores = found.scores.rename(columns={"accuracy": "value"})
-        rows = pd.concat([scores, found.biology])[["method", "measure", "value"]]
-        wide = rows.pivot(index="measure", columns="method", values="value")
-        wide = pd.concat([wide, found.images.T])
-        columns |= {name + suffix: wide[name] for name in wide if name + suffix not in columns}
-    return pd.DataFrame(columns)
+    first, other = (_wide(evaluation) for evaluation in (found, longer))
+    return first.assign(**{LONGER: other[METHOD_NAMES["published"]]})
+
+
+def _wide(evaluation):
+    scores = evaluation.scores.rename(columns={"accuracy": "value"})
+    rows = pd.concat([scores, evaluation.biology])[["method", "measure", "value"]]
+    wide = rows.pivot(index="measure", columns="method", values="value")
+    return pd.concat([wide, evaluation.images.T])
 
 
 def main():
@@ -111,12 +113,11 @@ def main():
     other = Run.open(folder) if there else branch(run, folder, cells[0], longer)
     seconds = timed(times, LONGER, lambda: remove_batches(other, *cells, 2, "published"))
 
-    scored = {
-        made.folder: evaluate(made, data, "Test", made.folder, progress=True, baselines=False)
+    scored = [
+        evaluate(made, data, "Test", made.folder, progress=True, baselines=False)
         for made in (run, other)
-    }
-    suffix = LONGER.removeprefix(METHOD_NAMES["published"])
-    table = table_of({"": scored[run.folder], suffix: scored[other.folder]})
+    ]
+    table = table_of(*scored)
     write_table(table.round(4), out / "equal_time.csv", index_label="measure")
     print(table.round(3).to_string())
     print("\nCPU seconds\n" + pd.Series(seconds).round().to_string())
