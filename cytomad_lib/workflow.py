@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from cytomad_lib.bioimageio import LICENCE, write_bioimageio
+from cytomad_lib.conditional.targets import in_stray_group
 from cytomad_lib.config import DEMO
 from cytomad_lib.data.cells import CellFiles, check_trainable, load_cells
 from cytomad_lib.data.check import CONFOUNDED, is_confounded, value_warnings
@@ -233,8 +234,7 @@ def train(
     run = Run.create(out, preset, cells, layout, seed, devices)
     if devices.writes:
         devices.wait()
-    confounded = [CONFOUNDED] if recipes and is_confounded(cells.labels) else []
-    for text in [*value_warnings(cells, layout), *confounded]:
+    for text in [*value_warnings(cells, layout), *_design_warnings(cells, recipes)]:
         announce(verbose, f"Note: {text}")
     conversion = f"{' and '.join(layout.images['input'])} to {layout.images['target']}"
     with run.held():
@@ -243,6 +243,19 @@ def train(
         for one in logs:
             one.close()
     return run
+
+
+def _design_warnings(cells, recipes):
+    """Return a sentence for each thing in batches and classes that limits a batch removal."""
+    texts = [CONFOUNDED] if recipes and is_confounded(cells.labels) else []
+    n_stray = in_stray_group(cells.batch_codes, cells.class_codes).sum()
+    if "conditional" in recipes and n_stray:
+        texts.append(
+            f"{n_stray} training cells are in groups with less than a fifth of the cells of others "
+            "of their batch and class. The conditional recipe does not align such groups. Are "
+            "their labels right?"
+        )
+    return texts
 
 
 def _check_log(log):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.io import loadmat
-from training_cells import GROUPS, ONE_EPOCH, untraced_steps, write_dataset
+from training_cells import GROUPS, ONE_EPOCH, make_cells, untraced_steps, write_dataset
 
 from cytomad_lib import workflow
 from cytomad_lib.config import Conditional
@@ -349,3 +349,13 @@ def test_a_training_says_that_its_batches_and_classes_cannot_be_told_apart(
             workflow.train(data, tmp_path / name / recipe, ONE_EPOCH, verbose=2, recipes=recipes)
             said[name, recipe] = "No class was measured in two batches" in capsys.readouterr().out
     assert [key for key, value in said.items() if value] == [("confounded", "conditional")]
+
+
+def test_a_training_says_that_a_group_is_too_small_to_be_aligned():
+    cells = make_cells(per_group=20)
+    assert workflow._design_warnings(cells, ("conditional",)) == []
+    small = (cells.labels["batch"] == "Batch3") & (cells.labels["class_name"] == "H69")
+    fewer = cells.select((~small | (cells.labels["cell"] < 3)).to_numpy())
+    (text,) = workflow._design_warnings(fewer, ("published", "conditional"))
+    assert text.startswith("3 training cells") and text.endswith("Are their labels right?")
+    assert workflow._design_warnings(fewer, ("published",)) == []
