@@ -18,19 +18,18 @@ import argparse
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.robustness import PRESETS
+from benchmarks.robustness import PRESETS, cells_per_group, simulated_cells
 from cytomad_lib.data.cells import load_cells
 from cytomad_lib.data.files import write_table, write_text
-from cytomad_lib.data.layouts import LUNG
-from cytomad_lib.evaluation.evaluate import evaluate
 from cytomad_lib.evaluation.results import METHOD_NAMES
+from cytomad_lib.evaluation.score import score
 from cytomad_lib.run_copies import branch
 from cytomad_lib.runs import SETTINGS, Run
-from cytomad_lib.simulation import simulate_dataset
 from cytomad_lib.training.recipes import fit_classifiers, pretrain, remove_batches
 
 LONGER = "published recipe, equal CPU time"
@@ -88,35 +87,28 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--preset", choices=PRESETS, default="study")
-    parser.add_argument("--cells", default="300,20,60", help="of a group: Train, Valid, Test")
+    parser.add_argument(
+        "--cells", type=cells_per_group, default="300,20,60", help="of a group: Train, Valid, Test"
+    )
     parser.add_argument("--seed", type=int, default=77, help="of the simulated cells")
     options = parser.parse_args()
     out, preset = options.out, PRESETS[options.preset]
-    counts = dict(zip(("Train", "Valid", "Test"), map(int, options.cells.split(",")), strict=True))
-    data = out / "cells" / LUNG.root_folder
-    if not data.exists():
-        simulate_dataset(data.parent, "lung", cells_per_group=counts, seed=options.seed)
+    data = simulated_cells(out / "cells", options.cells, options.seed)
     cells = [load_cells(data, s, image_size=preset.image_size) for s in ("Train", "Valid")]
-    folder = out / "run"
-    there = (folder / SETTINGS).exists()
-    run = Run.open(folder) if there else Run.create(folder, preset, cells[0], "lung", seed=0)
-
-    times = folder / "cpu_seconds.json"
+    run = Run.create(out / "run", preset, cells[0], "lung", seed=0)
+    times = run.folder / "cpu_seconds.json"
     timed(times, "pretraining", lambda: pretrain(run, *cells, verbose=2))
     timed(times, "classifiers", lambda: fit_classifiers(run, *cells))
     for recipe in ("published", "conditional"):
-        timed(times, recipe, lambda recipe=recipe: remove_batches(run, *cells, 2, recipe))
-    seconds = json.loads(times.read_text())
+        train = partial(remove_batches, run, *cells, verbose=2, recipe=recipe)
+        seconds = timed(times, recipe, train)
     longer = replace(preset, removal_epochs=epochs_in_equal_time(seconds, preset.removal_epochs))
     folder = out / "equal_time"
     there = (folder / SETTINGS).exists()
     other = Run.open(folder) if there else branch(run, folder, cells[0], longer)
     seconds = timed(times, LONGER, lambda: remove_batches(other, *cells, 2, "published"))
 
-    scored = [
-        evaluate(made, data, "Test", made.folder, progress=True, baselines=False)
-        for made in (run, other)
-    ]
+    scored = [score(one, data, "Test", progress=True, baselines=False) for one in (run, other)]
     table = table_of(*scored)
     write_table(table.round(4), out / "equal_time.csv", index_label="measure")
     print(table.round(3).to_string())

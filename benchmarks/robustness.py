@@ -248,25 +248,40 @@ def write_other_days(out, cells_per_group, seed=SEED):
     return root
 
 
+# --- command line ----------------------------------------------------------------------------
+
+
+def cells_per_group(text):
+    """Return the cells of each split, such as of "300,20,60", as `simulate_dataset` takes them."""
+    return dict(zip(("Train", "Valid", "Test"), map(int, text.split(",")), strict=True))
+
+
+def simulated_cells(out, counts, seed=SEED):
+    """Simulate the lung dataset below `out`, unless it is there; return its folder."""
+    root = Path(out) / LUNG.root_folder
+    if not root.exists():
+        simulate_dataset(out, "lung", cells_per_group=counts, seed=seed)
+    return root
+
+
 def main():
     """Run both parts."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--preset", choices=PRESETS, default="study")
-    parser.add_argument("--cells", default="300,20,60", help="of a group: Train, Valid, Test")
+    parser.add_argument(
+        "--cells", type=cells_per_group, default="300,20,60", help="of a group: Train, Valid, Test"
+    )
     parser.add_argument("--parts", default="labels,effects")
     options = parser.parse_args()
     preset = PRESETS[options.preset]
-    counts = dict(zip(("Train", "Valid", "Test"), map(int, options.cells.split(",")), strict=True))
     if "labels" in options.parts:
-        data = options.out / "cells" / LUNG.root_folder
-        if not data.exists():
-            simulate_dataset(data.parent, "lung", cells_per_group=counts, seed=SEED)
+        data = simulated_cells(options.out / "cells", options.cells)
         table = score_labels(data, options.out / "labels", preset)
         write_table(table.round(4), options.out / "labels.csv", index_label="labels")
         print(table.round(3).to_string())
     if "effects" in options.parts:
-        data = write_other_days(options.out / "other_days", counts)
+        data = write_other_days(options.out / "other_days", options.cells)
         comparison = compare(data, options.out / "effects", preset, (0,), verbose=1)
         write_table(comparison.table, options.out / "effects.csv", index=False)
         print(comparison.summary())

@@ -28,7 +28,7 @@ def test_what_is_done_is_neither_trained_nor_timed_again(tmp_path):
 
 
 def fake_scores(run, *arguments, **options):
-    """Score each stage by the number of its epochs, as `evaluate` would return it."""
+    """Score each stage by the number of its epochs, as `score` would return it."""
     names = {stage: equal_time.METHOD_NAMES[stage] for stage in run.stages()}
     epochs = {name: len(run.history(stage)) for stage, name in names.items()}
     scores = pd.DataFrame({"method": list(epochs), "accuracy": list(epochs.values())})
@@ -42,7 +42,7 @@ def fake_scores(run, *arguments, **options):
 def test_the_longer_training_continues_from_the_same_networks(tmp_path, monkeypatch, capsys):
     write_dataset(tmp_path / "out" / "cells")
     monkeypatch.setattr(equal_time, "PRESETS", {"tiny": ONE_EPOCH})
-    monkeypatch.setattr(equal_time, "evaluate", fake_scores)
+    monkeypatch.setattr(equal_time, "score", fake_scores)
     monkeypatch.setattr(equal_time, "epochs_in_equal_time", lambda seconds, epochs: 3 * epochs)
     arguments = ["equal_time", "--out", str(tmp_path / "out"), "--preset", "tiny"]
     monkeypatch.setattr(sys, "argv", arguments)
